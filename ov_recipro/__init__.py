@@ -1,0 +1,49 @@
+"""ov-recipro: saliency maps for image classifiers that exist only as files.
+
+Implements Recipro-CAM (Byun & Lee, "Recipro-CAM: Gradient-free reciprocal class activation map",
+2023) for ONNX models on OpenVINO.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ov_recipro.bundle import Bundle, open_bundle
+    from ov_recipro.errors import ReciproError
+    from ov_recipro.explainer import Explainer
+    from ov_recipro.explanation import Explanation, Prediction, Target
+    from ov_recipro.preprocess import Preprocessing
+    from ov_recipro.splitting import split
+
+__all__ = [
+    "Bundle",
+    "Explainer",
+    "Explanation",
+    "Prediction",
+    "Preprocessing",
+    "ReciproError",
+    "Target",
+    "open_bundle",
+    "split",
+]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Explainer": "explainer",
+    "Explanation": "explanation",
+    "Prediction": "explanation",
+    "Preprocessing": "preprocess",
+    "ReciproError": "errors",
+    "Target": "explanation",
+    "open_bundle": "bundle",
+    "split": "splitting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: the command line starts without the runtimes."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ov_recipro' has no attribute '{name}'")
+    return getattr(import_module(f"ov_recipro.{_HOMES[name]}"), name)

@@ -1,0 +1,176 @@
+"""Bundles: a split model on disk, head, tail and what there is to know about them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.layers import CutPoint
+from ov_recipro.preprocess import Preprocessing
+from ov_recipro.saliency import Activation
+from ov_recipro.sources.base import Part
+
+SCHEMA_VERSION = 1
+SUFFIX = ".recipro"
+MANIFEST = "recipro.json"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """The model that was split: file name and SHA-256."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The image input: its name, shape at batch 1, numpy type name and layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    channels_last: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        _, a, b, c = self.shape
+        return (a, b) if self.channels_last else (b, c)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `recipro.json` holds.
+
+    Attributes:
+        schema_version: version of this file's form.
+        source: the model that was split.
+        layer: what was asked for as layer.
+        named: the tensor which that names; the cut is there or at the end of its block.
+        cut: where the model is cut.
+        image: the image input.
+        head, tail: the two parts' files, inputs and outputs.
+        boundary_shapes: shapes at batch 1 of the feature map and the bypass tensors.
+        output: the model output that was explained.
+        activation: the activation which closes the model there; the tail ends before it.
+        classes: number of classes.
+        any_batch: whether the tail takes more than one feature map at once.
+        parity: max |tail(head(x)) - model(x)| over the inputs of the proof, before `activation`.
+        preprocessing: how images become inputs.
+        labels: class names in order, or None.
+        versions: of this tool and the libraries that split.
+    """
+
+    schema_version: int
+    source: SourceFile
+    layer: str
+    named: str
+    cut: CutPoint
+    image: ImageInput
+    head: Part
+    tail: Part
+    boundary_shapes: tuple[tuple[int, ...], ...]
+    output: str
+    activation: Activation
+    classes: int
+    any_batch: bool
+    parity: float
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def head(self) -> Path:
+        """The head's file."""
+        return self.folder / self.manifest.head.file
+
+    @property
+    def tail(self) -> Path:
+        """The tail's file."""
+        return self.folder / self.manifest.tail.file
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle.
+
+    Raises:
+        ReciproError: it is incomplete, malformed or of another schema version.
+    """
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+        version = msgspec.json.decode(data, type=dict).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ReciproError(
+                f"{folder} has schema version {version}; this version of ov-recipro reads "
+                f"{SCHEMA_VERSION}. Split the model again."
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except OSError as error:
+        raise ReciproError(f"{folder} is not a bundle: {MANIFEST}: {error.strerror}.") from error
+    except msgspec.MsgspecError as error:
+        raise ReciproError(f"{path} is malformed: {error}.") from error
+    for part in (manifest.head, manifest.tail):
+        if Path(part.file).name != part.file or not (folder / part.file).is_file():
+            raise ReciproError(f"{folder} is not a whole bundle: '{part.file}' is missing.")
+    return Bundle(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `recipro.json`, the last file of a bundle."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    (folder / MANIFEST).write_bytes(text + b"\n")
+
+
+@contextmanager
+def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
+    """Give a temporary sibling of `target` to fill, and rename it to `target` at the end.
+
+    Nothing is left when the body raises.
+
+    Raises:
+        ReciproError: `target` exists and is no bundle, or it is one and `force` is not set; or
+            nothing can be written there.
+    """
+    _check_replaceable(target, force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ReciproError(f"{target} can't be written: {error.strerror}.") from error
+    try:
+        yield work
+        work.chmod(0o755)
+        if target.exists():
+            _check_replaceable(target, force)
+            shutil.rmtree(target)
+        work.rename(target)
+    except OSError as error:
+        raise ReciproError(f"{target} can't be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_replaceable(target: Path, force: bool) -> None:
+    if not target.exists():
+        return
+    if not (target / MANIFEST).is_file():
+        raise ReciproError(f"{target} exists and is not a bundle; it is left alone.")
+    if not force:
+        raise ReciproError(f"{target} exists; --force replaces it.")

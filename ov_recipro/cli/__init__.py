@@ -1,0 +1,55 @@
+"""The command line: parses, calls and prints, nothing else. One module a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from ov_recipro.errors import ReciproError
+
+COMMANDS = ("layers", "split", "explain")
+INTERRUPTED = 130
+
+
+class _Lazy(click.Group):
+    """Imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"ov_recipro.cli.{cmd_name}").command
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ov-recipro")
+def cli() -> None:
+    """See why a deployed image classifier said what it said.
+
+    Saliency maps by Recipro-CAM for ONNX models: no PyTorch, no gradients, no training code.
+    """
+
+
+def main() -> None:
+    """Run the command line: one line for a user's mistake, exit codes 0, 1, 2 and 130."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except ReciproError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = 1
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted; what was finished is kept.", err=True)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,66 @@
+"""`ov-recipro layers`: where a model can be cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from ov_recipro.cli.options import FILE, Numbers
+
+
+@click.command("layers")
+@click.argument("model", type=FILE)
+@click.option("--output-name", metavar="NAME", help="The model output with the class scores.")
+@click.option("--input-shape", type=Numbers(4, int), help="Shape of the image input, if open.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: Path, output_name: str | None, input_shape: tuple[int, ...] | None, as_json: bool
+) -> None:
+    """List the feature maps of MODEL that one can explain at.
+
+    A clean one lies on every path from the image to the scores. Others need --exact, which carries
+    the tensors that go round them; without it the cut is at the end of their block.
+    """
+    from ov_recipro.layers import cut_points
+    from ov_recipro.splitting import open_source
+
+    points = cut_points(open_source(model, output_name, input_shape).graph)
+    if as_json:
+        rows = [
+            {
+                "index": index,
+                "tensor": point.tensor,
+                "node": point.node,
+                "op": point.op,
+                "shape": point.shape,
+                "stride": point.stride,
+                "clean": point.clean,
+                "bypass": point.bypass,
+            }
+            for index, point in enumerate(points)
+        ]
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        return
+    header = ("index", "tensor", "op", "C x H x W", "stride", "clean")
+    table = [header] + [
+        (
+            str(index),
+            point.tensor,
+            point.op,
+            " x ".join(map(str, point.shape)),
+            str(point.stride),
+            "yes" if point.clean else f"no: {_some(point.bypass)}",
+        )
+        for index, point in enumerate(points)
+    ]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header) - 1)]
+    for row in table:
+        cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]))
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{', '.join(names[:2])}{more} go{'es' if len(names) == 1 else ''} round it"

@@ -1,0 +1,64 @@
+"""`ov-recipro split`: cut a model into head and tail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
+
+
+@click.command("split")
+@click.argument("model", type=FILE)
+@click.option(
+    "-o", "--output", type=FILE, metavar="DIR", help="The bundle; by default MODEL-stem.recipro."
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@cut_options
+@preprocessing_options
+def command(
+    model: Path,
+    output: Path | None,
+    force: bool,
+    layer: str,
+    exact: bool,
+    output_name: str | None,
+    input_shape: tuple[int, ...] | None,
+    labels: Path | None,
+    **preprocessing: Any,
+) -> None:
+    """Cut MODEL in two and write head, tail and manifest as a bundle.
+
+    The two are run against the whole model first; if they differ by more than rounding, nothing
+    is written.
+    """
+    from ov_recipro.labels import read_labels
+    from ov_recipro.splitting import split
+
+    names = read_labels(labels) if labels is not None else None
+    bundle = split(
+        model,
+        output,
+        layer=layer,
+        exact=exact,
+        output=output_name,
+        image_shape=input_shape,
+        force=force,
+        preprocessing=lambda found: overridden(found, **preprocessing),
+        labels=names,
+    )
+    manifest = bundle.manifest
+    cut = manifest.cut
+    if manifest.named != cut.tensor:
+        note(f"'{manifest.named}' is not a clean cut; cut at the end of its block: '{cut.tensor}'.")
+    if not manifest.any_batch:
+        note("The tail's batch is frozen at 1: explaining runs it cell by cell, which is slow.")
+    channels, height, width = cut.shape
+    click.echo(f"cut      {cut.tensor} ({cut.op}), {channels} x {height} x {width}")
+    if cut.bypass:
+        click.echo(f"carried  {', '.join(cut.bypass)}")
+    click.echo(f"parity   {manifest.parity:.3g} at most between model and tail(head)")
+    click.echo(f"plan     stream, {height * width} cells")
+    click.echo(f"bundle   {bundle.folder}")

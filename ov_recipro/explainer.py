@@ -1,0 +1,245 @@
+"""The explainer: an image in, predictions and saliency maps out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ov_recipro.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
+from ov_recipro.errors import ReciproError
+from ov_recipro.explanation import Explanation, Prediction, Target
+from ov_recipro.images import read_image
+from ov_recipro.labels import checked_labels, find_class
+from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
+from ov_recipro.runtimes.openvino import Mask, OpenVINORuntime, Precision
+from ov_recipro.saliency import Score, class_scores, default_score, saliency_maps
+
+MODEL_VARIABLE = "OV_RECIPRO_MODEL"
+_TOP = re.compile(r"top([1-9]\d*)")
+_SHOWN = 5  # predictions that an explanation lists
+
+
+class Explainer:
+    """Explains what an image classifier in a file says.
+
+    Args:
+        model: an ONNX file or a bundle; by default the one that `default_model` finds. A model
+            is split on first use and the bundle kept in the user's cache.
+        layer, exact, output, image_shape: see `ov_recipro.split`; not for bundles.
+        device: an OpenVINO device.
+        precision: "f32", or "native" for the device's own choice in the head.
+        score: how logits become class scores; by default the model's own closing activation, else
+            softmax.
+        mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants.
+        batch_memory: bytes that the tail's activations may take.
+        preprocessing: how images become inputs, or a function that changes what the model says of
+            it (see `ov_recipro.metadata.find_preprocessing`).
+        labels: class names in order; by default what the model says.
+
+    Raises:
+        ReciproError: the model can't be read, cut there or run on that device.
+
+    Example:
+        >>> explainer = Explainer("model.onnx")
+        >>> explanation = explainer("cat.jpg", targets=["tabby", 282])
+        >>> explanation.maps.shape
+        (2, 7, 7)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Bundle | None = None,
+        *,
+        layer: str = "auto",
+        exact: bool = False,
+        output: str | None = None,
+        image_shape: Sequence[int] | None = None,
+        device: str = "CPU",
+        precision: Precision = "f32",
+        score: Score | None = None,
+        mask: Mask = "cell",
+        batch_memory: int = 256 << 20,
+        preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        if model is None:
+            model = default_model()
+        self.bundle = (
+            model
+            if isinstance(model, Bundle)
+            else _open(Path(model), layer, exact, output, image_shape)
+        )
+        manifest = self.bundle.manifest
+        self.device = device
+        self.precision = precision
+        self.mask = mask
+        self.score: Score = score or default_score(manifest.activation, manifest.classes)
+        self.preprocessing = changed(manifest.preprocessing, preprocessing)
+        self.labels = checked_labels(
+            tuple(labels) if labels is not None else manifest.labels, manifest.classes
+        )
+        self._runtime = OpenVINORuntime(self.bundle, device, precision, batch_memory, mask)
+        self.plan = self._runtime.plan
+
+    def __call__(
+        self,
+        image: str | Path | Image,
+        targets: str | int | Iterable[str | int] = "top1",
+    ) -> Explanation:
+        """Explain an image.
+
+        Args:
+            image: a path, or uint8 [H,W,3] BGR.
+            targets: what to explain: a class name or index, or "top1", "top5", ... for the
+                classes of highest score; or several of these.
+
+        Raises:
+            ReciproError: the image can't be read, there is no such class, or the model gives NaN.
+        """
+        pixels = read_image(Path(image)) if isinstance(image, str | Path) else image
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+            raise ReciproError(
+                f"An image must be uint8 [H,W,3] in BGR, not {pixels.dtype} {list(pixels.shape)}."
+            )
+        entry = self.bundle.manifest.image
+        tensor, window = prepare(pixels, self.preprocessing, entry.channels_last, entry.dtype)
+        explanation = self.explain_tensor(tensor, targets)
+        return dataclasses.replace(explanation, image=pixels, window=window)
+
+    def explain_tensor(
+        self,
+        tensor: npt.NDArray[Any],
+        targets: str | int | Iterable[str | int] = "top1",
+    ) -> Explanation:
+        """Explain an already preprocessed input.
+
+        Args:
+            tensor: the model's input at batch 1, such as float32 [1,3,H,W].
+            targets: see `__call__`.
+        """
+        entry = self.bundle.manifest.image
+        if tensor.shape != entry.shape:
+            raise ReciproError(
+                f"The model takes an input of shape {list(entry.shape)}, not {list(tensor.shape)}."
+            )
+        started = time.perf_counter()
+        features, logits = self._runtime.infer(tensor.astype(entry.dtype, copy=False))
+        if not (np.isfinite(logits).all() and all(np.isfinite(f).all() for f in features)):
+            raise ReciproError("The model gives NaN or infinite numbers for this image.")
+        scores = class_scores(logits, self.score)
+        indices = self.find_targets(targets, scores)
+        chunks = [
+            class_scores(chunk, self.score)[:, indices]
+            for chunk in self._runtime.masked_logits(features)
+        ]
+        grid = self.bundle.manifest.cut.grid
+        raw = np.concatenate(chunks).T.reshape(len(indices), *grid).astype(np.float32)
+        if not np.isfinite(raw).all():
+            raise ReciproError("The model gives NaN or infinite scores for a masked feature map.")
+        best = np.argsort(-scores, kind="stable")[:_SHOWN]
+        return Explanation(
+            predictions=tuple(self._prediction(int(i), scores) for i in best),
+            targets=tuple(
+                Target(
+                    **dataclasses.asdict(self._prediction(index, scores)),
+                    range=(float(values.min()), float(values.max())),
+                    distinct_values=len(np.unique(values)),
+                    flat=bool(values.min() == values.max()),
+                )
+                for index, values in zip(indices, raw, strict=True)
+            ),
+            maps=saliency_maps(raw),
+            raw=raw,
+            feature_shape=self.bundle.manifest.cut.shape,
+            image=None,
+            window=None,
+            milliseconds=1e3 * (time.perf_counter() - started),
+        )
+
+    def find_targets(
+        self,
+        targets: str | int | Iterable[str | int],
+        scores: npt.NDArray[np.float64] | None = None,
+    ) -> list[int]:
+        """Return the class indices that `targets` mean, each once.
+
+        Args:
+            targets: see `__call__`.
+            scores: class scores [classes] that "top1" and the like refer to; without them these
+                are checked and left out.
+
+        Raises:
+            ReciproError: there is no such class.
+        """
+        wanted = [targets] if isinstance(targets, str | int) else list(targets)
+        if not wanted:
+            raise ReciproError("No target to explain was given.")
+        found: dict[int, None] = {}
+        for target in wanted:
+            if isinstance(target, str) and (top := _TOP.fullmatch(target)):
+                if scores is not None:
+                    best = np.argsort(-scores, kind="stable")[: int(top[1])]
+                    found.update(dict.fromkeys(int(i) for i in best))
+            elif isinstance(target, int) or target.lstrip("+-").isdigit():
+                found[self._checked_index(int(target))] = None
+            else:
+                found[find_class(target, self.labels)] = None
+        return list(found)
+
+    def _checked_index(self, index: int) -> int:
+        classes = self.bundle.manifest.classes
+        if not 0 <= index < classes:
+            raise ReciproError(f"There is no class {index}: the model has 0 to {classes - 1}.")
+        return index
+
+    def _prediction(self, index: int, scores: npt.NDArray[np.float64]) -> Prediction:
+        label = self.labels[index] if self.labels is not None else None
+        return Prediction(index, label, float(scores[index]))
+
+
+def default_model() -> Path:
+    """Return the model to use where none is named.
+
+    `$OV_RECIPRO_MODEL`; else the one bundle in the working directory; else the EfficientNet-Lite0
+    that comes with the package.
+
+    Raises:
+        ReciproError: there are several bundles in the working directory.
+    """
+    if named := os.environ.get(MODEL_VARIABLE):
+        return Path(named)
+    bundles = sorted(p for p in Path().glob(f"*{SUFFIX}") if (p / MANIFEST).is_file())
+    if len(bundles) > 1:
+        shown = ", ".join(map(str, bundles))
+        raise ReciproError(f"Which model? There are several bundles here: {shown}. Choose with -m.")
+    return bundles[0] if bundles else bundled_model()
+
+
+def bundled_model() -> Path:
+    """Return the EfficientNet-Lite0 that comes with the package."""
+    name = Path("models", "efficientnet-lite0", "efficientnet-lite0.onnx")
+    package = Path(__file__).parent
+    installed = package / name
+    return installed if installed.is_file() else package.parent / name
+
+
+def _open(
+    path: Path, layer: str, exact: bool, output: str | None, image_shape: Sequence[int] | None
+) -> Bundle:
+    if path.is_dir():
+        if layer != "auto" or exact or output is not None or image_shape is not None:
+            raise ReciproError(
+                f"{path} is already split: its layer, output and input shape are fixed."
+            )
+        return open_bundle(path)
+    from ov_recipro.splitting import cached_split
+
+    return cached_split(path, layer=layer, exact=exact, output=output, image_shape=image_shape)

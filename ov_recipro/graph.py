@@ -1,0 +1,124 @@
+"""A model's graph without its file format, and which of its tensors cut it in two.
+
+Terms (see also `ov_recipro.layers`): a tensor *depends on the image* when the image's pixels reach
+it; reading only an image's shape does not count. A tensor is *clean* when every path from the
+image to the class scores passes through it. The tensors that go round an unclean one are its
+*bypass*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ov_recipro.saliency import Activation
+
+SHAPE_READERS = frozenset({"Shape", "Size", "ShapeOf"})
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. `inputs` name every tensor it reads, captures of its subgraphs included."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    scope: str = ""
+    """Module path of the exporting framework, '' where the file does not tell."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order between one image and the class scores.
+
+    Attributes:
+        nodes: every node of the model, in topological order.
+        image: name of the image input.
+        scores: name of the class scores before a closing Softmax or Sigmoid.
+        activation: the closing activation that `scores` is the input of, or "none".
+        output: name of the model output that the scores lead to.
+        shapes: static shapes at batch 1 of the tensors whose shape is known.
+        channels_last: tensors [N,H,W,C]; all other 4-D tensors are [N,C,H,W].
+    """
+
+    nodes: tuple[Node, ...]
+    image: str
+    scores: str
+    activation: Activation
+    output: str
+    shapes: Mapping[str, tuple[int, ...]]
+    channels_last: frozenset[str] = field(default_factory=frozenset)
+
+    @cached_property
+    def path_nodes(self) -> tuple[Node, ...]:
+        """The nodes on some path from the image to the scores."""
+        downstream = _descendants(self.nodes, {self.image})
+        needed = {self.scores}
+        kept: list[Node] = []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.outputs) and downstream.intersection(node.inputs):
+                kept.append(node)
+                needed.update(downstream.intersection(node.inputs))
+        return tuple(reversed(kept))
+
+    @cached_property
+    def producers(self) -> dict[str, Node]:
+        """The node that makes each tensor on the way from the image to the scores."""
+        return {name: node for node in self.path_nodes for name in node.outputs}
+
+    @cached_property
+    def path_tensors(self) -> frozenset[str]:
+        """The tensors that carry the image towards the scores, the image and scores included."""
+        read = {name for node in self.path_nodes for name in node.inputs}
+        return frozenset(
+            name for name in (*self.producers, self.image) if name in read or name == self.scores
+        )
+
+    @cached_property
+    def clean_tensors(self) -> tuple[str, ...]:
+        """The clean tensors, in order from the image (included) to the scores (included).
+
+        Every node is an ancestor or a descendant of a clean tensor, so in any topological order
+        the clean tensor is the only one alive right after it is made. One sweep finds them all.
+        """
+        readers: dict[str, int] = {}
+        for node in self.path_nodes:
+            for name in set(node.inputs) & self.path_tensors:
+                readers[name] = readers.get(name, 0) + 1
+        alive = {self.image}
+        clean = [self.image]
+        for node in self.path_nodes:
+            for name in set(node.inputs) & alive:
+                readers[name] -= 1
+                if readers[name] == 0 and name != self.scores:
+                    alive.discard(name)
+            alive.update(self.path_tensors.intersection(node.outputs))
+            if len(alive) == 1:
+                clean.extend(alive.difference(clean[-1:]))
+        return tuple(clean)
+
+    def bypass(self, tensor: str) -> tuple[str, ...]:
+        """Return the tensors that carry the image round `tensor`, as late as possible.
+
+        With `tensor` masked, everything downstream of it is computed anew; what that part reads
+        from outside of it, and depends on the image, is the bypass. Empty for a clean tensor.
+        """
+        tail = _descendants(self.path_nodes, {tensor})
+        outside: dict[str, None] = {}
+        for node in self.path_nodes:
+            if tail.intersection(node.inputs):
+                for name in node.inputs:
+                    if name in self.path_tensors and name not in tail:
+                        outside[name] = None
+        return tuple(outside)
+
+
+def _descendants(nodes: Iterable[Node], sources: set[str]) -> set[str]:
+    """Return `sources` and every tensor that their values reach."""
+    reached = set(sources)
+    for node in nodes:
+        if node.op not in SHAPE_READERS and reached.intersection(node.inputs):
+            reached.update(node.outputs)
+    return reached

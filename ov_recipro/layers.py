@@ -1,0 +1,265 @@
+"""Where a model can be cut, and which of these places a user means by ``--layer``."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.graph import Graph
+
+CONVOLUTIONS = frozenset(
+    {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}
+)
+_STAGE = re.compile(r"conv([1-5])")
+
+
+@dataclass(frozen=True)
+class CutPoint:
+    """A 4-D tensor at which the model can be cut into head and tail.
+
+    Attributes:
+        tensor: the tensor's name in the file.
+        node: name of the node that makes it; `op`: that node's operation.
+        shape: (C, H, W).
+        stride: input height over feature height, to the nearest whole number.
+        bypass: tensors that carry the image round this one; empty for a clean cut.
+        channels_last: the tensor is [N,H,W,C] in the model.
+    """
+
+    tensor: str
+    node: str
+    op: str
+    shape: tuple[int, int, int]
+    stride: int
+    bypass: tuple[str, ...]
+    channels_last: bool = False
+
+    @property
+    def clean(self) -> bool:
+        """Whether every path from the image to the scores passes through this tensor."""
+        return not self.bypass
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the feature map: the cells of a saliency map."""
+        return self.shape[1:]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The cut that a ``--layer`` led to.
+
+    Attributes:
+        asked: what the user asked for.
+        named: the tensor that this names.
+        point: where the model is cut: `named` itself, or the end of its block.
+    """
+
+    asked: str
+    named: str
+    point: CutPoint
+
+    @property
+    def moved(self) -> bool:
+        """Whether the cut is at the end of the named tensor's block, not at the tensor."""
+        return self.named != self.point.tensor
+
+
+def cut_points(graph: Graph) -> tuple[CutPoint, ...]:
+    """List the feature maps one can explain at, from the image to the scores.
+
+    These are the clean 4-D tensors and all convolutions' outputs, of more than one cell.
+    """
+    clean = set(graph.clean_tensors)
+    return tuple(
+        _point(graph, name)
+        for node in graph.path_nodes
+        for name in node.outputs
+        if name in graph.path_tensors
+        and _is_feature_map(graph, name)
+        and (name in clean or node.op in CONVOLUTIONS)
+    )
+
+
+def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> Cut:
+    """Resolve `layer` to the tensor to cut at.
+
+    Args:
+        graph: the model.
+        layer: "auto"; a tensor, node or module name, whole, by unique suffix or by glob; an index
+            into `cut_points` (-1 the last); or "conv1" to "conv5", the last clean tensor at
+            stride 2, 4, 8, 16 or 32.
+        exact: cut at the named tensor even where other tensors go round it, instead of at the
+            nearest clean tensor downstream of the same height and width.
+
+    Raises:
+        ReciproError: nothing or more than one thing goes by that name, or it can't be cut there.
+    """
+    points = cut_points(graph)
+    clean = [point for point in points if point.clean]
+    if layer == "auto":
+        if not clean:
+            raise ReciproError(_why_no_clean_cut(points))
+        return Cut(layer, clean[-1].tensor, clean[-1])
+    named = _resolve(graph, layer, points)
+    if exact or named in graph.clean_tensors:
+        return Cut(layer, named, _point(graph, named))
+    return Cut(layer, named, _end_of_block(graph, layer, named))
+
+
+def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
+    """Return the name of the feature map that `layer` means."""
+    names = _names(graph)
+    stage = _STAGE.fullmatch(layer)
+    ways: list[Callable[[str], bool]] = [lambda name: name == layer]
+    if not stage:  # "conv2" ends the name of many a block's convolution: the stage is meant
+        ways += [lambda name: _is_suffix(layer, name), lambda name: fnmatchcase(name, layer)]
+    for matches in ways:
+        found = {tensor: name for name, tensor in names if matches(name)}
+        if len(found) > 1:
+            shown = ", ".join(sorted(found.values())[:6])
+            raise ReciproError(
+                f"Layer '{layer}' is ambiguous: it fits {len(found)} tensors ({shown}"
+                f"{', ...' if len(found) > 6 else ''}). Give more of the name, or an index "
+                "from 'ov-recipro layers'."
+            )
+        if found:
+            return _checked(graph, layer, next(iter(found)))
+    if re.fullmatch(r"[+-]?\d+", layer):
+        index = int(layer)
+        if not -len(points) <= index < len(points):
+            raise ReciproError(
+                f"Layer index {index} is out of range: the model has {len(points)} cut points "
+                "(see 'ov-recipro layers')."
+            )
+        return points[index].tensor
+    if stage:
+        stride = 2 ** int(stage[1])
+        at_stride = [p for p in points if p.clean and _is_stride(graph, p, stride)]
+        if at_stride:
+            return at_stride[-1].tensor
+        raise ReciproError(
+            f"Layer '{layer}' means the last clean tensor at stride {stride}, and this model has "
+            "none (see 'ov-recipro layers')."
+        )
+    raise ReciproError(f"No layer '{layer}' in this model.{_closest(layer, names)}")
+
+
+def _names(graph: Graph) -> list[tuple[str, str]]:
+    """Pair each name a user may type with the tensor that it names, in graph order.
+
+    A module's name stands for the last feature map made inside of it; so does each leading part
+    of a slash-separated node name, which is how one exporter of PyTorch spells modules.
+    """
+    exact: list[tuple[str, str]] = []
+    modules: dict[str, str] = {}
+    for node in graph.path_nodes:
+        outputs = [name for name in node.outputs if name in graph.path_tensors]
+        for name in outputs:
+            exact.append((name, name))
+        if not outputs or not _is_feature_map(graph, outputs[0]):
+            continue
+        if node.name:
+            exact.append((node.name, outputs[0]))
+        parts = node.name.split("/")[:-1]
+        paths = ["/".join(parts[: i + 1]) for i in range(len(parts)) if parts[i]]
+        scope = node.scope.split(".") if node.scope else []
+        paths += [".".join(scope[: i + 1]) for i in range(len(scope))]
+        for path in paths:
+            modules[path] = outputs[0]
+    taken = {name for name, _ in exact}
+    return exact + [(name, tensor) for name, tensor in modules.items() if name not in taken]
+
+
+def _is_suffix(asked: str, name: str) -> bool:
+    """Whether `name` ends in `asked` where one of its words begins."""
+    return name.endswith(asked) and not name[: -len(asked)][-1:].isalnum()
+
+
+def _checked(graph: Graph, layer: str, tensor: str) -> str:
+    if not _is_feature_map(graph, tensor):
+        shape = graph.shapes.get(tensor)
+        shown = "unknown" if shape is None else "x".join(map(str, shape))
+        raise ReciproError(
+            f"Layer '{layer}' has no spatial grid to explain on: tensor '{tensor}' has shape "
+            f"{shown}, not [1,C,H,W] with more than one cell."
+        )
+    return tensor
+
+
+def _end_of_block(graph: Graph, layer: str, named: str) -> CutPoint:
+    """Return the nearest clean tensor downstream of `named` with the same height and width."""
+    order = [name for node in graph.path_nodes for name in node.outputs]
+    grid = _point(graph, named).grid
+    clean = set(graph.clean_tensors)
+    for name in order[order.index(named) + 1 :]:
+        if name in clean and _is_feature_map(graph, name):
+            point = _point(graph, name)
+            if point.grid == grid:
+                return point
+    around = ", ".join(graph.bypass(named)[:3])
+    raise ReciproError(
+        f"Layer '{layer}' is not a clean cut ({around} go round it) and no clean tensor of "
+        f"{grid[0]}x{grid[1]} cells follows; --exact cuts there all the same."
+    )
+
+
+def _is_feature_map(graph: Graph, name: str) -> bool:
+    shape = graph.shapes.get(name)
+    if shape is None or len(shape) != 4 or shape[0] != 1:
+        return False
+    _, height, width = _chw(shape, name in graph.channels_last)
+    return height * width > 1
+
+
+def _chw(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
+    _, a, b, c = shape
+    return (c, a, b) if channels_last else (a, b, c)
+
+
+def _point(graph: Graph, name: str) -> CutPoint:
+    node = graph.producers[name]
+    channels_last = name in graph.channels_last
+    shape = _chw(graph.shapes[name], channels_last)
+    return CutPoint(
+        tensor=name,
+        node=node.name,
+        op=node.op,
+        shape=shape,
+        stride=max(1, round(_image_height(graph) / shape[1])),
+        bypass=graph.bypass(name),
+        channels_last=channels_last,
+    )
+
+
+def _image_height(graph: Graph) -> int:
+    return _chw(graph.shapes[graph.image], graph.image in graph.channels_last)[1]
+
+
+def _is_stride(graph: Graph, point: CutPoint, stride: int) -> bool:
+    """Whether the point's stride rounds to `stride` among powers of two (borders shift it)."""
+    return round(math.log2(_image_height(graph) / point.shape[1])) == math.log2(stride)
+
+
+def _why_no_clean_cut(points: tuple[CutPoint, ...]) -> str:
+    if not points:
+        return (
+            "The model has no 4-D feature map [1,C,H,W] of more than one cell between its image "
+            "and its scores, so there is nothing to explain on."
+        )
+    last = points[-1]
+    return (
+        "No tensor of this model is a clean cut. The last convolution is "
+        f"'{last.tensor}' ({', '.join(last.bypass[:3])} go round it): "
+        f"--layer '{last.tensor}' --exact cuts there."
+    )
+
+
+def _closest(layer: str, names: list[tuple[str, str]]) -> str:
+    close = difflib.get_close_matches(layer, [name for name, _ in names], n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(close)}?" if close else " See 'ov-recipro layers'."

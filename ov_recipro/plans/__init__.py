@@ -1,0 +1,1 @@
+"""Plans: how the tail is run over all cells of a feature map."""

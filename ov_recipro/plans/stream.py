@@ -1,0 +1,41 @@
+"""Plan `stream`: the whole tail on batches of masked feature maps, for every tail and device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """All cells of a feature map in equal batches.
+
+    Attributes:
+        cells: number of cells, H*W; cell n = u*W + v is row u, column v.
+        batch: cells per run of the tail. The last batch repeats the last cell where `batch` does
+            not divide `cells`.
+    """
+
+    cells: int
+    batch: int
+
+    name = "stream"
+
+    def batches(self) -> Iterator[npt.NDArray[np.int32]]:
+        """Yield the cell numbers of each batch, int32 [batch]."""
+        for start in range(0, self.cells, self.batch):
+            numbers = np.arange(start, start + self.batch, dtype=np.int32)
+            yield np.minimum(numbers, self.cells - 1)
+
+
+def plan_stream(cells: int, bytes_per_cell: int, batch_memory: int) -> StreamPlan:
+    """Choose the batch: the fewest runs that keep the activations within `batch_memory` bytes.
+
+    The cells are then spread evenly over these runs, so that little or nothing is computed twice.
+    """
+    most = max(1, min(cells, batch_memory // max(1, bytes_per_cell)))
+    runs = -(-cells // most)
+    return StreamPlan(cells=cells, batch=-(-cells // runs))

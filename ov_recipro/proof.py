@@ -1,0 +1,110 @@
+"""The proof of a split: head and tail, run one after the other, are the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.runtimes import openvino
+from ov_recipro.runtimes.openvino import Array
+from ov_recipro.saliency import close_scores
+from ov_recipro.sources.base import Parts, Source
+
+TOLERANCE = 1e-4
+"""Largest error, as a fraction of the largest score: float32 rounding in another order."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What running the parts showed.
+
+    Attributes:
+        parity: max |tail(head(x)) - model(x)| over the inputs, before a closing activation. (Behind
+            a saturated Softmax, rounding can look like an error, and an error like rounding.)
+        any_batch: whether the tail, given two feature maps at once, scores them as one by one.
+        classes: number of classes.
+    """
+
+    parity: float
+    any_batch: bool
+    classes: int
+
+
+def prove(source: Source, parts: Parts, folder: Path) -> Proof:
+    """Run the model, and the parts in `folder`, on two random images in float32.
+
+    Raises:
+        ReciproError: the parts differ from the model by more than rounding.
+    """
+    images = _random_images(source.image_shape, source.image_dtype)
+    head = _runner(folder / parts.head.file, [source.image_shape], parts.head.outputs)
+    features = [head([image]) for image in images]
+    boundary = [source.graph.shapes[name] for name in parts.tail.inputs]
+    tail = _runner(folder / parts.tail.file, boundary, parts.tail.outputs)
+    got = [tail(feature)[0].reshape(-1) for feature in features]
+
+    names = [source.graph.scores, source.graph.output]
+    model = _runner(source.path, [source.image_shape], names)
+    logits, output = zip(
+        *([r.reshape(-1) for r in model([image])] for image in images), strict=True
+    )
+    if not all(np.isfinite(each).all() for each in (*logits, *output)):
+        raise ReciproError(f"{source.path} gives NaN or infinite scores for a random image.")
+    parity, largest = _largest_error(got, logits)
+    if not parity <= TOLERANCE * largest:
+        raise ReciproError(
+            f"{source.path}: head and tail differ from the model by {parity:.3g} where its largest "
+            f"score is {largest:.3g}. That is more than rounding; nothing was written."
+        )
+    closed = [close_scores(each, source.graph.activation) for each in logits]
+    error, largest = _largest_error(closed, output)
+    if not error <= TOLERANCE * largest:
+        raise ReciproError(
+            f"{source.path}: output '{source.graph.output}' is not the {source.graph.activation} "
+            f"of '{source.graph.scores}': they differ by {error:.3g}."
+        )
+    any_batch = _takes_batches(folder / parts.tail.file, parts.tail.outputs, features, got)
+    return Proof(parity, any_batch, got[0].size)
+
+
+def _largest_error(got: Sequence[Array], expected: Sequence[Array]) -> tuple[float, float]:
+    """Return max |got - expected| and max |expected|; infinite error for another size."""
+    pairs = list(zip(got, expected, strict=True))
+    largest = max(float(np.abs(e).max()) for e in expected)
+    if any(g.shape != e.shape for g, e in pairs):
+        return float("inf"), largest
+    return max(float(np.abs(np.float64(g) - np.float64(e)).max()) for g, e in pairs), largest
+
+
+def _random_images(shape: Sequence[int], dtype: str) -> list[Array]:
+    random = np.random.default_rng(0)
+    if np.issubdtype(np.dtype(dtype), np.integer):
+        return [random.integers(0, 256, shape).astype(dtype) for _ in range(2)]
+    return [random.standard_normal(shape).astype(dtype) for _ in range(2)]
+
+
+def _runner(path: Path, shapes: Sequence[Sequence[int]], outputs: Sequence[str]) -> openvino.Runner:
+    return openvino.runner(openvino.keep_outputs(openvino.read(path, shapes), outputs))
+
+
+def _takes_batches(
+    tail: Path, outputs: Sequence[str], features: list[list[Array]], logits: list[Array]
+) -> bool:
+    """Whether the tail scores two feature maps at once as it scores them one by one."""
+    pair = [
+        np.concatenate(each) if each[0].shape[:1] == (1,) else each[0]
+        for each in zip(*features, strict=True)
+    ]
+    try:
+        both = _runner(tail, [each.shape for each in pair], outputs)(pair)[0]
+    except ReciproError:
+        return False  # OpenVINO finds the batch frozen into the graph
+    if both.size != 2 * logits[0].size:
+        return False
+    singly = np.stack(logits)
+    error = np.abs(both.reshape(singly.shape) - singly).max()
+    return bool(error <= TOLERANCE * np.abs(singly).max())

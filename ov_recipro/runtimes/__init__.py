@@ -1,0 +1,1 @@
+"""Runtimes: each module wraps one inference library."""

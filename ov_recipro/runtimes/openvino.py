@@ -1,0 +1,271 @@
+"""OpenVINO: running models, and tails on masked feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as ops
+
+from ov_recipro.bundle import Bundle
+from ov_recipro.errors import ReciproError
+from ov_recipro.plans.stream import StreamPlan, plan_stream
+
+Array = npt.NDArray[Any]
+Mask = Literal["cell", "spread", "weight"]
+Precision = Literal["f32", "native"]
+Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
+"""From a model's inputs to its outputs, in order."""
+
+_F32: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+_VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
+_GAUSSIAN = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 16
+
+
+class OpenVINORuntime:
+    """A bundle's head and tail, compiled for one OpenVINO device.
+
+    Args:
+        bundle: what `split` made.
+        device: an OpenVINO device name, such as "CPU", "GPU.1" or "AUTO".
+        precision: "f32", or "native" for the device's own choice in the head. The tail always
+            runs in float32: the scores of neighbouring cells differ by less than bfloat16 resolves.
+        batch_memory: bytes that the tail's activations may take.
+        mask: "cell" keeps one cell of the feature map and zeroes the rest (Eq. 5 of the paper);
+            "spread" copies that cell's vector to its 3x3 neighbours with Gaussian weights; "weight"
+            multiplies the neighbours' own vectors by these weights.
+
+    Raises:
+        ReciproError: the device is not there or can't run the model.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "CPU",
+        precision: Precision = "f32",
+        batch_memory: int = 256 << 20,
+        mask: Mask = "cell",
+    ) -> None:
+        check_device(device)
+        self._features = len(bundle.manifest.head.outputs)
+        plain = _join(
+            read(bundle.head, [bundle.manifest.image.shape]),
+            _tail_at(bundle, batch=1),
+        )
+        self._plain = _compile(plain, device, _F32 if precision == "f32" else {})
+        tail = _tail_at(bundle, batch=1)
+        height, width = bundle.manifest.cut.grid
+        self.plan: StreamPlan = plan_stream(
+            cells=height * width,
+            bytes_per_cell=_activation_bytes(tail),
+            batch_memory=batch_memory if bundle.manifest.any_batch else 1,
+        )
+        if self.plan.batch > 1:
+            tail = _tail_at(bundle, batch=self.plan.batch)
+        masked = _masked(tail, bundle, self.plan.batch, mask)
+        self._tail = _compile(masked, device, _F32).create_infer_request()
+
+    def infer(self, image: Array) -> tuple[list[Array], npt.NDArray[np.float32]]:
+        """Run the whole model once.
+
+        Args:
+            image: the model's input, [1,3,H,W] or [1,H,W,3].
+
+        Returns:
+            The feature map and its bypass tensors, and the logits [classes].
+        """
+        results = self._plain(image, share_outputs=False)
+        values = [np.asarray(results[i]) for i in range(self._features + 1)]
+        return values[:-1], np.asarray(values[-1], np.float32).reshape(-1)
+
+    def masked_logits(self, features: Sequence[Array]) -> Iterator[npt.NDArray[np.float32]]:
+        """Run the tail with every cell of the feature map alone.
+
+        Args:
+            features: what `infer` returned.
+
+        Yields:
+            The logits float32 [b, classes] of the next b cells; b sums up to the plan's cells.
+        """
+        left = self.plan.cells
+        for cells in self.plan.batches():
+            logits = self._tail.infer([*features, cells], share_inputs=True)[0]
+            yield np.asarray(logits, np.float32).reshape(len(cells), -1)[:left]
+            left -= len(cells)
+
+
+@cache
+def core() -> ov.Core:
+    """Return the process's one OpenVINO core."""
+    return ov.Core()
+
+
+def check_device(device: str) -> None:
+    """Raise ReciproError when OpenVINO has no such device here."""
+    available = core().available_devices
+    for name in device.partition(":")[2].split(",") if ":" in device else [device]:
+        family = name.partition(".")[0]
+        if family not in _VIRTUAL_DEVICES and not any(
+            name == known or (family == known.partition(".")[0] and "." not in name)
+            for known in available
+        ):
+            raise ReciproError(
+                f"Device '{name}' is not to be had here; OpenVINO sees: {', '.join(available)}."
+            )
+
+
+def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
+    """Read a model file and give its inputs, in order, these static shapes."""
+    try:
+        model = core().read_model(path)
+        if shapes is not None:
+            model.reshape({i: ov.PartialShape(list(s)) for i, s in enumerate(shapes)})
+    except RuntimeError as error:
+        raise ReciproError(f"OpenVINO can't read {path.name}: {_reason(error)}") from error
+    return model
+
+
+def runner(model: ov.Model) -> Runner:
+    """Compile a model on the CPU in float32; return a function from its inputs to its outputs."""
+    compiled = _compile(model, "CPU", _F32)
+
+    def run(inputs: Sequence[Array]) -> list[Array]:
+        results = compiled(list(inputs))
+        return [np.array(results[i]) for i in range(len(compiled.outputs))]
+
+    return run
+
+
+def keep_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:
+    """Return `model` with these tensors, in this order, as its only outputs."""
+    known = {
+        name: port
+        for node in model.get_ordered_ops()
+        if node.get_type_name() != "Result"
+        for port in node.outputs()
+        for name in port.get_names()
+    }
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ReciproError(f"OpenVINO's reading of the model has no tensor '{missing[0]}'.")
+    results = [ops.result(known[name]) for name in names]
+    return ov.Model(results, model.get_parameters(), model.get_friendly_name())
+
+
+def _compile(model: ov.Model, device: str, options: dict[str, Any]) -> ov.CompiledModel:
+    config = {"PERFORMANCE_HINT": "LATENCY", **options}
+    try:
+        return core().compile_model(model, device, config)
+    except RuntimeError as error:
+        raise ReciproError(f"OpenVINO can't run this on {device}: {_reason(error)}") from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the telling line of OpenVINO's many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or ["unknown reason"])[-1][:300]
+
+
+def _tail_at(bundle: Bundle, batch: int) -> ov.Model:
+    """Read the tail with a feature map of `batch`; its bypass tensors are repeated to it."""
+    shapes = [
+        (batch, *shape[1:]) if _is_batched(shape) else shape
+        for shape in bundle.manifest.boundary_shapes
+    ]
+    return read(bundle.tail, shapes)
+
+
+def _is_batched(shape: Sequence[int]) -> bool:
+    return len(shape) > 0 and shape[0] == 1
+
+
+def _join(head: ov.Model, tail: ov.Model) -> ov.Model:
+    """Return one model from the image to the head's outputs and the tail's scores."""
+    for result, parameter in zip(head.get_results(), tail.get_parameters(), strict=True):
+        source = result.input(0).get_source_output()
+        for reader in parameter.output(0).get_target_inputs():
+            reader.replace_source_output(source)
+    return ov.Model([*head.get_results(), *tail.get_results()], head.get_parameters(), "model")
+
+
+def _masked(tail: ov.Model, bundle: Bundle, batch: int, mask: Mask) -> ov.Model:
+    """Return the tail with masking in the graph.
+
+    Its inputs become the feature map of one image, that image's bypass tensors, and the cell
+    numbers int32 [batch], so that no masked copy of the feature map is ever made outside.
+    """
+    height, width = bundle.manifest.cut.grid
+    channels_last = bundle.manifest.cut.channels_last
+    cells = ops.parameter([batch], np.int32, name="cells")
+    parameters = []
+    for index, shape in enumerate(bundle.manifest.boundary_shapes):
+        old = tail.get_parameters()[index]
+        new = ops.parameter(list(shape), old.get_element_type(), name=old.get_friendly_name())
+        parameters.append(new)
+        if index == 0:
+            one_hot = ops.one_hot(cells, height * width, np.float32(1), np.float32(0), axis=1)
+            value = _mask_feature(new, one_hot, (height, width), channels_last, mask)
+        elif _is_batched(shape) and batch > 1:
+            value = ops.broadcast(new, _int64([batch, *shape[1:]]))
+        else:
+            value = new
+        for reader in old.output(0).get_target_inputs():
+            reader.replace_source_output(value.output(0))
+    return ov.Model(tail.get_results(), [*parameters, cells], "masked tail")
+
+
+def _mask_feature(
+    feature: ov.Node,
+    one_hot: ov.Node,
+    grid: tuple[int, int],
+    channels_last: bool,
+    mask: Mask,
+) -> ov.Node:
+    """Return the masked feature maps [batch,C,H,W] (or [batch,H,W,C])."""
+    batch = one_hot.output(0).shape[0]
+    plane = ops.reshape(one_hot, _int64([batch, 1, *grid]), False)
+    kind = feature.get_element_type()
+    if mask != "cell":
+        kernel = ops.constant(_GAUSSIAN[None, None])
+        plane = ops.convolution(plane, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
+    if channels_last:
+        plane = ops.reshape(plane, _int64([batch, *grid, 1]), False)
+    if mask == "spread":
+        axis = 3 if channels_last else 1
+        channels = feature.output(0).shape[axis]
+        rows = feature if channels_last else ops.transpose(feature, _int64([0, 2, 3, 1]))
+        table = ops.reshape(rows, _int64([grid[0] * grid[1], channels]), False)
+        centre = ops.matmul(one_hot, ops.convert(table, ov.Type.f32), False, False)
+        shape = [batch, 1, 1, channels] if channels_last else [batch, channels, 1, 1]
+        feature = ops.convert(ops.reshape(centre, _int64(shape), False), kind)
+    return ops.multiply(feature, ops.convert(plane, kind))
+
+
+def _int64(values: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def _activation_bytes(tail: ov.Model) -> int:
+    """Estimate the bytes of live activations that one more cell in the batch takes.
+
+    An operation's inputs and outputs live at once; neighbouring operations overlap. Twice the
+    largest operation covers both, weights aside.
+    """
+    most = 0
+    live: dict[ov.Output, int] = {}
+    for node in tail.get_ordered_ops():
+        sources = [port.get_source_output() for port in node.inputs()]
+        if node.get_type_name() != "Parameter" and not any(value in live for value in sources):
+            continue  # made of weights alone
+        for value in node.outputs():
+            elements = int(np.prod(list(value.shape), dtype=np.int64))
+            live[value] = elements * value.get_element_type().size
+        most = max(most, sum(live.get(value, 0) for value in [*sources, *node.outputs()]))
+    return 2 * most

@@ -1,0 +1,65 @@
+"""What every model format offers to the rest of the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ov_recipro.graph import Graph
+from ov_recipro.layers import CutPoint
+
+
+@dataclass(frozen=True)
+class Part:
+    """A head or tail on disk.
+
+    Attributes:
+        file: its name inside the bundle.
+        inputs: names of its inputs; outputs: names of its outputs. The feature map comes first,
+            bypass tensors follow.
+    """
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The head and tail of one cut."""
+
+    head: Part
+    tail: Part
+
+
+class Source(Protocol):
+    """A classifier in a file, ready to be cut."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def graph(self) -> Graph:
+        """Its neutral description, at batch 1."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of the image input at batch 1."""
+
+    @property
+    def image_dtype(self) -> str:
+        """Numpy name of the image input's type."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself, as flat "section key" entries."""
+
+    def write_parts(self, point: CutPoint, folder: Path) -> Parts:
+        """Write the head and the tail of a cut into `folder`.
+
+        The head is the model as deployed, from the image to the feature map and its bypass. The
+        tail leads from these to the scores before a closing activation, and takes any batch of
+        feature maps where the graph allows it.
+        """

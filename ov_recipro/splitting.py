@@ -1,0 +1,187 @@
+"""Splitting a classifier into head and tail, and proving that the two are the model."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import platformdirs
+
+from ov_recipro import metadata
+from ov_recipro.bundle import (
+    SCHEMA_VERSION,
+    SUFFIX,
+    Bundle,
+    ImageInput,
+    Manifest,
+    SourceFile,
+    new_folder,
+    open_bundle,
+    write_manifest,
+)
+from ov_recipro.errors import ReciproError
+from ov_recipro.labels import checked_labels
+from ov_recipro.layers import find_cut
+from ov_recipro.preprocess import Preprocessing, changed
+from ov_recipro.proof import prove
+from ov_recipro.sources.base import Source
+
+_LIBRARIES = ("ov-recipro", "openvino", "onnx", "onnx-ir", "numpy")
+
+
+def split(
+    model: str | Path,
+    output_folder: str | Path | None = None,
+    *,
+    layer: str = "auto",
+    exact: bool = False,
+    output: str | None = None,
+    image_shape: Sequence[int] | None = None,
+    preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
+    labels: Sequence[str] | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Cut a classifier in two and write the parts as a bundle.
+
+    The bundle is written beside its final place and renamed, after head and tail were run against
+    the whole model: a bundle that exists is complete and proven.
+
+    Args:
+        model: an ONNX file.
+        output_folder: the bundle to write; by default "<model's stem>.recipro" in the working
+            directory.
+        layer: where to cut (see `ov_recipro.layers.find_cut`).
+        exact: cut at the named tensor itself, even where other tensors go round it.
+        output: the model output with the class scores, where the model has several.
+        image_shape: shape of the image input, where the file leaves it open.
+        preprocessing: how images become inputs, or a function that changes what the model says of
+            it (see `ov_recipro.metadata.find_preprocessing`).
+        labels: class names in order; by default what the model says.
+        force: replace an existing bundle.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        ReciproError: the file is no classifier that can be cut there, or the parts differ from
+            the model by more than rounding.
+    """
+    path = Path(model)
+    folder = Path(f"{path.stem}{SUFFIX}") if output_folder is None else Path(output_folder)
+    source = open_source(path, output, image_shape)
+    cut = find_cut(source.graph, layer, exact)
+    with new_folder(folder, force) as work:
+        parts = source.write_parts(cut.point, work)
+        proof = prove(source, parts, work)
+        graph = source.graph
+        image = ImageInput(
+            name=graph.image,
+            shape=source.image_shape,
+            dtype=source.image_dtype,
+            channels_last=graph.image in graph.channels_last,
+        )
+        found = metadata.find_preprocessing(source.metadata, path, image.size)
+        names = metadata.find_labels(source.metadata, path) if labels is None else tuple(labels)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            source=SourceFile(path.name, file_sha256(path)),
+            layer=layer,
+            named=cut.named,
+            cut=cut.point,
+            image=image,
+            head=parts.head,
+            tail=parts.tail,
+            boundary_shapes=tuple(graph.shapes[name] for name in parts.head.outputs),
+            output=graph.output,
+            activation=graph.activation,
+            classes=proof.classes,
+            any_batch=proof.any_batch,
+            parity=proof.parity,
+            preprocessing=changed(found, preprocessing),
+            labels=checked_labels(names, proof.classes),
+            versions={name: version(name) for name in _LIBRARIES},
+        )
+        write_manifest(work, manifest)
+    return Bundle(folder, manifest)
+
+
+def cached_split(
+    model: Path,
+    *,
+    layer: str = "auto",
+    exact: bool = False,
+    output: str | None = None,
+    image_shape: Sequence[int] | None = None,
+) -> Bundle:
+    """Return the bundle of `split` from the user's cache, made when it is not there yet.
+
+    It is found by the content of the model and of the files beside it that are looked into, the
+    arguments and this tool's version.
+    """
+    digest = hashlib.sha256(file_sha256(model).encode())
+    for sidecar in metadata.SIDECARS:
+        beside = model.parent / sidecar
+        digest.update(beside.read_bytes() if beside.is_file() else b"-")
+    arguments = (layer, exact, output, image_shape, SCHEMA_VERSION, version("ov-recipro"))
+    digest.update(repr(arguments).encode())
+    folder = _cache_folder() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
+    if folder.exists():
+        try:
+            return open_bundle(folder)
+        except ReciproError:
+            pass  # damaged from outside: made anew below
+    return split(
+        model,
+        folder,
+        layer=layer,
+        exact=exact,
+        output=output,
+        image_shape=image_shape,
+        force=True,
+    )
+
+
+def open_source(
+    path: Path, output: str | None = None, image_shape: Sequence[int] | None = None
+) -> Source:
+    """Read a model file in whichever format it is.
+
+    Raises:
+        ReciproError: no format fits, or the file is no classifier of one image.
+    """
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise ReciproError(f"{path} {what}.")
+    if path.suffix.lower() != ".onnx":
+        raise ReciproError(f"{path}: not a model this tool reads (an .onnx file).")
+    from ov_recipro.sources.onnx import open_onnx
+
+    return open_onnx(path, output, image_shape)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ReciproError(f"{path}: {error.strerror or error}.") from error
+
+
+@cache
+def _cache_folder() -> Path:
+    """Return the user's cache folder for bundles, or this process's own where that is closed."""
+    folder = platformdirs.user_cache_path("ov-recipro") / "bundles"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        own = tempfile.TemporaryDirectory(prefix="ov-recipro-")
+        atexit.register(own.cleanup)
+        return Path(own.name)
