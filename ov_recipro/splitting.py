@@ -123,6 +123,7 @@ def cached_split(
     It is found by the content of the model and of the files beside it that are looked into, the
     arguments and this tool's version.
     """
+    _check_is_file(model)
     digest = hashlib.sha256(file_sha256(model).encode())
     for sidecar in metadata.SIDECARS:
         beside = model.parent / sidecar
@@ -154,14 +155,18 @@ def open_source(
     Raises:
         ReciproError: no format fits, or the file is no classifier of one image.
     """
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise ReciproError(f"{path} {what}.")
+    _check_is_file(path)
     if path.suffix.lower() != ".onnx":
         raise ReciproError(f"{path}: not a model this tool reads (an .onnx file).")
     from ov_recipro.sources.onnx import open_onnx
 
     return open_onnx(path, output, image_shape)
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise ReciproError(f"{path} {what}.")
 
 
 def file_sha256(path: Path) -> str:

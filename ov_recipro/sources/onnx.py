@@ -241,7 +241,9 @@ def _find_scores(
             )
         if len(fitting) != 1:
             shown = ", ".join(f"{n} {list(shapes[n]) if n in shapes else '?'}" for n in outputs)
-            raise ReciproError(f"Which output holds the class scores? --output one of: {shown}.")
+            raise ReciproError(
+                f"Which output holds the class scores? --output-name one of: {shown}."
+            )
         chosen = fitting[0]
     value = next(v for v in model.graph.outputs if v.name == chosen)
     seen: ir.Value | None = value

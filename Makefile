@@ -1,0 +1,52 @@
+# Set-up and everyday commands. VENV names the virtual environment they use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint types check lite1 wheel clean
+
+demo: $(VENV)/installed ## explain the sample image on the bundled model
+	$(BIN)/ov-recipro explain examples/chelsea.jpg
+
+test: $(VENV)/developing ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/developing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/developing
+	$(BIN)/mypy
+
+check: lint types test
+
+lite1: build/efficientnet-lite1/efficientnet-lite1.onnx ## a second real model, for tests
+
+wheel: $(VENV)/developing
+	$(BIN)/python -m build --outdir dist
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing ov-recipro into $(VENV) ..."
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/developing: $(VENV)/installed
+	@echo "Installing the test tools into $(VENV) ..."
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+# Exporting needs torch, which the package never does: an environment of its own.
+build/export-env/ready:
+	$(PYTHON) -m venv build/export-env
+	build/export-env/bin/python -m pip install --quiet --upgrade pip
+	build/export-env/bin/python -m pip install --quiet --requirement tools/export-requirements.txt
+	@touch $@
+
+build/efficientnet-lite1/efficientnet-lite1.onnx: build/export-env/ready
+	build/export-env/bin/python tools/export_efficientnet_lite.py --variant 1 --float32 \
+	    --labels models/efficientnet-lite0/labels.txt --output $(@D)
+
+clean:
+	rm -rf build dist .venv

@@ -1,0 +1,71 @@
+"""Shared models and images. Every test has a user cache of its own run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx.backend.test
+import pytest
+
+from ov_recipro.explainer import Explainer, bundled_model
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("OV_RECIPRO_SAMPLES", ROOT.parent / "shared" / "imagenet-sample"))
+LITE1 = ROOT / "build" / "efficientnet-lite1" / "efficientnet-lite1.onnx"
+LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--oracle-images",
+        type=int,
+        default=2,
+        help="images on which maps are compared with the slow oracle",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.delenv("OV_RECIPRO_MODEL", raising=False)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def lite0() -> Path:
+    return bundled_model()
+
+
+@pytest.fixture(scope="session")
+def lite1() -> Path:
+    if not LITE1.is_file():
+        pytest.skip(f"{LITE1.relative_to(ROOT)} is not there; 'make lite1' exports it")
+    return LITE1
+
+
+@pytest.fixture(scope="session")
+def explainer(lite0: Path) -> Explainer:
+    return Explainer(lite0)
+
+
+@pytest.fixture(scope="session")
+def cat() -> Path:
+    return ROOT / "examples" / "chelsea.jpg"
+
+
+@pytest.fixture(scope="session")
+def coffee() -> Path:
+    return ROOT / "examples" / "coffee.jpg"
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Path]:
+    """Real ImageNet photographs, every twelfth of the sample."""
+    images = sorted(SHARED.glob("*/*.jpg"))
+    if not images:
+        pytest.skip("the ImageNet sample is not there; OV_RECIPRO_SAMPLES names its folder")
+    return images[::12]

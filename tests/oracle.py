@@ -1,0 +1,60 @@
+"""The slow oracle: one-hot masks through the whole model, one cell at a time.
+
+Independent of the package: the mask is multiplied into the whole ONNX model, and ONNX Runtime runs
+it in float32 at batch 1 once for each cell.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+
+class Oracle:
+    """Runs `model` with `tensor` multiplied by a mask."""
+
+    def __init__(self, model: Path, tensor: str, output: str | None = None) -> None:
+        proto = onnx.load(model)
+        graph = proto.graph
+        masked = f"{tensor}/masked"
+        for node in graph.node:
+            node.input[:] = [masked if name == tensor else name for name in node.input]
+        made = next(i for i, node in enumerate(graph.node) if tensor in node.output)
+        multiply = onnx.helper.make_node("Mul", [tensor, "mask"], [masked], name="masking")
+        graph.node.insert(made + 1, multiply)
+        graph.input.append(
+            onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, [1, 1, "h", "w"])
+        )
+        self._session = ort.InferenceSession(
+            proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        self._image = next(i.name for i in self._session.get_inputs() if i.name != "mask")
+        self._output = output or self._session.get_outputs()[0].name
+
+    def logits(
+        self, image: npt.NDArray[np.float32], grid: tuple[int, int]
+    ) -> npt.NDArray[np.float32]:
+        """Return the logits [H*W, classes] of each cell alone."""
+        rows = []
+        for cell in range(grid[0] * grid[1]):
+            mask = np.zeros(grid, np.float32)
+            mask.flat[cell] = 1
+            feed = {self._image: image, "mask": mask[None, None]}
+            rows.append(self._session.run([self._output], feed)[0].reshape(-1))
+        return np.stack(rows)
+
+    def maps(
+        self, image: npt.NDArray[np.float32], grid: tuple[int, int], classes: list[int]
+    ) -> npt.NDArray[np.float64]:
+        """Return the saliency maps [T,H,W] by the paper's Eq. 6 and 7."""
+        logits = self.logits(image, grid).astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = (powers / powers.sum(axis=1, keepdims=True))[:, classes].T
+        low = scores.min(axis=1, keepdims=True)
+        high = scores.max(axis=1, keepdims=True)
+        scaled = (scores - low) / np.where(high > low, high - low, 1)
+        return np.asarray(scaled.reshape(len(classes), *grid))
