@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from graphs import Builder, residual
+
+from ov_recipro.images import read_image
 
 COMMAND = [sys.executable, "-c", "from ov_recipro.cli import main; main()"]
 
@@ -58,7 +59,7 @@ def test_explain_with_the_bundled_model(tmp_path: Path, cat: Path) -> None:
         "chelsea.npz",
         "explanations.json",
     }
-    assert cv2.imread(str(folder / "chelsea.png")).shape == cv2.imread(str(cat)).shape
+    assert read_image(folder / "chelsea.png").shape == read_image(cat).shape
     record = json.loads((folder / "explanations.json").read_text())
     assert record["layer"] == "/swish_1/Clip_output_0"
     assert (record["plan"], record["precision"], record["device"]) == ("stream", "f32", "CPU")

@@ -30,7 +30,7 @@ def check(model: Path, layer: str, exact: bool, images: list[Path]) -> None:
         explanation = explainer(path, targets="top3")
         tensor, _ = prepare(read_image(path), explainer.preprocessing)
         classes = [target.index for target in explanation.targets]
-        expected = oracle.maps(np.float32(tensor), manifest.cut.grid, classes)
+        expected = oracle.maps(tensor.astype(np.float32), manifest.cut.grid, classes)
         np.testing.assert_allclose(explanation.maps, expected, atol=1e-4, err_msg=str(path))
 
 

@@ -14,7 +14,7 @@ from ov_recipro.saliency import class_scores, default_score, saliency_maps
 
 def test_maps_are_min_max_scaled_by_class() -> None:
     raw = np.array([[[1, 2], [3, 5]], [[0.1, 0.1], [0.1, 0.3]]])
-    expected = [[[0, 0.25], [0.5, 1]], [[0, 0], [0, 1]]]
+    expected = np.array([[[0, 0.25], [0.5, 1]], [[0, 0], [0, 1]]])
     np.testing.assert_allclose(saliency_maps(raw), expected, atol=1e-7)
     assert saliency_maps(raw).dtype == np.float32
 
