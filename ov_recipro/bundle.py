@@ -60,10 +60,14 @@ class Manifest:
         head, tail: the two parts' files, inputs and outputs.
         boundary_shapes: shapes at batch 1 of the feature map and the bypass tensors.
         output: the model output that was explained.
+        deployed_scores: whether the head's last output is the deployed model's logits, because the
+            tail computes in float32 what that does in 8 or 16 bits.
         activation: the activation which closes the model there; the tail ends before it.
         classes: number of classes.
         any_batch: whether the tail takes more than one feature map at once.
-        parity: max |tail(head(x)) - model(x)| over the inputs of the proof, before `activation`.
+        parity: max |tail(head(x)) - model(x)| over the inputs of the proof, before `activation`; of
+            the model's float32 form where that differs from the deployed one.
+        deviation: max |tail(head(x)) - deployed logits| there.
         preprocessing: how images become inputs.
         labels: class names in order, or None.
         versions: of this tool and the libraries that split.
@@ -79,10 +83,12 @@ class Manifest:
     tail: Part
     boundary_shapes: tuple[tuple[int, ...], ...]
     output: str
+    deployed_scores: bool
     activation: Activation
     classes: int
     any_batch: bool
     parity: float
+    deviation: float | None
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     versions: dict[str, str]

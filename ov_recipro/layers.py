@@ -83,6 +83,7 @@ def cut_points(graph: Graph) -> tuple[CutPoint, ...]:
         if name in graph.path_tensors
         and _is_feature_map(graph, name)
         and (name in clean or node.op in CONVOLUTIONS)
+        and node.op != "QuantizeLinear"  # the same map, dequantised, is next
     )
 
 

@@ -23,52 +23,65 @@ class Proof:
     """What running the parts showed.
 
     Attributes:
-        parity: max |tail(head(x)) - model(x)| over the inputs, before a closing activation. (Behind
-            a saturated Softmax, rounding can look like an error, and an error like rounding.)
+        parity: max |tail(head(x)) - model(x)| over the inputs, before a closing activation (behind
+            a saturated Softmax, rounding can look like an error, and an error like rounding). For
+            a model in 8 or 16 bits this is about its float32 form, of which the tail is a part.
+        deviation: for such a model, max |tail(head(x)) - deployed logits|: what its few bits cost.
         any_batch: whether the tail, given two feature maps at once, scores them as one by one.
         classes: number of classes.
     """
 
     parity: float
+    deviation: float | None
     any_batch: bool
     classes: int
 
 
 def prove(source: Source, parts: Parts, folder: Path) -> Proof:
-    """Run the model, and the parts in `folder`, on two random images in float32.
+    """Run the model, and the parts in `folder`, on two random images.
 
     Raises:
         ReciproError: the parts differ from the model by more than rounding.
     """
-    images = _random_images(source.image_shape, source.image_dtype)
-    head = _runner(folder / parts.head.file, [source.image_shape], parts.head.outputs)
-    features = [head([image]) for image in images]
-    boundary = [source.graph.shapes[name] for name in parts.tail.inputs]
-    tail = _runner(folder / parts.tail.file, boundary, parts.tail.outputs)
-    got = [tail(feature)[0].reshape(-1) for feature in features]
-
-    names = [source.graph.scores, source.graph.output]
-    model = _runner(source.path, [source.image_shape], names)
-    logits, output = zip(
-        *([r.reshape(-1) for r in model([image])] for image in images), strict=True
-    )
+    graph, shape = source.graph, source.image_shape
+    images = _random_images(shape, source.image_dtype)
+    head = _runner(folder / parts.head.file, [shape], parts.head.outputs)
+    deployed = [head([image]) for image in images]
+    cut = len(parts.tail.inputs)
+    if parts.reference is None:
+        features = deployed
+        whole = _runner(source.path, [shape], [graph.scores, graph.output])
+        ends = [whole([image]) for image in images]
+    else:
+        whole = _runner(folder / parts.reference.file, [shape], parts.reference.outputs)
+        reference = [whole([image.astype(np.float32)]) for image in images]
+        features, ends = [r[:cut] for r in reference], [r[cut:] for r in reference]
+    logits, output = ([np.ravel(end[i]) for end in ends] for i in (0, 1))
     if not all(np.isfinite(each).all() for each in (*logits, *output)):
         raise ReciproError(f"{source.path} gives NaN or infinite scores for a random image.")
+
+    boundary = [graph.shapes[name] for name in parts.tail.inputs]
+    tail = _runner(folder / parts.tail.file, boundary, parts.tail.outputs)
+    got = [tail(feature)[0].reshape(-1) for feature in features]
     parity, largest = _largest_error(got, logits)
     if not parity <= TOLERANCE * largest:
         raise ReciproError(
             f"{source.path}: head and tail differ from the model by {parity:.3g} where its largest "
             f"score is {largest:.3g}. That is more than rounding; nothing was written."
         )
-    closed = [close_scores(each, source.graph.activation) for each in logits]
+    closed = [close_scores(each, graph.activation) for each in logits]
     error, largest = _largest_error(closed, output)
     if not error <= TOLERANCE * largest:
         raise ReciproError(
-            f"{source.path}: output '{source.graph.output}' is not the {source.graph.activation} "
-            f"of '{source.graph.scores}': they differ by {error:.3g}."
+            f"{source.path}: output '{graph.output}' is not the {graph.activation} of "
+            f"'{graph.scores}': they differ by {error:.3g}."
         )
+    deviation = None
+    if parts.reference is not None:
+        ours = [tail(each[:cut])[0].reshape(-1) for each in deployed]
+        deviation, _ = _largest_error(ours, [each[cut].reshape(-1) for each in deployed])
     any_batch = _takes_batches(folder / parts.tail.file, parts.tail.outputs, features, got)
-    return Proof(parity, any_batch, got[0].size)
+    return Proof(parity, deviation, any_batch, got[0].size)
 
 
 def _largest_error(got: Sequence[Array], expected: Sequence[Array]) -> tuple[float, float]:

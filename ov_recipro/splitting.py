@@ -78,6 +78,9 @@ def split(
     with new_folder(folder, force) as work:
         parts = source.write_parts(cut.point, work)
         proof = prove(source, parts, work)
+        if parts.reference is not None:
+            for file in work.glob(f"{Path(parts.reference.file).stem}.*"):
+                file.unlink()
         graph = source.graph
         image = ImageInput(
             name=graph.image,
@@ -96,12 +99,14 @@ def split(
             image=image,
             head=parts.head,
             tail=parts.tail,
-            boundary_shapes=tuple(graph.shapes[name] for name in parts.head.outputs),
+            boundary_shapes=tuple(graph.shapes[name] for name in parts.tail.inputs),
             output=graph.output,
+            deployed_scores=parts.reference is not None,
             activation=graph.activation,
             classes=proof.classes,
             any_batch=proof.any_batch,
             parity=proof.parity,
+            deviation=proof.deviation,
             preprocessing=changed(found, preprocessing),
             labels=checked_labels(names, proof.classes),
             versions={name: version(name) for name in _LIBRARIES},

@@ -53,11 +53,9 @@ class OpenVINORuntime:
         mask: Mask = "cell",
     ) -> None:
         check_device(device)
-        self._features = len(bundle.manifest.head.outputs)
-        plain = _join(
-            read(bundle.head, [bundle.manifest.image.shape]),
-            _tail_at(bundle, batch=1),
-        )
+        plain = read(bundle.head, [bundle.manifest.image.shape])
+        if not bundle.manifest.deployed_scores:
+            plain = _join(plain, _tail_at(bundle, batch=1))
         self._plain = _compile(plain, device, _F32 if precision == "f32" else {})
         tail = _tail_at(bundle, batch=1)
         height, width = bundle.manifest.cut.grid
@@ -81,7 +79,7 @@ class OpenVINORuntime:
             The feature map and its bypass tensors, and the logits [classes].
         """
         results = self._plain(image, share_outputs=False)
-        values = [np.asarray(results[i]) for i in range(self._features + 1)]
+        values = [np.asarray(results[i]) for i in range(len(results))]
         return values[:-1], np.asarray(values[-1], np.float32).reshape(-1)
 
     def masked_logits(self, features: Sequence[Array]) -> Iterator[npt.NDArray[np.float32]]:

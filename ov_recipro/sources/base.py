@@ -27,10 +27,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The head and tail of one cut."""
+    """The head and tail of one cut.
+
+    Attributes:
+        head: the deployed model up to the feature map.
+        tail: from there to the logits.
+        reference: where the tail computes in float32 what the deployed model does in 8 or 16 bits,
+            the whole model in float32: it gives the tensors at the cut, the logits and the output,
+            and is there for the proof alone. The head then gives the deployed logits as well.
+    """
 
     head: Part
     tail: Part
+    reference: Part | None = None
 
 
 class Source(Protocol):
@@ -60,6 +69,6 @@ class Source(Protocol):
         """Write the head and the tail of a cut into `folder`.
 
         The head is the model as deployed, from the image to the feature map and its bypass. The
-        tail leads from these to the scores before a closing activation, and takes any batch of
-        feature maps where the graph allows it.
+        tail leads from these to the logits in float32, and takes any batch of feature maps where
+        the graph allows it.
         """

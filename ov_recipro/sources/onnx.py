@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -16,6 +16,8 @@ from ov_recipro.layers import CutPoint
 from ov_recipro.saliency import Activation
 from ov_recipro.sources import shaping
 from ov_recipro.sources.base import Part, Parts
+from ov_recipro.sources.float32 import Rewritten, to_float32
+from ov_recipro.sources.quantised import to_qdq
 
 _ACTIVATIONS: dict[str, Activation] = {
     "Softmax": "softmax",
@@ -36,7 +38,8 @@ class OnnxSource:
         graph: its neutral description, at batch 1.
         image_shape: the image input's shape at batch 1; `image_dtype`: its numpy name.
         metadata: the file's metadata_props.
-        model: the model at batch 1 with its shape arithmetic folded into constants.
+        model: the model at batch 1, its shape arithmetic folded into constants, in float32.
+        rewritten: what float32 changed in `model`.
     """
 
     path: Path
@@ -45,23 +48,30 @@ class OnnxSource:
     image_dtype: str
     metadata: dict[str, str]
     model: ir.Model
+    rewritten: Rewritten
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_parts`)."""
-        boundary = [point.tensor, *point.bypass]
+        image, scores = self.graph.image, self.graph.scores
+        boundary = (point.tensor, *point.bypass)
+        differs = self.rewritten.anything
         deployed = load(self.path)
-        types = {value.name: value.dtype for value in _values(self.model)}
-        for value in _values(deployed):
-            if dtype := types.get(value.name):
-                value.dtype = dtype
-        head = _extract(deployed, [self.graph.image], boundary)
-        tail = _extract(self.model, boundary, [self.graph.scores])
+        given = [_as_float32(deployed, name, self.rewritten, self.model) for name in boundary]
+        if differs:
+            given.append(_as_float32(deployed, scores, self.rewritten, self.model))
+        _save(_extract(deployed, [image], given), folder / "head.onnx")
+        tail = _extract(self.model, boundary, [scores])
         shaping.free_batch(tail.graph, point.tensor, self.graph.shapes)
-        _save(head, folder / "head.onnx")
         _save(tail, folder / "tail.onnx")
+        reference = None
+        if differs:
+            ends = (*boundary, scores, self.graph.output)
+            reference = Part("reference.onnx", (image,), ends)
+            _save(_extract(self.model, [image], dict.fromkeys(ends)), folder / reference.file)
         return Parts(
-            head=Part("head.onnx", (self.graph.image,), tuple(boundary)),
-            tail=Part("tail.onnx", tuple(boundary), (self.graph.scores,)),
+            head=Part("head.onnx", (image,), tuple(given)),
+            tail=Part("tail.onnx", boundary, (scores,)),
+            reference=reference,
         )
 
 
@@ -83,9 +93,14 @@ def open_onnx(
     shape = _image_shape(image, path, image_shape)
     image.shape = ir.Shape(shape)
     shaping.fold(model)
+    operations = {v.name: node.op_type for node in model.graph for v in node.outputs}
+    dtype = image.dtype
+    rewritten = to_float32(model)
+    if rewritten.anything:
+        shaping.fold(model)
     shapes = {v.name: s for v in _values(model) if v.name and (s := shaping.static_shape(v))}
     scores, activation, chosen = _find_scores(model, output, shapes)
-    nodes = tuple(_neutral(node) for node in model.graph)
+    nodes = tuple(_neutral(node, operations) for node in model.graph)
     graph = Graph(
         nodes=nodes,
         image=str(image.name),
@@ -97,15 +112,16 @@ def open_onnx(
     )
     if not graph.path_nodes:
         raise ReciproError(f"{path}: output '{chosen}' does not depend on '{image.name}'.")
-    if image.dtype is None:
+    if dtype is None:
         raise ReciproError(f"{path}: the type of input '{image.name}' is missing.")
     return OnnxSource(
         path=path,
         graph=graph,
         image_shape=shape,
-        image_dtype=image.dtype.numpy().name,
+        image_dtype=dtype.numpy().name,
         metadata=dict(model.metadata_props),
         model=model,
+        rewritten=rewritten,
     )
 
 
@@ -127,6 +143,7 @@ def load(path: Path) -> ir.Model:
         model.graph.sort()
         if model.functions:
             passes.InlinePass()(model)
+        to_qdq(model)
     except ValueError as error:
         raise ReciproError(f"{path} is not a valid ONNX model: {_one_line(error)}") from error
     return model
@@ -298,14 +315,15 @@ def _channels_last(
     return frozenset(last)
 
 
-def _neutral(node: ir.Node) -> Node:
+def _neutral(node: ir.Node, operations: Mapping[str | None, str]) -> Node:
+    """Describe a node; `operations` are the deployed model's by output, which users know."""
     names = [value.name for value in node.inputs if value is not None]
     for attribute in node.attributes.values():
         for graph in _subgraphs(attribute):
             names += [value.name for value in _captures(graph)]
     return Node(
         name=node.name or "",
-        op=node.op_type,
+        op=operations.get(node.outputs[0].name if node.outputs else "", node.op_type),
         inputs=tuple(dict.fromkeys(name for name in names if name)),
         outputs=tuple(value.name for value in node.outputs if value.name),
         scope=_scope(node),
@@ -345,7 +363,31 @@ def _scope(node: ir.Node) -> str:
     return modules[-1] if modules else ""
 
 
-def _extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+def _as_float32(model: ir.Model, name: str, rewritten: Rewritten, wide: ir.Model) -> str:
+    """Let the deployed `model` give tensor `name` in float32; return the name to ask it for."""
+    value = ir.convenience.create_value_mapping(model.graph)[name]
+    if dtype := next(v.dtype for v in _values(wide) if v.name == name):
+        value.dtype = dtype
+    inputs: list[ir.Value] = [value]
+    if name in rewritten.scales:
+        scale, zero = rewritten.scales[name]
+        value.dtype = ir.DataType.UINT8 if zero is None else zero.dtype
+        for part, tensor in (("scale", scale), ("zero_point", zero)):
+            if tensor is not None:
+                inputs.append(shaping.constant(model.graph, f"{name}/{part}", tensor.numpy()))
+        node = ir.node("DequantizeLinear", inputs, name=f"{name}/float32")
+    elif name in rewritten.halves:
+        value.dtype = ir.DataType.FLOAT16
+        node = ir.node("Cast", inputs, {"to": int(ir.DataType.FLOAT)}, name=f"{name}/float32")
+    else:
+        return name
+    node.outputs[0].name = f"{name}/float32"
+    node.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.append(node)
+    return f"{name}/float32"
+
+
+def _extract(model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> ir.Model:
     """Return the part of `model` between `inputs` and `outputs` as a model of its own."""
     try:
         graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))

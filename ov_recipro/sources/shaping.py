@@ -47,9 +47,9 @@ def _fold_once(model: ir.Model, folded: set[str]) -> bool:
         if values is None:
             continue
         for output, array in zip(list(node.outputs), values, strict=True):
-            constant = _constant(model.graph, str(output.name), array)
-            output.replace_all_uses_with(constant, replace_graph_outputs=True)
-            folded.add(str(constant.name))
+            value = constant(model.graph, str(output.name), array)
+            output.replace_all_uses_with(value, replace_graph_outputs=True)
+            folded.add(str(value.name))
         model.graph.remove(node)
         changed = True
     return changed
@@ -156,7 +156,7 @@ def _free_reshape(tail: ir.Graph, node: ir.Node, shapes: Mapping[str, tuple[int,
     if len(node.inputs) > 1:
         if node.inputs[1] is None or ir.convenience.get_const_tensor(node.inputs[1]) is None:
             return
-        node.replace_input_with(1, _constant(tail, f"{node.outputs[0].name}/shape", target))
+        node.replace_input_with(1, constant(tail, f"{node.outputs[0].name}/shape", target))
     else:  # before opset 5
         node.attributes["shape"] = ir.AttrInt64s("shape", target.tolist())
 
@@ -172,7 +172,7 @@ def _free_squeeze(tail: ir.Graph, node: ir.Node, shapes: Mapping[str, tuple[int,
     else:
         node.resize_inputs(2)
         name = f"{node.outputs[0].name}/axes"
-        node.replace_input_with(1, _constant(tail, name, np.array(axes, np.int64)))
+        node.replace_input_with(1, constant(tail, name, np.array(axes, np.int64)))
 
 
 def _free_resize(tail: ir.Graph, node: ir.Node, batch: ir.Value) -> None:
@@ -180,7 +180,7 @@ def _free_resize(tail: ir.Graph, node: ir.Node, batch: ir.Value) -> None:
     if sizes is None or sizes.size != 4:
         return
     name = f"{node.outputs[0].name}/sizes"
-    rest = _constant(tail, f"{name}/rest", sizes.numpy()[1:].astype(np.int64))
+    rest = constant(tail, f"{name}/rest", sizes.numpy()[1:].astype(np.int64))
     joined = ir.node("Concat", [batch, rest], {"axis": 0}, name=name)
     joined.outputs[0].name = name
     tail.insert_before(node, joined)
@@ -192,7 +192,7 @@ def _batch_of(tail: ir.Graph, feature: str) -> ir.Value:
     value = next(v for v in tail.inputs if v.name == feature)
     shape = ir.node("Shape", [value], name=f"{feature}/shape")
     shape.outputs[0].name = f"{feature}/shape"
-    first = _constant(tail, f"{feature}/first_axis", np.array([0], np.int64))
+    first = constant(tail, f"{feature}/first_axis", np.array([0], np.int64))
     batch = ir.node("Gather", [shape.outputs[0], first], name=f"{feature}/batch")
     batch.outputs[0].name = f"{feature}/batch"
     tail.insert_before(tail[0], [shape, batch])
@@ -205,7 +205,7 @@ def _shape_node(batch: ir.Value) -> ir.Node | None:
     return source.producer() if source is not None else None
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Register `array` as an initialiser; an earlier one of that name is another value's."""
     unique, count = name, 0
     while unique in graph.initializers:
