@@ -23,11 +23,21 @@ MANIFEST = "recipro.json"
 
 
 @dataclass(frozen=True)
+class Companion:
+    """A file of weights beside a model: name, bytes, and time of change in nanoseconds."""
+
+    name: str
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True)
 class SourceFile:
-    """The model that was split: file name and SHA-256."""
+    """The model that was split: file name, SHA-256, and the files of weights beside it."""
 
     name: str
     sha256: str
+    companions: tuple[Companion, ...]
 
 
 @dataclass(frozen=True)

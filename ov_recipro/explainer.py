@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ class Explainer:
     """Explains what an image classifier in a file says.
 
     Args:
-        model: an ONNX file or a bundle; by default the one that `default_model` finds. A model
-            is split on first use and the bundle kept in the user's cache.
-        layer, exact, output, image_shape: see `ov_recipro.split`; not for bundles.
+        model: an ONNX file, an OpenVINO .xml file or a bundle; by default the one that
+            `default_model` finds. A model is split on first use and the bundle kept in the user's
+            cache.
+        layer, exact, output, image_shape, constants: see `ov_recipro.split`; not for bundles.
         device: an OpenVINO device.
         precision: "f32", or "native" for the device's own choice in the head.
         score: how logits become class scores; by default the model's own closing activation, else
@@ -62,6 +63,7 @@ class Explainer:
         exact: bool = False,
         output: str | None = None,
         image_shape: Sequence[int] | None = None,
+        constants: Mapping[str, float] | None = None,
         device: str = "CPU",
         precision: Precision = "f32",
         score: Score | None = None,
@@ -75,7 +77,7 @@ class Explainer:
         self.bundle = (
             model
             if isinstance(model, Bundle)
-            else _open(Path(model), layer, exact, output, image_shape)
+            else _open(Path(model), layer, exact, output, image_shape, constants)
         )
         manifest = self.bundle.manifest
         self.device = device
@@ -232,14 +234,26 @@ def bundled_model() -> Path:
 
 
 def _open(
-    path: Path, layer: str, exact: bool, output: str | None, image_shape: Sequence[int] | None
+    path: Path,
+    layer: str,
+    exact: bool,
+    output: str | None,
+    image_shape: Sequence[int] | None,
+    constants: Mapping[str, float] | None,
 ) -> Bundle:
     if path.is_dir():
-        if layer != "auto" or exact or output is not None or image_shape is not None:
+        if layer != "auto" or exact or output is not None or image_shape is not None or constants:
             raise ReciproError(
                 f"{path} is already split: its layer, output and input shape are fixed."
             )
         return open_bundle(path)
     from ov_recipro.splitting import cached_split
 
-    return cached_split(path, layer=layer, exact=exact, output=output, image_shape=image_shape)
+    return cached_split(
+        path,
+        layer=layer,
+        exact=exact,
+        output=output,
+        image_shape=image_shape,
+        constants=constants,
+    )

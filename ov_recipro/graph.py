@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 from ov_recipro.saliency import Activation
+
+Shape: TypeAlias = tuple[int, ...]
 
 SHAPE_READERS = frozenset({"Shape", "Size", "ShapeOf"})
 
@@ -27,6 +30,8 @@ class Node:
     outputs: tuple[str, ...]
     scope: str = ""
     """Module path of the exporting framework, '' where the file does not tell."""
+    axes: tuple[int, ...] = ()
+    """Axes, counted from 0, that a Softmax or a normalisation runs over; a Transpose's order."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Graph:
         output: name of the model output that the scores lead to.
         shapes: static shapes at batch 1 of the tensors whose shape is known.
         channels_last: tensors [N,H,W,C]; all other 4-D tensors are [N,C,H,W].
+        aliases: further names of tensors, each with the tensor it names.
     """
 
     nodes: tuple[Node, ...]
@@ -48,13 +54,14 @@ class Graph:
     scores: str
     activation: Activation
     output: str
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, Shape]
     channels_last: frozenset[str] = field(default_factory=frozenset)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def path_nodes(self) -> tuple[Node, ...]:
         """The nodes on some path from the image to the scores."""
-        downstream = _descendants(self.nodes, {self.image})
+        downstream = descendants(self.nodes, {self.image})
         needed = {self.scores}
         kept: list[Node] = []
         for node in reversed(self.nodes):
@@ -105,7 +112,7 @@ class Graph:
         With `tensor` masked, everything downstream of it is computed anew; what that part reads
         from outside of it, and depends on the image, is the bypass. Empty for a clean tensor.
         """
-        tail = _descendants(self.path_nodes, {tensor})
+        tail = descendants(self.path_nodes, {tensor})
         outside: dict[str, None] = {}
         for node in self.path_nodes:
             if tail.intersection(node.inputs):
@@ -115,8 +122,8 @@ class Graph:
         return tuple(outside)
 
 
-def _descendants(nodes: Iterable[Node], sources: set[str]) -> set[str]:
-    """Return `sources` and every tensor that their values reach."""
+def descendants(nodes: Iterable[Node], sources: set[str]) -> set[str]:
+    """Return `sources` and every tensor that their values, not only their shapes, reach."""
     reached = set(sources)
     for node in nodes:
         if node.op not in SHAPE_READERS and reached.intersection(node.inputs):

@@ -173,6 +173,7 @@ def _names(graph: Graph) -> list[tuple[str, str]]:
         paths += [".".join(scope[: i + 1]) for i in range(len(scope))]
         for path in paths:
             modules[path] = outputs[0]
+    exact += [(alias, name) for alias, name in graph.aliases.items() if name in graph.path_tensors]
     taken = {name for name, _ in exact}
     return exact + [(name, tensor) for name, tensor in modules.items() if name not in taken]
 

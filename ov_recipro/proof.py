@@ -17,6 +17,9 @@ from ov_recipro.sources.base import Parts, Source
 TOLERANCE = 1e-4
 """Largest error, as a fraction of the largest score: float32 rounding in another order."""
 
+LEAST_AGREEMENT = 0.5
+"""Least correlation of a deployed model's scores with those of its float32 tail."""
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -55,7 +58,8 @@ def prove(source: Source, parts: Parts, folder: Path) -> Proof:
     else:
         whole = _runner(folder / parts.reference.file, [shape], parts.reference.outputs)
         reference = [whole([image.astype(np.float32)]) for image in images]
-        features, ends = [r[:cut] for r in reference], [r[cut:] for r in reference]
+        ends = [each[cut:] for each in reference]
+        features = [each[:cut] for each in reference] if parts.few_bits else deployed
     logits, output = ([np.ravel(end[i]) for end in ends] for i in (0, 1))
     if not all(np.isfinite(each).all() for each in (*logits, *output)):
         raise ReciproError(f"{source.path} gives NaN or infinite scores for a random image.")
@@ -77,9 +81,16 @@ def prove(source: Source, parts: Parts, folder: Path) -> Proof:
             f"'{graph.scores}': they differ by {error:.3g}."
         )
     deviation = None
-    if parts.reference is not None:
+    if parts.few_bits:
         ours = [tail(each[:cut])[0].reshape(-1) for each in deployed]
-        deviation, _ = _largest_error(ours, [each[cut].reshape(-1) for each in deployed])
+        theirs = [each[cut].reshape(-1) for each in deployed]
+        deviation, _ = _largest_error(ours, theirs)
+        agreement = float(np.corrcoef(np.concatenate(ours), np.concatenate(theirs))[0, 1])
+        if not agreement >= LEAST_AGREEMENT:
+            raise ReciproError(
+                f"{source.path}: cut there, the float32 tail and the deployed model disagree "
+                f"(correlation of their scores {agreement:.2f}); nothing was written."
+            )
     any_batch = _takes_batches(folder / parts.tail.file, parts.tail.outputs, features, got)
     return Proof(parity, deviation, any_batch, got[0].size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,6 +18,7 @@ from ov_recipro.bundle import (
     SCHEMA_VERSION,
     SUFFIX,
     Bundle,
+    Companion,
     ImageInput,
     Manifest,
     SourceFile,
@@ -30,6 +32,7 @@ from ov_recipro.layers import find_cut
 from ov_recipro.preprocess import Preprocessing, changed
 from ov_recipro.proof import prove
 from ov_recipro.sources.base import Source
+from ov_recipro.sources.inputs import Constants
 
 _LIBRARIES = ("ov-recipro", "openvino", "onnx", "onnx-ir", "numpy")
 
@@ -42,6 +45,7 @@ def split(
     exact: bool = False,
     output: str | None = None,
     image_shape: Sequence[int] | None = None,
+    constants: Constants | None = None,
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     labels: Sequence[str] | None = None,
     force: bool = False,
@@ -59,6 +63,7 @@ def split(
         exact: cut at the named tensor itself, even where other tensors go round it.
         output: the model output with the class scores, where the model has several.
         image_shape: shape of the image input, where the file leaves it open.
+        constants: values for the inputs that are not the image.
         preprocessing: how images become inputs, or a function that changes what the model says of
             it (see `ov_recipro.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
@@ -73,7 +78,7 @@ def split(
     """
     path = Path(model)
     folder = Path(f"{path.stem}{SUFFIX}") if output_folder is None else Path(output_folder)
-    source = open_source(path, output, image_shape)
+    source = open_source(path, output, image_shape, constants)
     cut = find_cut(source.graph, layer, exact)
     with new_folder(folder, force) as work:
         parts = source.write_parts(cut.point, work)
@@ -92,7 +97,7 @@ def split(
         names = metadata.find_labels(source.metadata, path) if labels is None else tuple(labels)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            source=SourceFile(path.name, file_sha256(path)),
+            source=_describe(source),
             layer=layer,
             named=cut.named,
             cut=cut.point,
@@ -101,7 +106,7 @@ def split(
             tail=parts.tail,
             boundary_shapes=tuple(graph.shapes[name] for name in parts.tail.inputs),
             output=graph.output,
-            deployed_scores=parts.reference is not None,
+            deployed_scores=parts.few_bits,
             activation=graph.activation,
             classes=proof.classes,
             any_batch=proof.any_batch,
@@ -122,6 +127,7 @@ def cached_split(
     exact: bool = False,
     output: str | None = None,
     image_shape: Sequence[int] | None = None,
+    constants: Constants | None = None,
 ) -> Bundle:
     """Return the bundle of `split` from the user's cache, made when it is not there yet.
 
@@ -133,12 +139,15 @@ def cached_split(
     for sidecar in metadata.SIDECARS:
         beside = model.parent / sidecar
         digest.update(beside.read_bytes() if beside.is_file() else b"-")
-    arguments = (layer, exact, output, image_shape, SCHEMA_VERSION, version("ov-recipro"))
+    given = sorted((constants or {}).items())
+    arguments = (layer, exact, output, image_shape, given, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
     folder = _cache_folder() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
     if folder.exists():
         try:
-            return open_bundle(folder)
+            bundle = open_bundle(folder)
+            if all(_is_unchanged(model.parent, each) for each in bundle.manifest.source.companions):
+                return bundle
         except ReciproError:
             pass  # damaged from outside: made anew below
     return split(
@@ -148,12 +157,16 @@ def cached_split(
         exact=exact,
         output=output,
         image_shape=image_shape,
+        constants=constants,
         force=True,
     )
 
 
 def open_source(
-    path: Path, output: str | None = None, image_shape: Sequence[int] | None = None
+    path: Path,
+    output: str | None = None,
+    image_shape: Sequence[int] | None = None,
+    constants: Constants | None = None,
 ) -> Source:
     """Read a model file in whichever format it is.
 
@@ -161,11 +174,32 @@ def open_source(
         ReciproError: no format fits, or the file is no classifier of one image.
     """
     _check_is_file(path)
-    if path.suffix.lower() != ".onnx":
-        raise ReciproError(f"{path}: not a model this tool reads (an .onnx file).")
-    from ov_recipro.sources.onnx import open_onnx
+    if path.suffix.lower() == ".onnx":
+        from ov_recipro.sources.onnx import open_onnx
 
-    return open_onnx(path, output, image_shape)
+        return open_onnx(path, output, image_shape, constants)
+    if path.suffix.lower() == ".xml":
+        from ov_recipro.sources.openvino import open_openvino
+
+        return open_openvino(path, output, image_shape, constants)
+    raise ReciproError(f"{path}: not a model this tool reads (an .onnx or .xml file).")
+
+
+def _describe(source: Source) -> SourceFile:
+    companions = [
+        Companion(os.path.relpath(path, source.path.parent), stat.st_size, stat.st_mtime_ns)
+        for path in source.companions
+        for stat in [path.stat()]
+    ]
+    return SourceFile(source.path.name, file_sha256(source.path), tuple(companions))
+
+
+def _is_unchanged(folder: Path, companion: Companion) -> bool:
+    try:
+        stat = (folder / companion.name).stat()
+    except OSError:
+        return False
+    return (stat.st_size, stat.st_mtime_ns) == (companion.size, companion.modified)
 
 
 def _check_is_file(path: Path) -> None:

@@ -14,8 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 class Builder:
     """Collects nodes and random weights; every method returns the name of its output."""
 
-    def __init__(self, shape: Sequence[int | str] = (1, 3, 16, 16), opset: int = 17) -> None:
-        self.random = np.random.default_rng(0)
+    def __init__(
+        self, shape: Sequence[int | str] = (1, 3, 16, 16), opset: int = 17, seed: int = 0
+    ) -> None:
+        self.random = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.opset = opset
@@ -68,9 +70,9 @@ class Builder:
         return path
 
 
-def residual(path: Path) -> Path:
+def residual(path: Path, seed: int = 0) -> Path:
     """One residual block between two convolutions."""
-    b = Builder()
+    b = Builder(seed=seed)
     stem = b.add("Relu", b.conv("image", 4, output="stem", strides=[2, 2]), output="stem_relu")
     inner = b.conv(b.add("Relu", b.conv(stem, 4, output="a")), 4, output="b")
     block = b.add("Relu", b.add("Add", inner, stem, output="sum"), output="block")

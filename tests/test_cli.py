@@ -168,7 +168,7 @@ def _with_nan(tensor: object) -> object:
         ("flat.onnx", "no 4-D feature map"),
         ("five.onnx", "no axis of 3 colours"),
         ("nan.onnx", "NaN or infinite"),
-        ("m.weights", "not a model this tool reads"),
+        ("m.weights", "not a model this tool reads (an .onnx or .xml file)"),
         ("absent.onnx", "does not exist"),
     ],
 )

@@ -7,16 +7,23 @@ from pathlib import Path
 import click
 import msgspec
 
-from ov_recipro.cli.options import FILE, Numbers
+from ov_recipro.cli.options import FILE, Constant, Numbers
 
 
 @click.command("layers")
 @click.argument("model", type=FILE)
 @click.option("--output-name", metavar="NAME", help="The model output with the class scores.")
 @click.option("--input-shape", type=Numbers(4, int), help="Shape of the image input, if open.")
+@click.option(
+    "--const", "constants", type=Constant(), multiple=True, help="Value of another input."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    model: Path, output_name: str | None, input_shape: tuple[int, ...] | None, as_json: bool
+    model: Path,
+    output_name: str | None,
+    input_shape: tuple[int, ...] | None,
+    constants: tuple[tuple[str, float], ...],
+    as_json: bool,
 ) -> None:
     """List the feature maps of MODEL that one can explain at.
 
@@ -26,7 +33,7 @@ def command(
     from ov_recipro.layers import cut_points
     from ov_recipro.splitting import open_source
 
-    points = cut_points(open_source(model, output_name, input_shape).graph)
+    points = cut_points(open_source(model, output_name, input_shape, dict(constants)).graph)
     if as_json:
         rows = [
             {

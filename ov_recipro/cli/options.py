@@ -38,9 +38,34 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
+class Constant(click.ParamType[tuple[str, float]]):
+    """A name and a number, as in threshold=0.5."""
+
+    name = "NAME=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """Parse the text."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = value.rpartition("=")
+        try:
+            return name, float(number)
+        except ValueError:
+            self.fail(f"'{value}' is not {self.name}.", param, ctx)
+
+
 def cut_options(function: Function) -> Function:
     """Add the options that say where a model is cut."""
     for option in (
+        click.option(
+            "--const",
+            "constants",
+            type=Constant(),
+            multiple=True,
+            help="Value of an input that is not the image; repeatable.",
+        ),
         click.option(
             "--input-shape",
             type=Numbers(4, int),

@@ -26,6 +26,7 @@ def command(
     exact: bool,
     output_name: str | None,
     input_shape: tuple[int, ...] | None,
+    constants: tuple[tuple[str, float], ...],
     labels: Path | None,
     **preprocessing: Any,
 ) -> None:
@@ -45,6 +46,7 @@ def command(
         exact=exact,
         output=output_name,
         image_shape=input_shape,
+        constants=dict(constants),
         force=force,
         preprocessing=lambda found: overridden(found, **preprocessing),
         labels=names,

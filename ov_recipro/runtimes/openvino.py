@@ -125,7 +125,7 @@ def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
         if shapes is not None:
             model.reshape({i: ov.PartialShape(list(s)) for i, s in enumerate(shapes)})
     except RuntimeError as error:
-        raise ReciproError(f"OpenVINO can't read {path.name}: {_reason(error)}") from error
+        raise ReciproError(f"OpenVINO can't read {path.name}: {reason(error)}") from error
     return model
 
 
@@ -161,10 +161,10 @@ def _compile(model: ov.Model, device: str, options: dict[str, Any]) -> ov.Compil
     try:
         return core().compile_model(model, device, config)
     except RuntimeError as error:
-        raise ReciproError(f"OpenVINO can't run this on {device}: {_reason(error)}") from error
+        raise ReciproError(f"OpenVINO can't run this on {device}: {reason(error)}") from error
 
 
-def _reason(error: RuntimeError) -> str:
+def reason(error: RuntimeError) -> str:
     """Return the telling line of OpenVINO's many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]

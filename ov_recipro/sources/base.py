@@ -32,14 +32,17 @@ class Parts:
     Attributes:
         head: the deployed model up to the feature map.
         tail: from there to the logits.
-        reference: where the tail computes in float32 what the deployed model does in 8 or 16 bits,
-            the whole model in float32: it gives the tensors at the cut, the logits and the output,
-            and is there for the proof alone. The head then gives the deployed logits as well.
+        reference: for the proof alone, the whole model of which the tail is a part, where the file
+            itself is not: in float32, with constants for its further inputs. It gives the tensors
+            at the cut, the logits and the output.
+        few_bits: the tail computes in float32 what the deployed model does in 8 or 16 bits. The
+            head then gives the deployed logits as its last output.
     """
 
     head: Part
     tail: Part
-    reference: Part | None = None
+    reference: Part | None
+    few_bits: bool
 
 
 class Source(Protocol):
@@ -64,6 +67,10 @@ class Source(Protocol):
     @property
     def metadata(self) -> dict[str, str]:
         """What the file says of itself, as flat "section key" entries."""
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """Files beside it that hold its weights."""
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write the head and the tail of a cut into `folder`.

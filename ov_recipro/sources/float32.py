@@ -28,15 +28,17 @@ class Rewritten:
         scales: (scale, zero point) of the tensors that are integers in the deployed model and
             floats now. Their values here are the dequantised ones.
         halves: the tensors that are float16 or bfloat16 in the deployed model and float32 now.
+        weights: whether weights are stored in few bits: runtimes quantise what meets them.
     """
 
     scales: Mapping[str, tuple[ir.TensorProtocol, ir.TensorProtocol | None]]
     halves: frozenset[str]
+    weights: bool
 
     @property
     def anything(self) -> bool:
         """Whether the model's arithmetic differs from the deployed one's."""
-        return bool(self.scales or self.halves)
+        return bool(self.scales or self.halves or self.weights)
 
 
 def to_float32(model: ir.Model) -> Rewritten:
@@ -48,6 +50,7 @@ def to_float32(model: ir.Model) -> Rewritten:
     """
     carried = _image_dependent(model)
     scales: dict[str, tuple[ir.TensorProtocol, ir.TensorProtocol | None]] = {}
+    dequantised: set[str] = set()
     for node in list(model.graph):
         source = node.inputs[0] if node.inputs else None
         if source is None or str(source.name) not in carried:
@@ -55,17 +58,26 @@ def to_float32(model: ir.Model) -> Rewritten:
         if node.op_type == "QuantizeLinear":
             scales.update(_clamp(node, source))
         elif node.op_type == "DequantizeLinear":
+            dequantised.add(str(node.outputs[0].name))
             _become(node, "Identity", [source])
         elif node.op_type == "DynamicQuantizeLinear":
             scales.update(_leave_out_dynamic(node, source))
         elif node.op_type in _INTEGER_OPS:
             _become(node, _INTEGER_OPS[node.op_type], [source, _float_weight(node)])
     for node in list(model.graph):  # integers between quantise and dequantise are floats now
-        for name in [str(v.name) for v in node.outputs]:
-            source = node.inputs[0] if node.inputs else None
-            if source is not None and str(source.name) in scales and _keeps_values(node):
-                scales[name] = scales[str(source.name)]
-    rewritten = Rewritten(scales, _widen(model, carried))
+        source = node.inputs[0] if node.inputs else None
+        if source is None or str(source.name) not in scales or not _keeps_values(node):
+            continue
+        for name in {str(value.name) for value in node.outputs} - dequantised:
+            scales[name] = scales[str(source.name)]
+    weights = [
+        node
+        for node in list(model.graph)
+        if node.op_type == "DequantizeLinear" and node.outputs[0].name not in dequantised
+    ]
+    for node in weights:
+        _dequantise_weight(node)
+    rewritten = Rewritten(scales, _widen(model, carried), bool(weights))
     if rewritten.anything:
         for node in model.graph:
             for value in node.outputs:
@@ -151,6 +163,26 @@ def _float_weight(node: ir.Node) -> ir.Value:
             offset = offset.reshape(-1, *[1] * (values.ndim - 1))
         values = values - offset
     return constant(node.graph, f"{node.name}/weight", values)
+
+
+def _dequantise_weight(node: ir.Node) -> None:
+    """Replace a constant's DequantizeLinear by the float32 constant, if it is in the plain form."""
+    weight, scale, zero = (_tensor(node, i) for i in range(3))
+    if weight is None or scale is None or node.graph is None or len(scale.shape) > 1:
+        return
+    steps = scale.numpy().astype(np.float32)
+    offset = np.zeros((), np.float32) if zero is None else zero.numpy().astype(np.float32)
+    if steps.size > 1:
+        axis = node.attributes.get_int("axis", 1)
+        shape = [1] * len(weight.shape)
+        shape[axis] = steps.size
+        steps, offset = steps.reshape(shape), offset.reshape(shape if offset.size > 1 else ())
+    else:
+        steps, offset = steps.reshape(()), offset.reshape(())
+    values = (weight.numpy().astype(np.float32) - offset) * steps
+    output = node.outputs[0]
+    output.replace_all_uses_with(constant(node.graph, f"{output.name}/float32", values))
+    node.graph.remove(node)
 
 
 def _widen(model: ir.Model, carried: set[str]) -> frozenset[str]:

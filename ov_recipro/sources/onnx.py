@@ -6,25 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.graph import Graph, Node
+from ov_recipro.graph import Graph, Node, descendants
 from ov_recipro.layers import CutPoint
-from ov_recipro.saliency import Activation
-from ov_recipro.sources import shaping
+from ov_recipro.layout import channels_last
+from ov_recipro.scores import find_scores
+from ov_recipro.sources import inputs, shaping
 from ov_recipro.sources.base import Part, Parts
 from ov_recipro.sources.float32 import Rewritten, to_float32
 from ov_recipro.sources.quantised import to_qdq
 
-_ACTIVATIONS: dict[str, Activation] = {
-    "Softmax": "softmax",
-    "LogSoftmax": "log_softmax",
-    "Sigmoid": "sigmoid",
-}
-_RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast"})
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _INLINE_LIMIT = 1 << 30  # bytes of weights; protobuf ends at 2 GiB, external data has no limit
 
@@ -40,6 +34,7 @@ class OnnxSource:
         metadata: the file's metadata_props.
         model: the model at batch 1, its shape arithmetic folded into constants, in float32.
         rewritten: what float32 changed in `model`.
+        constants: values of the inputs that are not the image.
     """
 
     path: Path
@@ -49,6 +44,13 @@ class OnnxSource:
     metadata: dict[str, str]
     model: ir.Model
     rewritten: Rewritten
+    constants: inputs.Constants
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """The files beside the model that hold its weights."""
+        external = (t for t in _tensors(self.model) if isinstance(t, ir.ExternalTensor))
+        return tuple(dict.fromkeys(self.path.parent / str(t.location) for t in external))
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_parts`)."""
@@ -56,6 +58,8 @@ class OnnxSource:
         boundary = (point.tensor, *point.bypass)
         differs = self.rewritten.anything
         deployed = load(self.path)
+        if self.constants:
+            _fix_inputs(deployed, self.path, self.image_shape, self.constants)
         given = [_as_float32(deployed, name, self.rewritten, self.model) for name in boundary]
         if differs:
             given.append(_as_float32(deployed, scores, self.rewritten, self.model))
@@ -64,7 +68,7 @@ class OnnxSource:
         shaping.free_batch(tail.graph, point.tensor, self.graph.shapes)
         _save(tail, folder / "tail.onnx")
         reference = None
-        if differs:
+        if differs or self.constants:
             ends = (*boundary, scores, self.graph.output)
             reference = Part("reference.onnx", (image,), ends)
             _save(_extract(self.model, [image], dict.fromkeys(ends)), folder / reference.file)
@@ -72,11 +76,15 @@ class OnnxSource:
             head=Part("head.onnx", (image,), tuple(given)),
             tail=Part("tail.onnx", boundary, (scores,)),
             reference=reference,
+            few_bits=differs,
         )
 
 
 def open_onnx(
-    path: Path, output: str | None = None, image_shape: Sequence[int] | None = None
+    path: Path,
+    output: str | None = None,
+    image_shape: Sequence[int] | None = None,
+    constants: inputs.Constants | None = None,
 ) -> OnnxSource:
     """Read an ONNX classifier.
 
@@ -84,23 +92,28 @@ def open_onnx(
         path: the file.
         output: name of the class-score output, where the model has several.
         image_shape: the image input's shape where the file leaves it open.
+        constants: values for the inputs that are not the image.
 
     Raises:
         ReciproError: the file is no readable ONNX classifier of one image.
     """
     model = load(path)
-    image = _image_input(model, path)
-    shape = _image_shape(image, path, image_shape)
-    image.shape = ir.Shape(shape)
+    image = _fix_inputs(model, path, image_shape, constants or {})
     shaping.fold(model)
     operations = {v.name: node.op_type for node in model.graph for v in node.outputs}
     dtype = image.dtype
     rewritten = to_float32(model)
     if rewritten.anything:
         shaping.fold(model)
-    shapes = {v.name: s for v in _values(model) if v.name and (s := shaping.static_shape(v))}
-    scores, activation, chosen = _find_scores(model, output, shapes)
+    shapes = {
+        str(value.name): shape
+        for value in _values(model)
+        if (shape := shaping.static_shape(value)) and value.name in (image.name, *operations)
+    }
     nodes = tuple(_neutral(node, operations) for node in model.graph)
+    outputs = [str(value.name) for value in model.graph.outputs]
+    scores, activation, chosen = find_scores(nodes, outputs, shapes, output)
+    carried = frozenset(descendants(nodes, {str(image.name)}))
     graph = Graph(
         nodes=nodes,
         image=str(image.name),
@@ -108,7 +121,7 @@ def open_onnx(
         activation=activation,
         output=chosen,
         shapes=shapes,
-        channels_last=_channels_last(model, image, shape),
+        channels_last=channels_last(nodes, str(image.name), shapes, carried),
     )
     if not graph.path_nodes:
         raise ReciproError(f"{path}: output '{chosen}' does not depend on '{image.name}'.")
@@ -117,11 +130,12 @@ def open_onnx(
     return OnnxSource(
         path=path,
         graph=graph,
-        image_shape=shape,
+        image_shape=shapes[str(image.name)],
         image_dtype=dtype.numpy().name,
         metadata=dict(model.metadata_props),
         model=model,
         rewritten=rewritten,
+        constants=dict(constants or {}),
     )
 
 
@@ -187,132 +201,36 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
         raise ReciproError(f"{path}: the external data file '{location}' is too short.")
 
 
-def _image_input(model: ir.Model, path: Path) -> ir.Value:
-    inputs = list(model.graph.inputs)
-    images = [v for v in inputs if v.shape is None or len(v.shape) == 4]
-    if len(images) != 1:
-        shown = ", ".join(f"'{v.name}' {v.shape}" for v in inputs) or "none"
-        raise ReciproError(f"{path}: expected one 4-D image input, found: {shown}.")
-    if len(inputs) > 1:
-        others = ", ".join(f"'{v.name}'" for v in inputs if v is not images[0])
-        raise ReciproError(
-            f"{path}: input '{images[0].name}' is the image; further inputs ({others}) are not "
-            "supported."
-        )
-    return images[0]
+def _fix_inputs(
+    model: ir.Model, path: Path, asked: Sequence[int] | None, constants: inputs.Constants
+) -> ir.Value:
+    """Give the inputs beside the image their values; return the image."""
+    values = list(model.graph.inputs)
+    found = [inputs.Input(str(value.name), _sizes(value)) for value in values]
+    chosen = inputs.choose_image(found, constants, path)
+    for index, value in enumerate(values):
+        if index != chosen:
+            array = inputs.constant_value(found[index], constants)
+            dtype = ir.DataType.FLOAT if value.dtype is None else value.dtype
+            value.const_value = ir.tensor(array.astype(dtype.numpy()), name=value.name)
+            value.shape = ir.Shape(array.shape)
+            model.graph.inputs.remove(value)
+            model.graph.register_initializer(value)
+    image = values[chosen]
+    image.shape = ir.Shape(inputs.image_shape(found[chosen], asked, path))
+    return image
 
 
-def _image_shape(
-    image: ir.Value, path: Path, asked: Sequence[int] | None
-) -> tuple[int, int, int, int]:
-    """Return the image's shape at batch 1: the file's, filled in with what the user asked."""
-    known: list[int | None] = [None] * 4
-    if image.shape is not None:
-        known = [_dimension(size) for size in image.shape]
-    wanted: list[int | None] = [None] * 4 if asked is None else list(asked)
-    if len(wanted) != 4:
-        raise ReciproError("The input shape must have four numbers, as in 1,3,224,224.")
-    known[0] = wanted[0] = 1
-    shape = [file if user is None else user for file, user in zip(known, wanted, strict=True)]
-    if any(f is not None and f != s for f, s in zip(known, shape, strict=True)):
-        raise ReciproError(f"{path}: input '{image.name}' is {known}; it can't be {list(wanted)}.")
-    if any(size is None for size in shape):
-        raise ReciproError(
-            f"{path}: input '{image.name}' has the open shape {image.shape}; say which it shall "
-            "be with --input-shape, as in --input-shape 1,3,224,224."
-        )
-    a, b, c, d = (int(size) for size in shape if size is not None)
-    if 3 not in (b, d):
-        raise ReciproError(
-            f"{path}: input '{image.name}' of shape {[a, b, c, d]} has no axis of 3 colours."
-        )
-    return a, b, c, d
-
-
-def _dimension(size: int | ir.SymbolicDim) -> int | None:
-    return size if isinstance(size, int) and size > 0 else None
+def _sizes(value: ir.Value) -> list[int | None] | None:
+    if value.shape is None:
+        return None
+    return [size if isinstance(size, int) and size > 0 else None for size in value.shape]
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.inputs
     for node in model.graph:
         yield from node.outputs
-
-
-def _find_scores(
-    model: ir.Model, asked: str | None, shapes: dict[str, tuple[int, ...]]
-) -> tuple[str, Activation, str]:
-    """Return (scores before the closing activation, that activation, the output's name)."""
-    outputs = [str(value.name) for value in model.graph.outputs]
-    if asked is not None:
-        if asked not in outputs:
-            raise ReciproError(f"No output '{asked}'; the model has: {', '.join(outputs)}.")
-        chosen = asked
-    else:
-        fitting = [name for name in outputs if _score_like(shapes.get(name))]
-        if len(fitting) != 1 and len(outputs) == 1:
-            shape = shapes.get(outputs[0])
-            raise ReciproError(
-                f"The output '{outputs[0]}' has shape {shape and list(shape)}: not class scores "
-                "[1,classes]."
-            )
-        if len(fitting) != 1:
-            shown = ", ".join(f"{n} {list(shapes[n]) if n in shapes else '?'}" for n in outputs)
-            raise ReciproError(
-                f"Which output holds the class scores? --output-name one of: {shown}."
-            )
-        chosen = fitting[0]
-    value = next(v for v in model.graph.outputs if v.name == chosen)
-    seen: ir.Value | None = value
-    while seen is not None and (node := seen.producer()) is not None:
-        seen = node.inputs[0] if node.inputs else None
-        if seen is not None and node.op_type in _ACTIVATIONS and _over_classes(node, seen, shapes):
-            return str(seen.name), _ACTIVATIONS[node.op_type], chosen
-        if node.op_type not in _RESHAPING:
-            break
-    return chosen, "none", chosen
-
-
-def _score_like(shape: tuple[int, ...] | None) -> bool:
-    """[K], [1,K] or [1,K,1,1]."""
-    if shape is None:
-        return False
-    return len(shape) in (1, 2) or (len(shape) == 4 and shape[2:] == (1, 1))
-
-
-def _over_classes(node: ir.Node, logits: ir.Value, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether a Softmax runs over all classes; a Sigmoid has no axis."""
-    shape = shapes.get(str(logits.name))
-    if shape is None or node.op_type == "Sigmoid":
-        return shape is not None
-    flattens = (node.version or 1) < 13  # up to opset 12 Softmax flattens from its axis on
-    axis = node.attributes.get_int("axis", 1 if flattens else -1) % len(shape)
-    over = shape[axis:] if flattens else shape[axis : axis + 1]
-    return int(np.prod(over)) == int(np.prod(shape))
-
-
-def _channels_last(
-    model: ir.Model, image: ir.Value, shape: tuple[int, int, int, int]
-) -> frozenset[str]:
-    """Return the 4-D tensors laid out [N,H,W,C]: the image of such models, and what follows.
-
-    The layout is handed on by every operation that keeps the shape; a Transpose turns it, and
-    anything else starts [N,C,H,W] again.
-    """
-    last = {str(image.name)} if shape[1] != 3 else set()
-    for node in model.graph:
-        first = node.inputs[0] if node.inputs else None
-        if first is None or first.shape is None or len(first.shape) != 4:
-            continue
-        turned = str(first.name) in last
-        if node.op_type == "Transpose":
-            permutation = list(node.attributes.get_ints("perm", [3, 2, 1, 0]))
-            turned = permutation == [0, 2, 3, 1] and not turned
-        elif node.op_type in ("Conv", "Reshape", "MaxPool", "AveragePool", "GlobalAveragePool"):
-            turned = False
-        if turned:
-            last.update(str(value.name) for value in node.outputs)
-    return frozenset(last)
 
 
 def _neutral(node: ir.Node, operations: Mapping[str | None, str]) -> Node:
@@ -327,7 +245,35 @@ def _neutral(node: ir.Node, operations: Mapping[str | None, str]) -> Node:
         inputs=tuple(dict.fromkeys(name for name in names if name)),
         outputs=tuple(value.name for value in node.outputs if value.name),
         scope=_scope(node),
+        axes=_axes(node),
     )
+
+
+def _axes(node: ir.Node) -> tuple[int, ...]:
+    """Return the axes that a node runs over (see `Node.axes`)."""
+    source = node.inputs[0] if node.inputs else None
+    rank = len(source.shape) if source is not None and source.shape is not None else 0
+    if rank == 0:
+        return ()
+    if node.op_type == "Transpose":
+        return tuple(node.attributes.get_ints("perm", list(range(rank))[::-1]))
+    if node.op_type in ("Softmax", "LogSoftmax"):
+        if (node.version or 0) >= 13 or _opset(node) >= 13:
+            return (node.attributes.get_int("axis", -1) % rank,)
+        return tuple(range(node.attributes.get_int("axis", 1) % rank, rank))
+    if node.op_type == "LayerNormalization":
+        return tuple(range(node.attributes.get_int("axis", -1) % rank, rank))
+    if node.op_type == "ReduceMean":
+        tensor = None
+        if len(node.inputs) > 1 and node.inputs[1] is not None:
+            tensor = ir.convenience.get_const_tensor(node.inputs[1])
+        given = node.attributes.get_ints("axes", []) if tensor is None else tensor.numpy().tolist()
+        return tuple(axis % rank for axis in given)
+    return ()
+
+
+def _opset(node: ir.Node) -> int:
+    return node.graph.opset_imports.get("", 1) if node.graph is not None else 1
 
 
 def _subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:

@@ -144,8 +144,8 @@ def free_batch(tail: ir.Graph, feature: str, shapes: Mapping[str, tuple[int, ...
     for value in (*tail.inputs, *tail.outputs, *(v for n in tail for v in n.outputs)):
         value.shape = None
     for value in tail.inputs:
-        first = "N" if value.name == feature else shapes[str(value.name)][0]
-        value.shape = ir.Shape([first, *shapes[str(value.name)][1:]])
+        shape = shapes[str(value.name)]
+        value.shape = ir.Shape(["N", *shape[1:]] if shape[:1] == (1,) else shape)
 
 
 def _free_reshape(tail: ir.Graph, node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> None:

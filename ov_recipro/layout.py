@@ -1,0 +1,63 @@
+"""Which 4-D tensors of a model are laid out [N,H,W,C]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ov_recipro.graph import Node, Shape
+
+_CHANNELS_FIRST = frozenset(
+    {
+        "AveragePool",
+        "AvgPool",
+        "BatchNormalization",
+        "Conv",
+        "ConvTranspose",
+        "Convolution",
+        "DepthToSpace",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "GroupConvolution",
+        "InstanceNormalization",
+        "MaxPool",
+    }
+)
+_LINEAR = frozenset({"Gemm", "MatMul"})
+_NORMALISATIONS = frozenset({"LayerNormalization", "MVN", "ReduceMean"})
+
+
+def channels_last(
+    nodes: Sequence[Node], image: str, shapes: Mapping[str, Shape], carried: frozenset[str]
+) -> frozenset[str]:
+    """Return the 4-D tensors laid out [N,H,W,C].
+
+    Convolutions and pools take and give [N,C,H,W]. A linear layer or a normalisation over the last
+    axis tells channels there; a Transpose turns the layout; everything else hands it on.
+
+    Args:
+        nodes: the model's nodes, in topological order.
+        image: name of the image input; its axis of three colours tells its layout.
+        shapes: shapes at batch 1, where known.
+        carried: the tensors that the image reaches.
+    """
+    last = {image: shapes[image][1] != 3}
+    for node in nodes:
+        sources = [n for n in node.inputs if n in carried and len(shapes.get(n, ())) == 4]
+        if not sources:
+            continue
+        source = sources[0]
+        if node.op in _CHANNELS_FIRST:
+            last.update(dict.fromkeys([source, *node.outputs], False))
+        elif (node.op in _LINEAR and len(sources) == 1) or (
+            node.op in _NORMALISATIONS and node.axes == (3,)
+        ):
+            last.update(dict.fromkeys([source, *node.outputs], True))
+        elif node.op == "Transpose":
+            last.update(dict.fromkeys(node.outputs, node.axes == (0, 2, 3, 1)))
+        elif any(last.get(name, False) for name in sources):
+            last.update(dict.fromkeys(node.outputs, _same_rank(node, shapes)))
+    return frozenset(name for name, is_last in last.items() if is_last)
+
+
+def _same_rank(node: Node, shapes: Mapping[str, Shape]) -> bool:
+    return node.op not in ("Reshape", "Flatten") and len(shapes.get(node.outputs[0], ())) == 4

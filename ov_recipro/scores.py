@@ -1,0 +1,98 @@
+"""Which tensor of a model holds the class scores, and what activation closes the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.graph import Node, Shape
+from ov_recipro.saliency import Activation
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "Softmax": "softmax",
+    "SoftMax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "Sigmoid": "sigmoid",
+}
+_TRANSPARENT = frozenset(
+    {
+        "Cast",
+        "Convert",
+        "DequantizeLinear",
+        "FakeQuantize",
+        "Flatten",
+        "Identity",
+        "QuantizeLinear",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+    }
+)
+
+
+def find_scores(
+    nodes: Sequence[Node],
+    outputs: Sequence[str],
+    shapes: Mapping[str, Shape],
+    asked: str | None = None,
+) -> tuple[str, Activation, str]:
+    """Find the class scores.
+
+    Args:
+        nodes: the model's nodes, in topological order.
+        outputs: names of the model's outputs.
+        shapes: shapes at batch 1, where known.
+        asked: the output that the user named.
+
+    Returns:
+        The tensor that holds the logits, the activation that closes the model behind it, and the
+        output that this leads to.
+
+    Raises:
+        ReciproError: there is no such output, or it takes a name to tell which one is meant.
+    """
+    output = _choose(outputs, shapes, asked)
+    producers = {name: node for node in nodes for name in node.outputs}
+    seen = output
+    for _ in nodes:
+        node = producers.get(seen)
+        if node is None or not node.inputs:
+            break
+        seen = node.inputs[0]
+        if node.op in _ACTIVATIONS and _over_classes(node, shapes.get(seen)):
+            return seen, _ACTIVATIONS[node.op], output
+        if node.op not in _TRANSPARENT:
+            break
+    return output, "none", output
+
+
+def _choose(outputs: Sequence[str], shapes: Mapping[str, Shape], asked: str | None) -> str:
+    if asked is not None:
+        if asked not in outputs:
+            raise ReciproError(f"No output '{asked}'; the model has: {', '.join(outputs)}.")
+        return asked
+    fitting = [name for name in outputs if name in shapes and _is_scores(shapes[name])]
+    if len(fitting) == 1:
+        return fitting[0]
+    if len(outputs) == 1:
+        shape = list(shapes[outputs[0]]) if outputs[0] in shapes else "unknown"
+        raise ReciproError(
+            f"The output '{outputs[0]}' has shape {shape}: not class scores [1,classes]."
+        )
+    shown = ", ".join(f"{n} {list(shapes[n]) if n in shapes else '?'}" for n in outputs)
+    raise ReciproError(f"Which output holds the class scores? --output-name one of: {shown}.")
+
+
+def _is_scores(shape: Shape) -> bool:
+    """[K], [1,K], [1,K,1,1] or [1,1,1,K]."""
+    return len(shape) in (1, 2) or (
+        len(shape) == 4 and shape[0] == 1 and prod(shape) == max(shape[1], shape[3])
+    )
+
+
+def _over_classes(node: Node, shape: Shape | None) -> bool:
+    """Whether a Softmax runs over all classes; a Sigmoid has no axis."""
+    if shape is None or node.op == "Sigmoid":
+        return shape is not None
+    return prod(shape[axis] for axis in node.axes) == prod(shape)

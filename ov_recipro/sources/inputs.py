@@ -1,0 +1,95 @@
+"""A model's inputs: which is the image, which shape it has, and what the others hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.graph import Shape
+
+Constants: TypeAlias = Mapping[str, float]
+"""Values for the inputs that are not the image: each is filled with its number."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model input.
+
+    Attributes:
+        name: its name.
+        sizes: its shape, None where a size is open; None where not even the rank is known.
+    """
+
+    name: str
+    sizes: Sequence[int | None] | None
+
+
+def choose_image(inputs: Sequence[Input], constants: Constants, path: Path) -> int:
+    """Return the position of the image: the one 4-D input that is no constant.
+
+    Raises:
+        ReciproError: there is none, or several, or an input that nobody gives a value.
+    """
+    known = [each.name for each in inputs]
+    for name in constants:
+        if name not in known:
+            raise ReciproError(f"{path} has no input '{name}'; it has: {', '.join(known)}.")
+    left = [i for i, each in enumerate(inputs) if each.name not in constants]
+    images = [i for i in left if inputs[i].sizes is None or len(inputs[i].sizes or ()) == 4]
+    if len(images) > 1:
+        images = [i for i in images if 3 in (inputs[i].sizes or ())[1::2]]
+    if len(images) != 1:
+        shown = ", ".join(f"'{each.name}' {_shown(each)}" for each in inputs) or "none"
+        raise ReciproError(f"{path}: expected one 4-D image input, found: {shown}.")
+    if len(left) > 1:
+        others = ", ".join(f"--const {inputs[i].name}=VALUE" for i in left if i != images[0])
+        raise ReciproError(
+            f"{path}: input '{inputs[images[0]].name}' is the image; give the others values with "
+            f"{others}."
+        )
+    return images[0]
+
+
+def image_shape(image: Input, asked: Sequence[int] | None, path: Path) -> Shape:
+    """Return the image's shape at batch 1: the file's, filled in with what the user asked.
+
+    Raises:
+        ReciproError: they contradict each other, a size is open, or there is no axis of 3 colours.
+    """
+    known: list[int | None] = [None] * 4 if image.sizes is None else list(image.sizes)
+    wanted: list[int | None] = [None] * 4 if asked is None else list(asked)
+    if len(wanted) != 4:
+        raise ReciproError("The input shape must have four numbers, as in 1,3,224,224.")
+    known[0] = wanted[0] = 1
+    pairs = list(zip(known, wanted, strict=True))
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        raise ReciproError(f"{path}: input '{image.name}' is {_shown(image)}, not {wanted}.")
+    shape = tuple(size for size in (k if w is None else w for k, w in pairs) if size is not None)
+    if len(shape) < 4:
+        raise ReciproError(
+            f"{path}: input '{image.name}' has the open shape {_shown(image)}; say which it shall "
+            "be with --input-shape, as in --input-shape 1,3,224,224."
+        )
+    if 3 not in (shape[1], shape[3]):
+        raise ReciproError(
+            f"{path}: input '{image.name}' of shape {list(shape)} has no axis of 3 colours."
+        )
+    return shape
+
+
+def constant_value(entry: Input, constants: Constants) -> npt.NDArray[Any]:
+    """Return an input's value: its number at its shape, open sizes being 1."""
+    shape = [1 if size is None else size for size in entry.sizes or ()]
+    return np.full(shape, constants[entry.name])
+
+
+def _shown(entry: Input) -> str:
+    if entry.sizes is None:
+        return "of unknown rank"
+    return f"[{','.join('?' if size is None else str(size) for size in entry.sizes)}]"
