@@ -43,7 +43,7 @@ def choose_image(inputs: Sequence[Input], constants: Constants, path: Path) -> i
     left = [i for i, each in enumerate(inputs) if each.name not in constants]
     images = [i for i in left if inputs[i].sizes is None or len(inputs[i].sizes or ()) == 4]
     if len(images) > 1:
-        images = [i for i in images if 3 in (inputs[i].sizes or ())[1::2]]
+        images = [i for i in images if _is_picture(inputs[i].sizes)]
     if len(images) != 1:
         shown = ", ".join(f"'{each.name}' {_shown(each)}" for each in inputs) or "none"
         raise ReciproError(f"{path}: expected one 4-D image input, found: {shown}.")
@@ -87,6 +87,11 @@ def constant_value(entry: Input, constants: Constants) -> npt.NDArray[Any]:
     """Return an input's value: its number at its shape, open sizes being 1."""
     shape = [1 if size is None else size for size in entry.sizes or ()]
     return np.full(shape, constants[entry.name])
+
+
+def _is_picture(sizes: Sequence[int | None] | None) -> bool:
+    """Whether there is an axis of three colours, and more than one pixel."""
+    return sizes is not None and 3 in (sizes[1], sizes[3]) and sizes.count(1) < 3 and sizes[2] != 1
 
 
 def _shown(entry: Input) -> str:

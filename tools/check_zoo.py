@@ -1,0 +1,220 @@
+"""Split every model of a folder everywhere, compare with the slow oracle, and write the table.
+
+For each file: the split at `auto`, at every clean layer (one exporter an architecture; all with
+--every) and at five convolutions that are no clean cuts (--exact). Each split is proven when it is
+made; besides, a sample of cells is compared with a mask in the whole model, one cell at a time.
+
+    python tools/export_zoo.py build/zoo              # environment of tools/export-requirements.txt
+    python tools/export_keras.py build/zoo            # environment with tensorflow-cpu, tf2onnx
+    python tools/check_zoo.py build/zoo docs/compatibility.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+
+from ov_recipro import Explainer, ReciproError
+from ov_recipro.bundle import Bundle
+from ov_recipro.layers import CutPoint, cut_points
+from ov_recipro.sources.base import Source
+from ov_recipro.splitting import open_source, split
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+SAMPLED_CELLS = 6
+FIRST = ("torchscript", "tf2onnx")  # the exporters whose every clean layer is split
+
+
+@dataclass
+class Row:
+    """One file's results; errors as fractions of the largest score or of 0..1."""
+
+    architecture: str
+    exporter: str
+    auto: str = ""
+    grid: str = ""
+    clean: int = 0
+    clean_done: int = 0
+    leaky_done: int = 0
+    leaky: int = 0
+    parity: float = 0.0
+    oracle: float = 0.0
+    frozen: int = 0
+    refused: str = ""
+
+
+class WholeModel:
+    """The model with a mask multiplied into one tensor: the slow oracle, on OpenVINO."""
+
+    def __init__(self, source: Source, point: CutPoint, folder: Path) -> None:
+        path = source.path
+        if path.suffix == ".xml":
+            model = ov.Core().read_model(path)
+        else:
+            proto = onnx.load(path)
+            masked = f"{point.tensor}/masked"
+            for node in proto.graph.node:
+                node.input[:] = [masked if n == point.tensor else n for n in node.input]
+            made = next(i for i, n in enumerate(proto.graph.node) if point.tensor in n.output)
+            node = onnx.helper.make_node("Mul", [point.tensor, "mask"], [masked])
+            proto.graph.node.insert(made + 1, node)
+            shape = [1, *point.grid, 1] if point.channels_last else [1, 1, *point.grid]
+            proto.graph.input.append(
+                onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, shape)
+            )
+            if source.graph.scores != source.graph.output:
+                proto.graph.output.append(
+                    onnx.helper.make_tensor_value_info(
+                        source.graph.scores, onnx.TensorProto.FLOAT, None
+                    )
+                )
+            onnx.save(proto, folder / "masked.onnx")
+            model = ov.Core().read_model(folder / "masked.onnx")
+        model.reshape({model.inputs[0]: list(source.image_shape)})
+        self._compiled = ov.Core().compile_model(model, "CPU", F32)
+        self._shape = [1, *point.grid, 1] if point.channels_last else [1, 1, *point.grid]
+        self._output = source.graph.scores
+
+    def logits(self, image: np.ndarray, cell: int) -> np.ndarray:
+        """Return the logits [classes] with one cell kept."""
+        mask = np.zeros(self._shape, np.float32)
+        mask.reshape(-1)[cell] = 1
+        return np.array(self._compiled([image, mask])[self._output]).reshape(-1)
+
+
+def compare(source: Source, bundle: Bundle, folder: Path) -> float:
+    """Return max |ours - oracle| over sampled cells, as a fraction of the spread over cells."""
+    explainer = Explainer(bundle, score="none")
+    point = bundle.manifest.cut
+    image = np.random.default_rng(1).standard_normal(source.image_shape).astype(np.float32)
+    features, _ = explainer._runtime.infer(image)
+    ours = np.concatenate(list(explainer._runtime.masked_logits(features)))
+    oracle = WholeModel(source, point, folder)
+    cells = np.random.default_rng(2).choice(len(ours), min(SAMPLED_CELLS, len(ours)), False)
+    theirs = np.stack([oracle.logits(image, int(cell)) for cell in cells])
+    spread = np.ptp(ours, axis=0).max()
+    return float(np.abs(ours[cells] - theirs).max() / max(spread, 1e-12))
+
+
+def check(path: Path, every: bool, folder: Path) -> Row:
+    architecture, exporter = path.stem.split(".", 1)
+    row = Row(architecture, exporter)
+    try:
+        source = open_source(path)
+        points = cut_points(source.graph)
+        bundle = split(path, folder / "b.recipro", force=True)
+    except ReciproError as error:
+        row.refused = str(error).removeprefix(f"{path}: ")
+        return row
+    point = bundle.manifest.cut
+    row.auto, row.grid = point.tensor, f"{point.grid[0]}x{point.grid[1]}"
+    clean = [p for p in points if p.clean]
+    row.clean = len(clean)
+    leaky = [p for p in points if not p.clean]
+    leaky = (
+        [leaky[i] for i in sorted({round(j * (len(leaky) - 1) / 4) for j in range(5)})]
+        if leaky
+        else []
+    )
+    row.leaky = len(leaky)
+    chosen = clean if every or exporter in FIRST else []
+    compared = {
+        point.tensor,
+        *(p.tensor for p in clean[:: max(1, len(clean) // 3)]),
+        *(p.tensor for p in leaky),
+    }
+    for p in {p.tensor: p for p in [*chosen, *leaky, point]}.values():
+        try:
+            bundle = split(path, folder / "b.recipro", layer=p.tensor, exact=True, force=True)
+        except ReciproError as error:
+            print(f"  {path.name} {p.tensor}: {error}", file=sys.stderr, flush=True)
+            continue
+        row.clean_done += p.clean
+        row.leaky_done += not p.clean
+        row.frozen += not bundle.manifest.any_batch
+        row.parity = max(row.parity, bundle.manifest.parity)
+        small = p.grid[0] * p.grid[1] <= 800
+        if path.suffix == ".onnx" and p.tensor in compared and small:
+            row.oracle = max(row.oracle, compare(source, bundle, folder))
+    if not chosen:
+        row.clean_done = row.clean = 0
+    return row
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        "| architecture | exporter | `auto` cuts at | clean layers | leaky convs (`--exact`) | "
+        "parity | oracle |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.refused:
+            lines.append(
+                f"| {row.architecture} | {row.exporter} | refused: {row.refused} | | | | |"
+            )
+            continue
+        clean = f"{row.clean_done}/{row.clean}" if row.clean else "not tried"
+        frozen = f" ({row.frozen} cell by cell)" if row.frozen else ""
+        lines.append(
+            f"| {row.architecture} | {row.exporter} | `{row.auto}` {row.grid} | {clean} | "
+            f"{row.leaky_done}/{row.leaky}{frozen} | {row.parity:.1e} | {row.oracle:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--every", action="store_true", help="every clean layer of every file")
+    parser.add_argument("--only", nargs="*", help="architectures to check")
+    parser.add_argument("--records", type=Path, help="JSON lines, to go on from")
+    arguments = parser.parse_args()
+    records = arguments.records or arguments.zoo / "rows.jsonl"
+    done: dict[str, Row] = {}
+    if records.is_file():
+        for line in records.read_text().splitlines():
+            row = Row(**json.loads(line))
+            done[f"{row.architecture}.{row.exporter}"] = row
+    for path in sorted(arguments.zoo.glob("*.onnx"), key=lambda p: p.name.lower()):
+        if path.stem in done or (arguments.only and path.stem.split(".")[0] not in arguments.only):
+            continue
+        started = time.time()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                row = check(path, arguments.every, Path(folder))
+            except Exception as error:  # a defect of ours, and a row that says so
+                row = Row(
+                    *path.stem.split(".", 1), refused=f"DEFECT {type(error).__name__}: {error}"
+                )
+        done[path.stem] = row
+        with records.open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+        print(f"{path.stem}: {time.time() - started:.0f} s {row}", flush=True)
+    head = (
+        Path(arguments.output).read_text().split("<!-- table -->")[0]
+        if arguments.output.is_file()
+        else ""
+    )
+    made = (
+        f"Made by `tools/check_zoo.py` on {date.today()}, {platform.machine()} CPU, OpenVINO "
+        f"{version('openvino')}, onnx {version('onnx')}, onnx-ir {version('onnx-ir')}."
+    )
+    rows = [done[key] for key in sorted(done, key=str.lower)]
+    arguments.output.write_text(f"{head}<!-- table -->\n{made}\n\n{table(rows)}\n")
+
+
+if __name__ == "__main__":
+    main()
