@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.graph import Graph
+from ov_recipro.graph import Graph, descendants
 
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}
 )
+_MOST_EXTRA_TOKENS = 8  # class, distillation and register tokens
+_LEAST_TOKEN_LAYERS = 8  # two blocks; fewer close a convolutional network
 _STAGE = re.compile(r"conv([1-5])")
 
 
@@ -106,6 +108,7 @@ def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> Cut:
     if layer == "auto":
         if not clean:
             raise ReciproError(_why_no_clean_cut(points))
+        _refuse_tokens(graph, clean[-1])
         return Cut(layer, clean[-1].tensor, clean[-1])
     named = _resolve(graph, layer, points)
     if exact or named in graph.clean_tensors:
@@ -246,6 +249,32 @@ def _image_height(graph: Graph) -> int:
 def _is_stride(graph: Graph, point: CutPoint, stride: int) -> bool:
     """Whether the point's stride rounds to `stride` among powers of two (borders shift it)."""
     return round(math.log2(_image_height(graph) / point.shape[1])) == math.log2(stride)
+
+
+def _refuse_tokens(graph: Graph, last: CutPoint) -> None:
+    """Raise for a vision transformer or mixer, whose features behind its stem are tokens.
+
+    Its last feature map is the patch embedding: one can mask it, but the map would say next to
+    nothing of what the network made of the image.
+    """
+    cells = last.grid[0] * last.grid[1]
+    tail = descendants(graph.path_nodes, {last.tensor})
+    tokens = [
+        graph.shapes[node.outputs[0]]
+        for node in graph.path_nodes
+        if node.op in ("MatMul", "Gemm") and node.outputs[0] in tail & graph.shapes.keys()
+    ]
+    tokens = [
+        shape
+        for shape in tokens
+        if len(shape) == 3 and any(cells <= size <= cells + _MOST_EXTRA_TOKENS for size in shape)
+    ]
+    if len(tokens) >= _LEAST_TOKEN_LAYERS:
+        raise ReciproError(
+            f"Behind '{last.tensor}', its patch embedding, this model works on tokens "
+            f"{list(tokens[-1])} (a vision transformer or mixer): they have no height and width "
+            "to mask, and masking tokens is not supported yet."
+        )
 
 
 def _why_no_clean_cut(points: tuple[CutPoint, ...]) -> str:

@@ -75,10 +75,12 @@ def _choose(outputs: Sequence[str], shapes: Mapping[str, Shape], asked: str | No
     fitting = [name for name in outputs if name in shapes and _is_scores(shapes[name])]
     if len(fitting) == 1:
         return fitting[0]
+    if len(outputs) == 1 and outputs[0] not in shapes:
+        return outputs[0]  # behind an operation that only its own runtime knows
     if len(outputs) == 1:
-        shape = list(shapes[outputs[0]]) if outputs[0] in shapes else "unknown"
         raise ReciproError(
-            f"The output '{outputs[0]}' has shape {shape}: not class scores [1,classes]."
+            f"The output '{outputs[0]}' has shape {list(shapes[outputs[0]])}: not class scores "
+            "[1,classes]."
         )
     shown = ", ".join(f"{n} {list(shapes[n]) if n in shapes else '?'}" for n in outputs)
     raise ReciproError(f"Which output holds the class scores? --output-name one of: {shown}.")

@@ -104,6 +104,8 @@ def compare(source: Source, bundle: Bundle, folder: Path) -> float:
     oracle = WholeModel(source, point, folder)
     cells = np.random.default_rng(2).choice(len(ours), min(SAMPLED_CELLS, len(ours)), False)
     theirs = np.stack([oracle.logits(image, int(cell)) for cell in cells])
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        raise ValueError("scores that are not finite")
     spread = np.ptp(ours, axis=0).max()
     return float(np.abs(ours[cells] - theirs).max() / max(spread, 1e-12))
 

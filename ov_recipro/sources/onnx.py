@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -20,6 +22,7 @@ from ov_recipro.sources.float32 import Rewritten, to_float32
 from ov_recipro.sources.quantised import to_qdq
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_PLAIN = "the file itself can be run"  # key of a model's notes
 _INLINE_LIMIT = 1 << 30  # bytes of weights; protobuf ends at 2 GiB, external data has no limit
 
 
@@ -68,7 +71,7 @@ class OnnxSource:
         shaping.free_batch(tail.graph, point.tensor, self.graph.shapes)
         _save(tail, folder / "tail.onnx")
         reference = None
-        if differs or self.constants:
+        if differs or self.constants or not self.model.meta[_PLAIN]:
             ends = (*boundary, scores, self.graph.output)
             reference = Part("reference.onnx", (image,), ends)
             _save(_extract(self.model, [image], dict.fromkeys(ends)), folder / reference.file)
@@ -142,11 +145,18 @@ def open_onnx(
 def load(path: Path) -> ir.Model:
     """Read the file with its weights left on disk, and refuse weights outside its folder."""
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        plain = not (proto.functions or proto.graph.sparse_initializer)
+        for sparse in proto.graph.sparse_initializer:
+            proto.graph.initializer.append(_dense(sparse))
+        del proto.graph.sparse_initializer[:]
+        model = ir.serde.deserialize_model(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
     except OSError as error:
         raise ReciproError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # protobuf and onnx-ir raise many kinds for a malformed file
         raise ReciproError(f"{path} is not a readable ONNX file: {_one_line(error)}") from error
+    model.meta[_PLAIN] = plain
     if model.graph.num_nodes() == 0:
         raise ReciproError(f"{path} is not an ONNX model: it has no nodes.")
     for tensor in _tensors(model):
@@ -161,6 +171,18 @@ def load(path: Path) -> ir.Model:
     except ValueError as error:
         raise ReciproError(f"{path} is not a valid ONNX model: {_one_line(error)}") from error
     return model
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """Return a sparse initialiser as a dense one: few tools take the sparse form."""
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return onnx.numpy_helper.from_array(dense, sparse.values.name)
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol | None]:

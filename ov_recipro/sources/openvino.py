@@ -394,8 +394,12 @@ def _tail(model: ov.Model, boundary: Sequence[str], scores: str) -> ov.Model:
         parameter.output(0).add_names({name})
         parameter.set_friendly_name(name)
         parameters.append(parameter)
-    for node in model.get_ordered_ops():
-        _free_batch(node)
+    reached = set(boundary)
+    for node in ov.Model([ops.result(end)], parameters, "tail").get_ordered_ops():
+        sources = [name_of(port.get_source_output()) for port in node.inputs()]
+        if reached.intersection(sources) and node.get_type_name() != "Result":
+            reached.update(name_of(port) for port in node.outputs())
+            _free_batch(node, parameters[0], reached)
     try:
         return ov.Model([ops.result(end)], parameters, "tail")
     except RuntimeError:
@@ -404,8 +408,12 @@ def _tail(model: ov.Model, boundary: Sequence[str], scores: str) -> ov.Model:
         return ov.Model([ops.result(end)], parameters, "tail")
 
 
-def _free_batch(node: ov.Node) -> None:
-    """Let a Reshape or Squeeze with constant target take any batch; proven later, by running."""
+def _free_batch(node: ov.Node, feature: ov.Node, reached: set[str]) -> None:
+    """Let a node whose batch is frozen at 1 take any; proven later, by running.
+
+    A Reshape keeps all sizes but the first, a Squeeze names its axes, and what a Concat joins every
+    image with is repeated for each.
+    """
     kind = node.get_type_name()
     if node.get_output_size() != 1 or not _has_shape(node.output(0)):
         return
@@ -418,7 +426,17 @@ def _free_batch(node: ov.Node) -> None:
         source = list(node.input_value(0).shape)
         axes = [axis for axis, size in enumerate(source) if size == 1 and axis > 0]
         new = ops.squeeze(node.input_value(0), ops.constant(np.array(axes, np.int64)))
+        reached.add(name_of(node.output(0)))
         _hand_over(node.output(0), new.output(0))
+    elif kind == "Concat" and int(node.get_attributes()["axis"]) % max(1, len(shape)) != 0:
+        for port in node.inputs():
+            source = port.get_source_output()
+            if name_of(source) not in reached and list(source.shape)[:1] == [1]:
+                zero = ops.constant(np.array([0], np.int64))
+                batch = ops.gather(ops.shape_of(feature), zero, ops.constant(np.int64(0)))
+                rest = ops.constant(np.array(list(source.shape)[1:], np.int64))
+                repeated = ops.broadcast(source, ops.concat([batch, rest], 0))
+                port.replace_source_output(repeated.output(0))
 
 
 def _save(model: ov.Model, path: Path) -> None:

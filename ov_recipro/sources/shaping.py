@@ -35,8 +35,23 @@ def fold(model: ir.Model) -> None:
     folded: set[str] = set()
     for _ in range(_MOST_ROUNDS):
         infer(model)
+        for node in model.graph:
+            _shape_of_old_reshape(node)
         if not _fold_once(model, folded):
             return
+
+
+def _shape_of_old_reshape(node: ir.Node) -> None:
+    """Note the output shape of a Reshape before opset 5, which the onnx package does not infer."""
+    target = node.attributes.get_ints("shape", []) if node.op_type == "Reshape" else []
+    source = node.inputs[0] if target else None
+    shape = static_shape(source) if source is not None else None
+    if shape is None or node.outputs[0].shape is not None:
+        return
+    sizes = [shape[axis] if size == 0 else size for axis, size in enumerate(target)]
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = -int(np.prod(shape) // np.prod(sizes))
+    node.outputs[0].shape = ir.Shape(sizes)
 
 
 def _fold_once(model: ir.Model, folded: set[str]) -> bool:
@@ -128,10 +143,18 @@ def free_batch(tail: ir.Graph, feature: str, shapes: Mapping[str, tuple[int, ...
     Squeeze without axes names them. Whether that was right is proven by running, not assumed.
     """
     batch = _batch_of(tail, feature)
+    carried = {str(value.name) for value in tail.inputs}
     for node in list(tail):
+        if node.op_type == "Shape" or not any(
+            v is not None and v.name in carried for v in node.inputs
+        ):
+            continue
+        carried.update(str(value.name) for value in node.outputs)
         if node.domain != "":
             continue
-        if node.op_type == "Reshape":
+        if node.op_type == "Concat":
+            _free_concat(tail, node, batch, carried, shapes)
+        elif node.op_type == "Reshape":
             _free_reshape(tail, node, shapes)
         elif node.op_type == "Squeeze":
             _free_squeeze(tail, node, shapes)
@@ -185,6 +208,33 @@ def _free_resize(tail: ir.Graph, node: ir.Node, batch: ir.Value) -> None:
     joined.outputs[0].name = name
     tail.insert_before(node, joined)
     node.replace_input_with(3, joined.outputs[0])
+
+
+def _free_concat(
+    tail: ir.Graph,
+    node: ir.Node,
+    batch: ir.Value,
+    carried: set[str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Repeat what every image is joined with, such as a class token, for each image."""
+    if node.attributes.get_int("axis", 0) == 0:
+        return
+    for index, value in enumerate(node.inputs):
+        if value is None or value.name in carried:
+            continue
+        tensor = ir.convenience.get_const_tensor(value)
+        shape = shapes.get(str(value.name)) if tensor is None else tuple(tensor.shape.numpy())
+        if shape is None or shape[0] != 1:
+            continue
+        name = f"{node.outputs[0].name}/input{index}"
+        rest = constant(tail, f"{name}/rest", np.array(shape[1:], np.int64))
+        target = ir.node("Concat", [batch, rest], {"axis": 0}, name=f"{name}/shape")
+        repeated = ir.node("Expand", [value, target.outputs[0]], name=f"{name}/repeated")
+        for made in (target, repeated):
+            made.outputs[0].name = made.name
+        tail.insert_before(node, [target, repeated])
+        node.replace_input_with(index, repeated.outputs[0])
 
 
 def _batch_of(tail: ir.Graph, feature: str) -> ir.Value:
