@@ -55,10 +55,7 @@ def find_scores(
     output = _choose(outputs, shapes, asked)
     producers = {name: node for node in nodes for name in node.outputs}
     seen = output
-    for _ in nodes:
-        node = producers.get(seen)
-        if node is None or not node.inputs:
-            break
+    while (node := producers.get(seen)) is not None and node.inputs:
         seen = node.inputs[0]
         if node.op in _ACTIVATIONS and _over_classes(node, shapes.get(seen)):
             return seen, _ACTIVATIONS[node.op], output

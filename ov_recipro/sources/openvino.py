@@ -86,8 +86,11 @@ def open_openvino(
     }
     for name in _integer_valued(model):
         shapes.pop(name, None)
-    nodes = tuple(_neutral(node, operations) for node in model.get_ordered_ops())
-    nodes = tuple(node for node in nodes if node.op not in ("Constant", "Parameter", "Result"))
+    nodes = tuple(
+        _neutral(node, operations)
+        for node in model.get_ordered_ops()
+        if node.get_type_name() not in ("Constant", "Parameter", "Result")
+    )
     results = [name_of(result.input(0).get_source_output()) for result in model.get_results()]
     aliases = {alias: name_of(port) for _, port in _ports(model) for alias in port.get_names()}
     asked = aliases.get(output, output) if output is not None else None
