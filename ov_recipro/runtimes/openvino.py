@@ -164,7 +164,7 @@ def _compile(model: ov.Model, device: str, options: dict[str, Any]) -> ov.Compil
         raise ReciproError(f"OpenVINO can't run this on {device}: {reason(error)}") from error
 
 
-def reason(error: RuntimeError) -> str:
+def reason(error: Exception) -> str:
     """Return the telling line of OpenVINO's many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]

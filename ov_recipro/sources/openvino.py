@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ class OpenVINOSource:
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write `head.xml` and `tail.xml` into `folder` (see `Source.write_parts`)."""
+        with _reported(self.path, "can't be cut there"):
+            return self._parts(point, folder)
+
+    def _parts(self, point: CutPoint, folder: Path) -> Parts:
         boundary, scores = (point.tensor, *point.bypass), self.graph.scores
         wide = self._read()
         differs = to_float32(wide)
@@ -75,7 +80,14 @@ def open_openvino(
     constants: inputs.Constants | None = None,
 ) -> OpenVINOSource:
     """Read an IR classifier; arguments and errors as of `ov_recipro.sources.onnx.open_onnx`."""
-    model, image = _at_batch_1(_load(path), path, image_shape, constants or {})
+    with _reported(path, "is not a readable OpenVINO IR"):
+        return _describe(path, output, image_shape, constants or {})
+
+
+def _describe(
+    path: Path, output: str | None, image_shape: Sequence[int] | None, constants: inputs.Constants
+) -> OpenVINOSource:
+    model, image = _at_batch_1(_load(path), path, image_shape, constants)
     operations = {name_of(port): node.get_type_name() for node, port in _ports(model)}
     dtype = image.get_element_type()
     to_float32(model)
@@ -114,7 +126,7 @@ def open_openvino(
         image_shape=shapes[name],
         image_dtype=np.dtype(dtype.to_dtype()).name,
         metadata=_metadata(model),
-        constants=dict(constants or {}),
+        constants=dict(constants),
     )
 
 
@@ -161,9 +173,23 @@ def to_float32(model: ov.Model) -> bool:
 
 def _load(path: Path) -> ov.Model:
     try:
-        return core().read_model(path)
-    except RuntimeError as error:
-        raise ReciproError(f"{path} is not a readable OpenVINO IR: {reason(error)}") from error
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ReciproError(f"{path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError:
+        text = ""
+    if "<net" not in text[:4096]:  # OpenVINO would try all its other readers on it, aloud
+        raise ReciproError(f"{path} is not a readable OpenVINO IR: it has no <net> element.")
+    return core().read_model(path)
+
+
+@contextmanager
+def _reported(path: Path, what: str) -> Iterator[None]:
+    """Turn OpenVINO's errors into ours."""
+    try:
+        yield
+    except (RuntimeError, UnicodeDecodeError, OverflowError) as error:
+        raise ReciproError(f"{path} {what}: {reason(error)}") from error
 
 
 def _at_batch_1(
@@ -443,7 +469,5 @@ def _free_batch(node: ov.Node, feature: ov.Node, reached: set[str]) -> None:
 
 
 def _save(model: ov.Model, path: Path) -> None:
-    try:
+    with _reported(path, "can't be written"):
         ov.save_model(model, path, compress_to_fp16=False)
-    except RuntimeError as error:
-        raise ReciproError(f"{path} can't be written: {reason(error)}") from error
