@@ -12,7 +12,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.runtimes import openvino
 from ov_recipro.runtimes.openvino import Array
 from ov_recipro.saliency import close_scores
-from ov_recipro.sources.base import Parts, Source
+from ov_recipro.sources.base import Part, Parts, Source
 
 TOLERANCE = 1e-4
 """Largest error, as a fraction of the largest score: float32 rounding in another order."""
@@ -43,30 +43,66 @@ class Proof:
 def prove(source: Source, parts: Parts, folder: Path) -> Proof:
     """Run the model, and the parts in `folder`, on two random images.
 
+    A model in pieces (see `Parts.reference`) is run piece by piece, each released before the next.
+
     Raises:
         ReciproError: the parts differ from the model by more than rounding.
     """
-    graph, shape = source.graph, source.image_shape
-    images = _random_images(shape, source.image_dtype)
-    head = _runner(folder / parts.head.file, [shape], parts.head.outputs)
-    deployed = [head([image]) for image in images]
-    cut = len(parts.tail.inputs)
-    if parts.reference is None:
-        features = deployed
-        whole = _runner(source.path, [shape], [graph.scores, graph.output])
-        ends = [whole([image]) for image in images]
+    graph = source.graph
+    images = _random_images(source.image_shape, source.image_dtype)
+    boundary = parts.tail.inputs
+    head = None
+    if len(parts.reference) < 2 or parts.few_bits:
+        run = _runner(folder / parts.head.file, [source.image_shape], parts.head.outputs)
+        head = [run([image]) for image in images]
+    if parts.reference:
+        wide = [image.astype(np.float32) for image in images] if parts.few_bits else images
+        values = _run_in_a_row(source, [(folder / p.file, p) for p in parts.reference], wide)
     else:
-        whole = _runner(folder / parts.reference.file, [shape], parts.reference.outputs)
-        reference = [whole([image.astype(np.float32)]) for image in images]
-        ends = [each[cut:] for each in reference]
-        features = [each[:cut] for each in reference] if parts.few_bits else deployed
-    logits, output = ([np.ravel(end[i]) for end in ends] for i in (0, 1))
+        whole = Part(source.path.name, (graph.image,), (graph.scores, graph.output))
+        values = _run_in_a_row(source, [(source.path, whole)], images)
+    if head is None or parts.few_bits:
+        features = [[each[name] for name in boundary] for each in values]
+    else:
+        features = head
+
+    tail = _runner(
+        folder / parts.tail.file, [graph.shapes[name] for name in boundary], parts.tail.outputs
+    )
+    got = [tail(feature)[0].reshape(-1) for feature in features]
+    parity = _check_parity(source, got, values)
+    deviation = None
+    if parts.few_bits and head is not None:
+        ours = [tail(each[:-1])[0].reshape(-1) for each in head]
+        deviation = _check_deviation(source, ours, [each[-1].reshape(-1) for each in head])
+    any_batch = _takes_batches(folder / parts.tail.file, parts.tail.outputs, features, got)
+    return Proof(parity, deviation, any_batch, got[0].size)
+
+
+def _run_in_a_row(
+    source: Source, models: Sequence[tuple[Path, Part]], images: Sequence[Array]
+) -> list[dict[str, Array]]:
+    """Run models one after the other on each image; return all tensors between them by name."""
+    values: list[dict[str, Array]] = [{source.graph.image: image} for image in images]
+    for path, part in models:
+        shapes = [source.graph.shapes[name] for name in part.inputs]
+        run = _runner(path, shapes, part.outputs)
+        for each in values:
+            results = run([each[name] for name in part.inputs])
+            each.update(zip(part.outputs, results, strict=True))
+        del run
+    return values
+
+
+def _check_parity(
+    source: Source, got: Sequence[Array], values: Sequence[dict[str, Array]]
+) -> float:
+    """Compare the tail's logits with the model's, and the model's output with its logits'."""
+    graph = source.graph
+    logits = [np.ravel(each[graph.scores]) for each in values]
+    output = [np.ravel(each[graph.output]) for each in values]
     if not all(np.isfinite(each).all() for each in (*logits, *output)):
         raise ReciproError(f"{source.path} gives NaN or infinite scores for a random image.")
-
-    boundary = [graph.shapes[name] for name in parts.tail.inputs]
-    tail = _runner(folder / parts.tail.file, boundary, parts.tail.outputs)
-    got = [tail(feature)[0].reshape(-1) for feature in features]
     parity, largest = _largest_error(got, logits)
     if not parity <= TOLERANCE * largest:
         raise ReciproError(
@@ -80,19 +116,18 @@ def prove(source: Source, parts: Parts, folder: Path) -> Proof:
             f"{source.path}: output '{graph.output}' is not the {graph.activation} of "
             f"'{graph.scores}': they differ by {error:.3g}."
         )
-    deviation = None
-    if parts.few_bits:
-        ours = [tail(each[:cut])[0].reshape(-1) for each in deployed]
-        theirs = [each[cut].reshape(-1) for each in deployed]
-        deviation, _ = _largest_error(ours, theirs)
-        agreement = float(np.corrcoef(np.concatenate(ours), np.concatenate(theirs))[0, 1])
-        if not agreement >= LEAST_AGREEMENT:
-            raise ReciproError(
-                f"{source.path}: cut there, the float32 tail and the deployed model disagree "
-                f"(correlation of their scores {agreement:.2f}); nothing was written."
-            )
-    any_batch = _takes_batches(folder / parts.tail.file, parts.tail.outputs, features, got)
-    return Proof(parity, deviation, any_batch, got[0].size)
+    return parity
+
+
+def _check_deviation(source: Source, ours: Sequence[Array], theirs: Sequence[Array]) -> float:
+    """Compare the float32 tail's logits with the deployed model's in few bits."""
+    agreement = float(np.corrcoef(np.concatenate(ours), np.concatenate(theirs))[0, 1])
+    if not agreement >= LEAST_AGREEMENT:
+        raise ReciproError(
+            f"{source.path}: cut there, the float32 tail and the deployed model disagree "
+            f"(correlation of their scores {agreement:.2f}); nothing was written."
+        )
+    return _largest_error(ours, theirs)[0]
 
 
 def _largest_error(got: Sequence[Array], expected: Sequence[Array]) -> tuple[float, float]:

@@ -83,8 +83,8 @@ def split(
     with new_folder(folder, force) as work:
         parts = source.write_parts(cut.point, work)
         proof = prove(source, parts, work)
-        if parts.reference is not None:
-            for file in work.glob(f"{Path(parts.reference.file).stem}.*"):
+        for part in parts.reference:
+            for file in work.glob(f"{Path(part.file).stem}.*"):
                 file.unlink()
         graph = source.graph
         image = ImageInput(

@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=2,
         help="images on which maps are compared with the slow oracle",
     )
+    parser.addoption("--large", action="store_true", help="run tests that write gigabytes")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,16 +32,17 @@ class Parts:
     Attributes:
         head: the deployed model up to the feature map.
         tail: from there to the logits.
-        reference: for the proof alone, the whole model of which the tail is a part, where the file
-            itself is not: in float32, with constants for its further inputs. It gives the tensors
-            at the cut, the logits and the output.
+        reference: for the proof alone, the whole model of which the tail is a part, as one or more
+            models to run in a row, where the file itself can't serve: it is in few bits, has
+            further inputs, or is too large to be run at once. Between them they give the tensors
+            at the cut, the logits and the output. Empty where the file serves.
         few_bits: the tail computes in float32 what the deployed model does in 8 or 16 bits. The
             head then gives the deployed logits as its last output.
     """
 
     head: Part
     tail: Part
-    reference: Part | None
+    reference: tuple[Part, ...]
     few_bits: bool
 
 

@@ -23,7 +23,9 @@ from ov_recipro.sources.quantised import to_qdq
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _PLAIN = "the file itself can be run"  # key of a model's notes
-_INLINE_LIMIT = 1 << 30  # bytes of weights; protobuf ends at 2 GiB, external data has no limit
+_INLINE = 64 << 20  # bytes of weights that a written file holds itself; more go beside it
+_LARGE = 1 << 30  # bytes of weights of a model that is not run whole for its proof
+_PIECE = 96 << 20  # bytes of weights run at once then
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,45 @@ class OnnxSource:
         tail = _extract(self.model, boundary, [scores])
         shaping.free_batch(tail.graph, point.tensor, self.graph.shapes)
         _save(tail, folder / "tail.onnx")
-        reference = None
-        if differs or self.constants or not self.model.meta[_PLAIN]:
-            ends = (*boundary, scores, self.graph.output)
-            reference = Part("reference.onnx", (image,), ends)
-            _save(_extract(self.model, [image], dict.fromkeys(ends)), folder / reference.file)
+        reference: tuple[Part, ...] = ()
+        if _weights(self.model) > _LARGE:
+            reference = self._pieces(point)
+        elif differs or self.constants or not self.model.meta[_PLAIN]:
+            reference = (Part("reference.onnx", (image,), (*boundary, scores, self.graph.output)),)
+        for part in reference:
+            whole = _extract(self.model, part.inputs, dict.fromkeys(part.outputs))
+            _save(whole, folder / part.file)
         return Parts(
             head=Part("head.onnx", (image,), tuple(given)),
             tail=Part("tail.onnx", boundary, (scores,)),
             reference=reference,
             few_bits=differs,
         )
+
+    def _pieces(self, point: CutPoint) -> tuple[Part, ...]:
+        """Cut the model at clean tensors into pieces that fit into memory one by one."""
+        weights = {
+            str(value.name): value.const_value.nbytes
+            for value in self.model.graph.initializers.values()
+            if value.const_value is not None
+        }
+        clean = self.graph.clean_tensors
+        before = set(clean[: clean.index(point.tensor)] if point.clean else clean)
+        before -= descendants(self.graph.path_nodes, {point.tensor})
+        boundary = (point.tensor, *point.bypass)
+        parts: list[Part] = []
+        start, size = self.graph.image, 0
+        for node in self.graph.path_nodes:
+            size += sum(weights.get(name, 0) for name in node.inputs)
+            end = next((name for name in node.outputs if name in before), None)
+            if end is not None and size > _PIECE:
+                parts.append(Part(f"reference{len(parts)}.onnx", (start,), (end,)))
+                start, size = end, 0
+        inner = tuple(name for name in boundary if name != start)
+        parts.append(Part(f"reference{len(parts)}.onnx", (start,), inner))
+        ends = (self.graph.scores, self.graph.output)
+        parts.append(Part(f"reference{len(parts)}.onnx", boundary, ends))
+        return tuple(parts)
 
 
 def open_onnx(
@@ -366,12 +396,15 @@ def _extract(model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> 
 
 def _save(model: ir.Model, path: Path) -> None:
     """Write the model with its weights inside the file, or beside it when they are large."""
-    weights = sum(tensor.nbytes for tensor in _tensors(model) if tensor is not None)
-    if weights > _INLINE_LIMIT:
-        ir.save(model, path, external_data=f"{path.name}.data")
+    if _weights(model) > _INLINE:
+        ir.save(model, path, external_data=f"{path.name}.data", max_in_flight_bytes=_INLINE)
     else:
         ir.external_data.load_to_model(model)
         ir.save(model, path)
+
+
+def _weights(model: ir.Model) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(model) if tensor is not None)
 
 
 def _one_line(error: BaseException) -> str:

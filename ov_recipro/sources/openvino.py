@@ -54,11 +54,11 @@ class OpenVINOSource:
         deployed = self._read()
         given = (*boundary, scores) if differs else boundary
         _save(_outputs(deployed, given, as_float32=True), folder / "head.xml")
-        reference = None
+        reference: tuple[Part, ...] = ()
         if differs or self.constants:
             ends = (*boundary, scores, self.graph.output)
-            reference = Part("reference.xml", (self.graph.image,), ends)
-            _save(_outputs(wide, ends), folder / reference.file)
+            reference = (Part("reference.xml", (self.graph.image,), ends),)
+            _save(_outputs(wide, ends), folder / "reference.xml")
             wide = self._read()
             to_float32(wide)
         _save(_tail(wide, boundary, scores), folder / "tail.xml")
