@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import openvino
 
 from ov_recipro.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
 from ov_recipro.errors import ReciproError
@@ -19,7 +20,7 @@ from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images import read_image
 from ov_recipro.labels import checked_labels, find_class
 from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
-from ov_recipro.runtimes.openvino import Mask, OpenVINORuntime, Precision
+from ov_recipro.runtimes.openvino import Mask, OpenVINORuntime, Precision, as_file
 from ov_recipro.saliency import Score, class_scores, default_score, saliency_maps
 
 MODEL_VARIABLE = "OV_RECIPRO_MODEL"
@@ -31,9 +32,9 @@ class Explainer:
     """Explains what an image classifier in a file says.
 
     Args:
-        model: an ONNX file, an OpenVINO .xml file or a bundle; by default the one that
-            `default_model` finds. A model is split on first use and the bundle kept in the user's
-            cache.
+        model: an ONNX file, an OpenVINO .xml file, a bundle or an openvino.Model; by default the
+            one that `default_model` finds. A model is split on first use and the bundle kept in the
+            user's cache.
         layer, exact, output, image_shape, constants: see `ov_recipro.split`; not for bundles.
         device: an OpenVINO device.
         precision: "f32", or "native" for the device's own choice in the head.
@@ -57,7 +58,7 @@ class Explainer:
 
     def __init__(
         self,
-        model: str | Path | Bundle | None = None,
+        model: str | Path | Bundle | openvino.Model | None = None,
         *,
         layer: str = "auto",
         exact: bool = False,
@@ -72,13 +73,11 @@ class Explainer:
         preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
-        if model is None:
-            model = default_model()
-        self.bundle = (
-            model
-            if isinstance(model, Bundle)
-            else _open(Path(model), layer, exact, output, image_shape, constants)
-        )
+        if isinstance(model, Bundle):
+            self.bundle = model
+        else:
+            with as_file(default_model() if model is None else model) as path:
+                self.bundle = _open(path, layer, exact, output, image_shape, constants)
         manifest = self.bundle.manifest
         self.device = device
         self.precision = precision

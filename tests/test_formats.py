@@ -194,6 +194,13 @@ def test_a_cut_at_an_integer_tensor_is_one_at_its_float_value(
     np.testing.assert_allclose(steps(cat, 285).maps, plain(cat, 285).maps, atol=1e-5)
 
 
+def test_a_model_in_memory(models: dict[str, Path], explainer: Explainer, cat: Path) -> None:
+    how = explainer.preprocessing
+    model = ov.Core().read_model(models["ir"])
+    expected = Explainer(models["ir"], preprocessing=how)(cat, 285)
+    np.testing.assert_array_equal(Explainer(model, preprocessing=how)(cat, 285).raw, expected.raw)
+
+
 @pytest.mark.parametrize("part", [0.0, 0.5])
 def test_truncated_ir(part: float, models: dict[str, Path], tmp_path: Path) -> None:
     text = models["ir"].read_text()

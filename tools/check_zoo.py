@@ -1,8 +1,8 @@
 """Split every model of a folder everywhere, compare with the slow oracle, and write the table.
 
-For each file: the split at `auto`, at every clean layer (one exporter an architecture; all with
---every) and at five convolutions that are no clean cuts (--exact). Each split is proven when it is
-made; besides, a sample of cells is compared with a mask in the whole model, one cell at a time.
+For each file: the split at `auto`, at the clean layers (one exporter an architecture) and at five
+convolutions that are no clean cuts (--exact). Each split is proven when it is made; besides, a
+sample of cells is compared with a mask in the whole model, one cell at a time.
 
     python tools/export_zoo.py build/zoo              # environment of tools/export-requirements.txt
     python tools/export_keras.py build/zoo            # environment with tensorflow-cpu, tf2onnx
@@ -34,7 +34,8 @@ from ov_recipro.splitting import open_source, split
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 SAMPLED_CELLS = 6
-FIRST = ("torchscript", "tf2onnx")  # the exporters whose every clean layer is split
+ORDER = ("tf2onnx", "torchscript", "dynamo-dynamic", "torchscript-dynamic", "dynamo")
+FIRST = ORDER[:2]  # the exporters whose clean layers are split
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Row:
     exporter: str
     auto: str = ""
     grid: str = ""
+    clean_all: int = 0
     clean: int = 0
     clean_done: int = 0
     leaky_done: int = 0
@@ -110,7 +112,7 @@ def compare(source: Source, bundle: Bundle, folder: Path) -> float:
     return float(np.abs(ours[cells] - theirs).max() / max(spread, 1e-12))
 
 
-def check(path: Path, every: bool, folder: Path) -> Row:
+def check(path: Path, most: int, folder: Path) -> Row:
     architecture, exporter = path.stem.split(".", 1)
     row = Row(architecture, exporter)
     try:
@@ -123,7 +125,7 @@ def check(path: Path, every: bool, folder: Path) -> Row:
     point = bundle.manifest.cut
     row.auto, row.grid = point.tensor, f"{point.grid[0]}x{point.grid[1]}"
     clean = [p for p in points if p.clean]
-    row.clean = len(clean)
+    row.clean_all = len(clean)
     leaky = [p for p in points if not p.clean]
     leaky = (
         [leaky[i] for i in sorted({round(j * (len(leaky) - 1) / 4) for j in range(5)})]
@@ -131,7 +133,9 @@ def check(path: Path, every: bool, folder: Path) -> Row:
         else []
     )
     row.leaky = len(leaky)
-    chosen = clean if every or exporter in FIRST else []
+    chosen = clean if exporter in FIRST else []
+    if most and len(chosen) > most:
+        chosen = [chosen[round(i * (len(chosen) - 1) / (most - 1))] for i in range(most)]
     compared = {
         point.tensor,
         *(p.tensor for p in clean[:: max(1, len(clean) // 3)]),
@@ -150,8 +154,9 @@ def check(path: Path, every: bool, folder: Path) -> Row:
         small = p.grid[0] * p.grid[1] <= 800
         if path.suffix == ".onnx" and p.tensor in compared and small:
             row.oracle = max(row.oracle, compare(source, bundle, folder))
+    row.clean = len({p.tensor for p in chosen} | ({point.tensor} if chosen else set()))
     if not chosen:
-        row.clean_done = row.clean = 0
+        row.clean_done = 0
     return row
 
 
@@ -167,7 +172,7 @@ def table(rows: list[Row]) -> str:
                 f"| {row.architecture} | {row.exporter} | refused: {row.refused} | | | | |"
             )
             continue
-        clean = f"{row.clean_done}/{row.clean}" if row.clean else "not tried"
+        clean = f"{row.clean_done}/{row.clean} of {row.clean_all}" if row.clean else "not tried"
         frozen = f" ({row.frozen} cell by cell)" if row.frozen else ""
         lines.append(
             f"| {row.architecture} | {row.exporter} | `{row.auto}` {row.grid} | {clean} | "
@@ -176,11 +181,17 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _turn(path: Path) -> tuple[int, str]:
+    return ORDER.index(path.stem.split(".", 1)[1]), path.name.lower()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("zoo", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--every", action="store_true", help="every clean layer of every file")
+    parser.add_argument(
+        "--most", type=int, default=0, help="clean layers a file, evenly spread; all by default"
+    )
     parser.add_argument("--only", nargs="*", help="architectures to check")
     parser.add_argument("--records", type=Path, help="JSON lines, to go on from")
     arguments = parser.parse_args()
@@ -190,13 +201,13 @@ def main() -> None:
         for line in records.read_text().splitlines():
             row = Row(**json.loads(line))
             done[f"{row.architecture}.{row.exporter}"] = row
-    for path in sorted(arguments.zoo.glob("*.onnx"), key=lambda p: p.name.lower()):
+    for path in sorted(arguments.zoo.glob("*.onnx"), key=_turn):
         if path.stem in done or (arguments.only and path.stem.split(".")[0] not in arguments.only):
             continue
         started = time.time()
         with tempfile.TemporaryDirectory() as folder:
             try:
-                row = check(path, arguments.every, Path(folder))
+                row = check(path, arguments.most, Path(folder))
             except Exception as error:  # a defect of ours, and a row that says so
                 row = Row(
                     *path.stem.split(".", 1), refused=f"DEFECT {type(error).__name__}: {error}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -127,6 +129,18 @@ def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
     except RuntimeError as error:
         raise ReciproError(f"OpenVINO can't read {path.name}: {reason(error)}") from error
     return model
+
+
+@contextmanager
+def as_file(model: str | Path | ov.Model) -> Iterator[Path]:
+    """Give a model as a file: the one that it is, or a temporary one of a model in memory."""
+    if isinstance(model, str | Path):
+        yield Path(model)
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        ov.save_model(model, path, compress_to_fp16=False)
+        yield path
 
 
 def runner(model: ov.Model) -> Runner:
