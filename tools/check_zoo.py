@@ -160,7 +160,8 @@ def check(path: Path, most: int, folder: Path) -> Row:
         small = p.grid[0] * p.grid[1] <= 800
         if path.suffix == ".onnx" and p.tensor in compared and small:
             score, spread = compare(source, bundle, folder)
-            row.oracle, row.map = max(row.oracle, score), max(row.map, spread)
+            row.oracle = max(row.oracle, float(score))
+            row.map = max(row.map, float(spread))
     row.clean = len({p.tensor for p in chosen} | ({point.tensor} if chosen else set()))
     if not chosen:
         row.clean_done = 0
