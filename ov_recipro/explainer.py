@@ -20,7 +20,7 @@ from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images import read_image
 from ov_recipro.labels import checked_labels, find_class
 from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
-from ov_recipro.runtimes.openvino import Mask, OpenVINORuntime, Precision, as_file
+from ov_recipro.runtimes.openvino import Mask, OpenVINORuntime, Plan, Precision, as_file
 from ov_recipro.saliency import Score, class_scores, default_score, saliency_maps
 
 MODEL_VARIABLE = "OV_RECIPRO_MODEL"
@@ -42,6 +42,8 @@ class Explainer:
             softmax.
         mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants.
         batch_memory: bytes that the tail's activations may take.
+        plan: "rows", the tail on the pixels that a cell can change, "stream", the whole tail on
+            batches of masked maps, or "auto": rows where they apply, save, and passed their check.
         preprocessing: how images become inputs, or a function that changes what the model says of
             it (see `ov_recipro.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
@@ -70,6 +72,7 @@ class Explainer:
         score: Score | None = None,
         mask: Mask = "cell",
         batch_memory: int = 256 << 20,
+        plan: Plan = "auto",
         preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
@@ -87,8 +90,9 @@ class Explainer:
         self.labels = checked_labels(
             tuple(labels) if labels is not None else manifest.labels, manifest.classes
         )
-        self._runtime = OpenVINORuntime(self.bundle, device, precision, batch_memory, mask)
+        self._runtime = OpenVINORuntime(self.bundle, device, precision, batch_memory, mask, plan)
         self.plan = self._runtime.plan
+        self.plan_reason = self._runtime.reason
 
     def __call__(
         self,

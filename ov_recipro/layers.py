@@ -121,7 +121,8 @@ def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
     names = _names(graph)
     stage = _STAGE.fullmatch(layer)
     ways: list[Callable[[str], bool]] = [lambda name: name == layer]
-    if not stage:  # "conv2" ends the name of many a block's convolution: the stage is meant
+    index = int(layer) if re.fullmatch(r"[+-]?\d+", layer) else None
+    if not stage and index is None:  # these end the names of many a tensor by chance
         ways += [lambda name: _is_suffix(layer, name), lambda name: fnmatchcase(name, layer)]
     for matches in ways:
         found = {tensor: name for name, tensor in names if matches(name)}
@@ -134,8 +135,7 @@ def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
             )
         if found:
             return _checked(graph, layer, next(iter(found)))
-    if re.fullmatch(r"[+-]?\d+", layer):
-        index = int(layer)
+    if index is not None:
         if not -len(points) <= index < len(points):
             raise ReciproError(
                 f"Layer index {index} is out of range: the model has {len(points)} cut points "

@@ -133,6 +133,7 @@ def run_record(
         "layer_asked": manifest.layer,
         "feature_shape": manifest.cut.shape,
         "plan": explainer.plan.name,
+        "plan_reason": explainer.plan_reason,
         "score": explainer.score,
         "mask": explainer.mask,
         "precision": explainer.precision,

@@ -62,7 +62,7 @@ def test_explain_with_the_bundled_model(tmp_path: Path, cat: Path) -> None:
     assert read_image(folder / "chelsea.png").shape == read_image(cat).shape
     record = json.loads((folder / "explanations.json").read_text())
     assert record["layer"] == "/swish_1/Clip_output_0"
-    assert (record["plan"], record["precision"], record["device"]) == ("stream", "f32", "CPU")
+    assert (record["plan"], record["precision"], record["device"]) == ("rows", "f32", "CPU")
     (image,) = record["images"]
     assert [p["index"] for p in image["predictions"]][:1] == [285]
     first, second = image["targets"]

@@ -11,6 +11,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.graph import Graph, Node
 from ov_recipro.layers import cut_points, find_cut
 from ov_recipro.sources.onnx import open_onnx
+from ov_recipro.splitting import open_source
 
 
 def graph(*nodes: tuple[str, str, str], scores: str = "y") -> Graph:
@@ -95,6 +96,7 @@ def test_a_leaky_convolution_moves_to_the_end_of_its_block(tmp_path: Path) -> No
         ("st*_relu", "stem_relu"),
         ("-1", "block"),
         ("0", "stem"),
+        ("+1", "stem_relu"),
         ("conv1", "block"),
     ],
 )
@@ -137,6 +139,11 @@ def test_modules_of_both_exporters_name_their_last_feature_map(tmp_path: Path) -
         entry.value = f"['', 'l', '{scope}', 'x']"
     onnx.save(model, path)
     assert find_cut(open_onnx(path).graph, "l.0").point.tensor == "body/one/relu"
+
+
+def test_an_index_is_no_suffix(lite0: Path) -> None:
+    found = open_source(lite0).graph
+    assert find_cut(found, "0").point.tensor == cut_points(found)[0].tensor
 
 
 def test_stages_of_the_resnet_paper(lite0: Path) -> None:

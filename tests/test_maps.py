@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,8 +22,15 @@ LAYERS = [
 ]
 
 
-def check(model: Path, layer: str, exact: bool, images: list[Path]) -> None:
-    explainer = Explainer(model, layer=layer, exact=exact)
+def check(
+    model: Path,
+    layer: str,
+    exact: bool,
+    images: list[Path],
+    plan: Literal["auto", "stream"] = "auto",
+) -> None:
+    explainer = Explainer(model, layer=layer, exact=exact, plan=plan)
+    assert explainer.plan.name == ("stream" if exact or plan == "stream" else "rows")
     manifest = explainer.bundle.manifest
     oracle = Oracle(model, manifest.cut.tensor)
     assert manifest.cut.clean is not exact
@@ -34,11 +42,12 @@ def check(model: Path, layer: str, exact: bool, images: list[Path]) -> None:
         np.testing.assert_allclose(explanation.maps, expected, atol=1e-4, err_msg=str(path))
 
 
+@pytest.mark.parametrize("plan", ["auto", "stream"])
 @pytest.mark.parametrize(("layer", "exact"), LAYERS)
 def test_bundled_model_equals_the_oracle(
-    layer: str, exact: bool, lite0: Path, cat: Path, coffee: Path
+    layer: str, exact: bool, plan: Literal["auto", "stream"], lite0: Path, cat: Path, coffee: Path
 ) -> None:
-    check(lite0, layer, exact, [cat, coffee])
+    check(lite0, layer, exact, [cat, coffee], plan)
 
 
 @pytest.mark.parametrize(("layer", "exact"), LAYERS)
@@ -89,7 +98,7 @@ def test_predictions_are_the_plain_models(explainer: Explainer, lite0: Path, cat
 def test_the_batch_does_not_change_the_maps(
     batch_memory: int, explainer: Explainer, lite0: Path, cat: Path
 ) -> None:
-    other = Explainer(lite0, batch_memory=batch_memory)
+    other = Explainer(lite0, batch_memory=batch_memory, plan="stream")
     np.testing.assert_allclose(other(cat, "top3").maps, explainer(cat, "top3").maps, atol=1e-5)
 
 

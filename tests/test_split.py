@@ -15,6 +15,7 @@ from graphs import Builder, residual
 from onnx.external_data_helper import set_external_data
 
 from ov_recipro import Explainer, ReciproError, open_bundle, split
+from ov_recipro.plans.stream import StreamPlan
 from ov_recipro.sources.onnx import open_onnx
 
 LIGHT_MODELS = [
@@ -97,6 +98,7 @@ def test_a_batch_that_cannot_be_freed_runs_cell_by_cell(tmp_path: Path) -> None:
     bundle = split(path, tmp_path / "b.recipro")
     assert not bundle.manifest.any_batch
     explainer = Explainer(bundle)
+    assert isinstance(explainer.plan, StreamPlan)
     assert explainer.plan.batch == 1
     image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
     from oracle import Oracle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -16,10 +17,13 @@ from openvino import opset13 as ops
 
 from ov_recipro.bundle import Bundle
 from ov_recipro.errors import ReciproError
+from ov_recipro.plans import rows
+from ov_recipro.plans.rows import NotWorthIt, RowsPlan, Verdict, macs_of
 from ov_recipro.plans.stream import StreamPlan, plan_stream
 
 Array = npt.NDArray[Any]
 Mask = Literal["cell", "spread", "weight"]
+Plan = Literal["auto", "rows", "stream"]
 Precision = Literal["f32", "native"]
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 """From a model's inputs to its outputs, in order."""
@@ -41,10 +45,18 @@ class OpenVINORuntime:
         mask: "cell" keeps one cell of the feature map and zeroes the rest (Eq. 5 of the paper);
             "spread" copies that cell's vector to its 3x3 neighbours with Gaussian weights; "weight"
             multiplies the neighbours' own vectors by these weights.
+        plan: "rows" or "stream", or "auto" for rows where they apply and save.
+
+    Attributes:
+        plan: how the tail is run.
+        reason: why that is not the plan `rows`; None where it is.
 
     Raises:
-        ReciproError: the device is not there or can't run the model.
+        ReciproError: the device is not there or can't run the model, or `plan` does not apply.
     """
+
+    plan: StreamPlan | RowsPlan
+    reason: str | None
 
     def __init__(
         self,
@@ -53,23 +65,26 @@ class OpenVINORuntime:
         precision: Precision = "f32",
         batch_memory: int = 256 << 20,
         mask: Mask = "cell",
+        plan: Plan = "auto",
     ) -> None:
         check_device(device)
+        self._bundle, self._device = bundle, device
+        self._batch_memory, self._mask = batch_memory, mask
         plain = read(bundle.head, [bundle.manifest.image.shape])
         if not bundle.manifest.deployed_scores:
             plain = _join(plain, _tail_at(bundle, batch=1))
+        plain_macs = sum(macs_of(node) for node in plain.get_ordered_ops())
         self._plain = _compile(plain, device, _F32 if precision == "f32" else {})
-        tail = _tail_at(bundle, batch=1)
-        height, width = bundle.manifest.cut.grid
-        self.plan: StreamPlan = plan_stream(
-            cells=height * width,
-            bytes_per_cell=_activation_bytes(tail),
-            batch_memory=batch_memory if bundle.manifest.any_batch else 1,
-        )
-        if self.plan.batch > 1:
-            tail = _tail_at(bundle, batch=self.plan.batch)
-        masked = _masked(tail, bundle, self.plan.batch, mask)
-        self._tail = _compile(masked, device, _F32).create_infer_request()
+        self.reason = "asked for" if plan == "stream" else rows.applies(bundle.manifest, mask)
+        if self.reason is None:
+            try:
+                self._tail, self.plan = self._rows(plain_macs)
+            except NotWorthIt as failure:
+                self.reason = str(failure)
+        if self.reason is not None:
+            if plan == "rows":
+                raise ReciproError(f"The plan 'rows' can't be used: {self.reason}.")
+            self._tail, self.plan = self._stream()
 
     def infer(self, image: Array) -> tuple[list[Array], npt.NDArray[np.float32]]:
         """Run the whole model once.
@@ -93,11 +108,66 @@ class OpenVINORuntime:
         Yields:
             The logits float32 [b, classes] of the next b cells; b sums up to the plan's cells.
         """
-        left = self.plan.cells
-        for cells in self.plan.batches():
-            logits = self._tail.infer([*features, cells], share_inputs=True)[0]
-            yield np.asarray(logits, np.float32).reshape(len(cells), -1)[:left]
-            left -= len(cells)
+        return _run_plan(self.plan, self._tail, features)
+
+    def _stream(self) -> tuple[ov.InferRequest, StreamPlan]:
+        bundle = self._bundle
+        tail = _tail_at(bundle, batch=1)
+        height, width = bundle.manifest.cut.grid
+        plan = plan_stream(
+            cells=height * width,
+            bytes_per_cell=_activation_bytes(tail),
+            batch_memory=self._batch_memory if bundle.manifest.any_batch else 1,
+        )
+        if plan.batch > 1:
+            tail = _tail_at(bundle, batch=plan.batch)
+        masked = _masked(tail, bundle, plan.batch, self._mask)
+        return _compile(masked, self._device, _F32).create_infer_request(), plan
+
+    def _rows(self, plain_macs: int) -> tuple[ov.InferRequest, RowsPlan]:
+        """Build the plan, and check every cell against the dense tail unless that was done."""
+        file = rows.verdict_file(self._bundle.manifest)
+        verdict = rows.read_verdict(file)
+        if verdict is not None and verdict.reason is not None:
+            raise NotWorthIt(verdict.reason)
+        try:
+            error = verdict.error if verdict is not None else None
+            tail = _tail_at(self._bundle, batch=1)
+            model, plan = rows.build(tail, core(), self._batch_memory, plain_macs, error or 0.0)
+            request = _compile(model, self._device, _F32).create_infer_request()
+            if error is None:
+                plan = dataclasses.replace(plan, error=self._check(request, plan))
+        except (NotWorthIt, ReciproError) as failure:
+            rows.keep_verdict(file, Verdict(None, str(failure)))
+            raise NotWorthIt(str(failure)) from failure
+        if error is None:
+            rows.keep_verdict(file, Verdict(plan.error, None))
+        return request, plan
+
+    def _check(self, request: ov.InferRequest, plan: RowsPlan) -> float:
+        dense, stream = self._stream()
+
+        def logits(plan: StreamPlan | RowsPlan, request: ov.InferRequest) -> rows.Logits:
+            return lambda features: np.concatenate(list(_run_plan(plan, request, [features])))
+
+        shape = self._bundle.manifest.boundary_shapes[0]
+        error = rows.largest_error(logits(plan, request), logits(stream, dense), shape)
+        if not error <= rows.TOLERANCE:
+            raise NotWorthIt(f"rows differ from the dense tail by {error:.1e} of the spread")
+        return error
+
+
+def _run_plan(
+    plan: StreamPlan | RowsPlan, request: ov.InferRequest, features: Sequence[Array]
+) -> Iterator[npt.NDArray[np.float32]]:
+    if isinstance(plan, RowsPlan):
+        yield np.array(request.infer([features[0]], share_inputs=True)[0], np.float32)
+        return
+    left = plan.cells
+    for cells in plan.batches():
+        logits = request.infer([*features, cells], share_inputs=True)[0]
+        yield np.asarray(logits, np.float32).reshape(len(cells), -1)[:left]
+        left -= len(cells)
 
 
 @cache

@@ -1,0 +1,37 @@
+"""Plan `rows`: the tail, exactly, on the pixels that a cell can change.
+
+A feature map with one cell kept differs from the zero map at one cell; so does every tensor of the
+tail, on a region that grows slowly. Each tensor is a list of rows, one for each *active* pixel of
+each cell's map, with the pixel's values; every other pixel is as in the *background*, the tail's
+answer to zeros. Which pixels are active follows from the graph alone, so all index tables are
+constants. What no rule covers is computed densely from there on.
+"""
+
+from ov_recipro.plans.rows.compiler import NotWorthIt, macs_of
+from ov_recipro.plans.rows.plan import (
+    TOLERANCE,
+    Logits,
+    RowsPlan,
+    Verdict,
+    applies,
+    build,
+    keep_verdict,
+    largest_error,
+    read_verdict,
+    verdict_file,
+)
+
+__all__ = [
+    "TOLERANCE",
+    "Logits",
+    "NotWorthIt",
+    "RowsPlan",
+    "Verdict",
+    "applies",
+    "build",
+    "keep_verdict",
+    "largest_error",
+    "macs_of",
+    "read_verdict",
+    "verdict_file",
+]

@@ -1,0 +1,342 @@
+"""The walk over the tail: each operation as rows where a rule covers it, the rest densely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+from openvino._offline_transformations import apply_moc_transformations
+
+from ov_recipro.plans.rows import convolution, patches, pixelwise, pooling
+from ov_recipro.plans.rows.tensors import Array, PerCell, Port, Rows, constant, densified, reshape
+from ov_recipro.plans.rows.windows import window_of
+
+_SATURATED = 0.95  # a window of this share of the map is no saving over the map
+_MOST_OF_DENSE = 0.7  # share of the dense plan's cost above which rows are not worth it, ...
+_CHEAP = 0.25  # ... unless both cost less than this share of one plain inference
+_F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+Key = tuple[str, int]
+
+
+class NotWorthIt(Exception):
+    """The plan does not apply to a tail, or would not be clearly cheaper; the message says why."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A tail as rows.
+
+    Attributes:
+        scores: logits [N,classes].
+        macs: multiply-accumulates of all cells.
+        dense_macs: what the same cells cost one by one.
+        dense_from: the first operation that is computed densely, None where there is none.
+    """
+
+    scores: Port
+    macs: int
+    dense_macs: int
+    dense_from: str | None
+
+
+def prepared(tail: ov.Model) -> ov.Model:
+    """Fuse what OpenVINO can fuse offline, and give every operation a name of its own."""
+    apply_moc_transformations(tail, cf=True)
+    for number, node in enumerate(tail.get_ordered_ops()):
+        node.set_friendly_name(f"{number}:{node.get_friendly_name()}")
+    return tail
+
+
+def lower(tail: ov.Model, feature: Port, core: ov.Core, memory: int, plain_macs: int) -> Lowered:
+    """Compile a prepared tail of one input [1,C,H,W] into rows that grow out of `feature`.
+
+    Args:
+        tail: the tail at batch 1; it takes any batch.
+        feature: the feature map [1,C,H,W] to read.
+        core: to evaluate the background with.
+        memory: bytes that the dense remainder's activations may take at once.
+        plain_macs: multiply-accumulates of one plain inference.
+
+    Raises:
+        NotWorthIt: rows don't apply or save too little.
+    """
+    return _Compiler(tail, core, memory, plain_macs).run(feature)
+
+
+@dataclass
+class _Compiler:
+    tail: ov.Model
+    core: ov.Core
+    memory: int
+    plain_macs: int
+    values: dict[Key, Rows | PerCell] = field(default_factory=dict)
+    rest: set[str] = field(default_factory=set)
+    boundary: dict[Key, Rows | PerCell] = field(default_factory=dict)
+    macs: int = 0
+    dense_from: str | None = None
+
+    def run(self, feature: Port) -> Lowered:
+        (parameter,) = self.tail.get_parameters()
+        _, channels, height, width = parameter.output(0).shape
+        cells = height * width
+        nodes = [n for n in _downstream(self.tail) if n.get_type_name() != "Result"]
+        dense = cells * sum(macs_of(node) for node in nodes)
+        self.limit = max(_MOST_OF_DENSE * dense, _CHEAP * self.plain_macs)
+        self.backgrounds = _backgrounds(self.tail, nodes, self.core)
+        port = ops.transpose(feature, constant([0, 2, 3, 1], np.int32)).output(0)
+        one_cell = np.eye(cells, dtype=bool).reshape(cells, height, width)
+        zeros = np.zeros((channels, height, width), np.float32)
+        self.values[_key(parameter.output(0))] = Rows(
+            reshape(port, [cells, channels]), one_cell, zeros
+        )
+        for node in nodes:
+            if _key(node.output(0)) in self.values:
+                continue  # done together with an earlier one
+            made = None if self._reads_rest(node) else self._lower(node)
+            if made is None:
+                self._leave(node, cells)
+            else:
+                self.values |= {_key(node.output(i)): each for i, each in enumerate(made)}
+            self._pay(0)
+        end = self.tail.get_results()[0].input_value(0)
+        if _key(end) in self.values:
+            scores = self._per_cell(self.values[_key(end)])
+        else:
+            scores = self._densely(cells, nodes)
+        count = int(np.prod(list(end.shape)))
+        return Lowered(reshape(scores, [cells, count]), self.macs, dense, self.dense_from)
+
+    def _reads_rest(self, node: ov.Node) -> bool:
+        return any(value.get_node().get_friendly_name() in self.rest for value in _sources(node))
+
+    def _leave(self, node: ov.Node, cells: int) -> None:
+        """Note that `node` is computed densely, on the values that it reads."""
+        reads_rows = any(isinstance(self.values.get(_key(value)), Rows) for value in _sources(node))
+        if reads_rows and self.dense_from is None:
+            self.dense_from = node.get_type_name()
+        self.rest.add(node.get_friendly_name())
+        self.macs += cells * macs_of(node)
+        for value in _sources(node):
+            if _key(value) in self.values:
+                self.boundary[_key(value)] = self.values[_key(value)]
+
+    def _per_cell(self, value: Rows | PerCell) -> Port:
+        return value.port if isinstance(value, PerCell) else densified(value, slice(None))
+
+    def _densely(self, cells: int, nodes: Sequence[ov.Node]) -> Port:
+        """Run the remainder on the original operations, in chunks of cells within the memory."""
+        left = [node for node in nodes if node.get_friendly_name() in self.rest]
+        size = max(
+            sum(4 * int(np.prod(list(p.shape))) for p in [*_sources(node), *node.outputs()])
+            for node in left
+        )
+        chunk = max(1, min(cells, self.memory // (2 * size)))
+        parts = []
+        for start in range(0, cells, chunk):
+            selected = slice(start, min(cells, start + chunk))
+            copy = self.tail.clone()
+            known = {n.get_friendly_name(): n for n in copy.get_ordered_ops()}
+            for (name, index), value in self.boundary.items():
+                port = self._slice(value, selected, cells)
+                for reader in list(known[name].output(index).get_target_inputs()):
+                    if reader.get_node().get_friendly_name() in self.rest:
+                        reader.replace_source_output(port)
+            for node in copy.get_ordered_ops():
+                if node.get_friendly_name() in self.rest:
+                    node.validate_and_infer_types()
+            parts.append(copy.get_results()[0].input_value(0))
+        return parts[0] if len(parts) == 1 else ops.concat(parts, 0).output(0)
+
+    def _slice(self, value: Rows | PerCell, selected: slice, cells: int) -> Port:
+        if isinstance(value, Rows):
+            return densified(value, selected)
+        if selected == slice(0, cells):
+            return value.port
+        ends = [constant([each], np.int64) for each in (selected.start, selected.stop, 1, 0)]
+        return ops.slice(value.port, *ends).output(0)
+
+    def _lower(self, node: ov.Node) -> list[Rows | PerCell] | None:
+        """Return the node's outputs as rows or entries a cell; None where no rule covers it."""
+        kind = node.get_type_name()
+        sources = _sources(node)
+        values = [self.values.get(_key(value)) for value in sources]
+        backgrounds = [self.backgrounds.get(_key(port)) for port in node.outputs()]
+        rows = [value for value in values if isinstance(value, Rows)]
+        if len(rows) != sum(value is not None for value in values) or not rows:
+            return None
+        background = backgrounds[0]
+        if background is None:
+            return None
+        if kind in pixelwise.ELEMENTWISE and background.ndim == 3:
+            inputs = [
+                value if isinstance(value, Rows) else self._constant(source)
+                for value, source in zip(values, sources, strict=True)
+            ]
+            if any(each is None for each in inputs):
+                return None
+            made = pixelwise.elementwise(node, inputs, background)  # type: ignore[arg-type]
+            return None if made is None else [made]
+        if kind == "Concat" and len(rows) == len(values) and background.ndim == 3:
+            if int(node.get_attributes()["axis"]) % 4 != 1:
+                return None
+            return [pixelwise.concatenated(rows, background)]
+        if kind in ("Split", "VariadicSplit"):
+            axis = self._constant(sources[1])
+            if axis is None or int(axis.reshape(-1)[0]) % 4 != 1:
+                return None
+            parts = [each for each in backgrounds if each is not None]
+            return (
+                list(pixelwise.split(node, rows[0], parts))
+                if len(parts) == len(backgrounds)
+                else None
+            )
+        if len(rows) > 1:
+            return None
+        return self._lower_spatial(node, kind, rows[0], background)
+
+    def _lower_spatial(
+        self, node: ov.Node, kind: str, rows: Rows, background: Array
+    ) -> list[Rows | PerCell] | None:
+        height, width = rows.active.shape[1:]
+        shape = list(node.output(0).shape)
+        if kind == "ReduceMean":
+            axes = self._constant(node.input_value(1))
+            if axes is None or sorted(int(a) % 4 for a in axes.reshape(-1)) != [2, 3]:
+                return None
+            return [pooling.global_average(rows, shape[1:])]
+        if kind == "Reshape" and shape == [1, rows.background.size]:
+            return self._flattened(node, rows)
+        if kind == "Convolution":
+            weight = self._constant(node.input_value(1))
+            if weight is None or background.ndim != 3:
+                return None
+            window = window_of(node)
+            self._pay(convolution.convolution_macs(rows, window, weight))
+            return [convolution.convolution(rows, window, weight, background)]
+        if kind not in ("GroupConvolution", "AvgPool", "MaxPool") or background.ndim != 3:
+            return None
+        window = window_of(node)
+        if kind == "AvgPool" and window.kernel == (height, width) and shape[2:] == [1, 1]:
+            return [pooling.global_average(rows, shape[1:])]
+        patch = patches.patch_of(rows, window)
+        share = patch.size[0] * patch.size[1] / (window.target[0] * window.target[1])
+        if share >= _SATURATED and rows.count >= 0.8 * rows.active.size:
+            return None
+        if kind == "GroupConvolution":
+            if self._constant(node.input_value(1)) is None:
+                return None
+            weights = int(np.prod(list(node.input_value(1).shape)))
+            self._pay(len(rows.active) * patch.size[0] * patch.size[1] * weights)
+            return [patches.grouped_convolution(node, rows, window, patch, background)]
+        if kind == "MaxPool":
+            if len(node.outputs()) > 1 and node.output(1).get_target_inputs():
+                return None
+            return [patches.max_pool(rows, window, patch, background)]
+        return [patches.average_pool(rows, window, patch, background, self._divisors(node, window))]
+
+    def _flattened(self, node: ov.Node, rows: Rows) -> list[Rows | PerCell] | None:
+        """Lower Flatten together with the one linear layer that reads it."""
+        readers = [port.get_node() for port in node.output(0).get_target_inputs()]
+        if len(readers) != 1 or readers[0].get_type_name() != "MatMul":
+            return None
+        linear = readers[0]
+        attributes = linear.get_attributes()
+        weight = self._constant(linear.input_value(1))
+        background = self.backgrounds.get(_key(linear.output(0)))
+        if weight is None or weight.ndim != 2 or background is None or attributes["transpose_a"]:
+            return None
+        weight = np.asarray(weight.T if attributes["transpose_b"] else weight, np.float32)
+        cost = pooling.flat_linear_macs(rows, weight)
+        if cost > _MOST_OF_DENSE * len(rows.active) * weight.size:
+            return None
+        self._pay(cost)
+        made = pooling.flat_linear(rows, weight, background)
+        self.values[_key(linear.output(0))] = made
+        return [made]
+
+    def _pay(self, macs: int) -> None:
+        """Count the cost before the tables are built: early layers' would be huge."""
+        self.macs += macs
+        if self.macs > self.limit:
+            raise NotWorthIt("rows would cost about as much as the dense plan")
+
+    def _constant(self, port: Port) -> Array | None:
+        node = port.get_node()
+        if node.get_type_name() == "Constant":
+            return np.array(node.data)
+        if any(_key(port) in known for known in (self.values, self.boundary)):
+            return None
+        if node.get_friendly_name() in self.rest or not _is_constant(node):
+            return None
+        compiled = self.core.compile_model(ov.Model([ops.result(port)], []), "CPU", _F32)
+        return np.array(compiled([])[0])
+
+    def _divisors(self, node: ov.Node, window: Any) -> Array:
+        """Return what an average pool divides by at each pixel, found by running it on ones."""
+        source = constant(np.ones((1, 1, *window.source)))
+        made = pixelwise.rebuild(node, [source])
+        compiled = self.core.compile_model(ov.Model([ops.result(made)], []), "CPU", _F32)
+        means = np.array(compiled([])[0]).reshape(window.target)
+        inside = np.ones((1, *window.source), np.int64)
+        counts = sum(window.pick(inside, tap, 0)[0] for tap in window.taps())
+        return np.asarray(counts / means, np.float32)
+
+
+def macs_of(node: ov.Node) -> int:
+    """Return the multiply-accumulates of a convolution or linear layer at the model's shapes."""
+    kind = node.get_type_name()
+    if kind not in ("Convolution", "GroupConvolution", "MatMul"):
+        return 0
+    out = int(np.prod(list(node.output(0).shape)))
+    weight = list(node.input_value(1).shape)
+    if kind == "Convolution":
+        return out * int(np.prod(weight[1:]))
+    if kind == "GroupConvolution":
+        return out * int(np.prod(weight[2:]))
+    return out * int(weight[-1 if node.get_attributes()["transpose_b"] else -2])
+
+
+def _key(port: Port) -> Key:
+    return port.get_node().get_friendly_name(), port.get_index()
+
+
+def _sources(node: ov.Node) -> list[Port]:
+    return [port.get_source_output() for port in node.inputs()]
+
+
+def _is_constant(node: ov.Node) -> bool:
+    if node.get_type_name() == "Parameter":
+        return False
+    return all(_is_constant(value.get_node()) for value in _sources(node))
+
+
+def _downstream(tail: ov.Model) -> list[ov.Node]:
+    """Return the nodes that the feature map reaches, in order."""
+    reached = {parameter.get_friendly_name() for parameter in tail.get_parameters()}
+    nodes = []
+    for node in tail.get_ordered_ops():
+        if any(value.get_node().get_friendly_name() in reached for value in _sources(node)):
+            reached.add(node.get_friendly_name())
+            nodes.append(node)
+    return nodes
+
+
+def _backgrounds(tail: ov.Model, nodes: Sequence[ov.Node], core: ov.Core) -> Mapping[Key, Array]:
+    """Return the tail's activations on a feature map of zeros, without the batch axis."""
+    copy = tail.clone()
+    known = {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
+    keys = [
+        _key(port)
+        for node in nodes
+        for port in node.outputs()
+        if port.get_element_type() == ov.Type.f32 and len(port.shape) in (2, 4)
+    ]
+    results = [ops.result(known[name].output(index)) for name, index in keys]
+    parameters = copy.get_parameters()
+    compiled = core.compile_model(ov.Model(results, parameters), "CPU", _F32)
+    values = compiled([np.zeros(list(p.shape), np.float32) for p in parameters])
+    return {key: np.array(values[i])[0] for i, key in enumerate(keys)}

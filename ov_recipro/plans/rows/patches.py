@@ -1,0 +1,141 @@
+"""Grouped convolutions and pools: the native operation on each cell's small window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+from openvino.utils.node_factory import NodeFactory
+
+from ov_recipro.plans.rows.tensors import (
+    Array,
+    Indices,
+    Mask,
+    Port,
+    Rows,
+    constant,
+    differences,
+    gather,
+    plus_background,
+    reshape,
+)
+from ov_recipro.plans.rows.windows import Window
+
+_LOWEST = float(np.finfo(np.float32).min)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A window of one size around each cell's active output pixels.
+
+    Attributes:
+        active: the active output pixels, [N,H',W'].
+        top, left: the window's place for each cell, [N] each; size: its height and width.
+    """
+
+    active: Mask
+    top: Indices
+    left: Indices
+    size: tuple[int, int]
+
+
+def patch_of(rows: Rows, window: Window) -> Patch:
+    """Return the smallest windows that hold what the active pixels reach."""
+    active = window.reached(rows.active)
+    some = np.asarray(active.any(axis=(1, 2)))
+    top, height = _extent(np.asarray(active.any(axis=2)), some)
+    left, width = _extent(np.asarray(active.any(axis=1)), some)
+    return Patch(active, top, left, (height, width))
+
+
+def _extent(lines: Mask, some: Mask) -> tuple[Indices, int]:
+    """Return where each cell's active lines [N,n] begin, for windows of one length."""
+    begin = lines.argmax(axis=1)
+    end = lines.shape[1] - lines[:, ::-1].argmax(axis=1)
+    length = int((end - begin)[some].max()) if some.any() else 1
+    return np.where(some, np.minimum(begin, lines.shape[1] - length), 0), length
+
+
+def grouped_convolution(
+    node: ov.Node, rows: Rows, window: Window, patch: Patch, background: Array
+) -> Rows:
+    """Lower a grouped convolution: linear, so the windows hold differences from the background."""
+    table = _with_row(differences(rows), np.zeros(len(rows.background)))
+    patches = _gathered(rows, window, patch, table, np.full((1, 1), rows.count), rows.count)
+    weight = node.input_value(1)
+    attributes = {**node.get_attributes(), "pads_begin": [0, 0], "pads_end": [0, 0],
+                  "auto_pad": "explicit"}  # fmt: skip
+    factory = NodeFactory(node.get_type_info().version_id)
+    result = factory.create(node.get_type_name(), [patches, weight], attributes).output(0)
+    port = _active_rows(result, patch, len(background))
+    return Rows(plus_background(port, background, patch.active), patch.active, background)
+
+
+def average_pool(
+    rows: Rows, window: Window, patch: Patch, background: Array, divisors: Array
+) -> Rows:
+    """Lower an average pool; `divisors` [H',W'] are the numbers of pixels it divides by."""
+    table = _with_row(differences(rows), np.zeros(len(rows.background)))
+    patches = _gathered(rows, window, patch, table, np.full((1, 1), rows.count), rows.count)
+    pooled = ops.avg_pool(
+        patches, list(window.stride), [0, 0], [0, 0], list(window.kernel), False, "floor"
+    ).output(0)
+    port = _active_rows(pooled, patch, len(background))
+    pixels = np.flatnonzero(patch.active) % divisors.size
+    factors = window.kernel[0] * window.kernel[1] / divisors.reshape(-1)[pixels]
+    port = ops.multiply(port, constant(factors[:, None])).output(0)
+    return Rows(plus_background(port, background, patch.active), patch.active, background)
+
+
+def max_pool(rows: Rows, window: Window, patch: Patch, background: Array) -> Rows:
+    """Lower a max pool: not linear, so the windows hold the values themselves."""
+    table = ops.concat([rows.port, constant(rows.background_table)], 0).output(0)
+    table = _with_row(table, np.full(len(rows.background), _LOWEST))
+    height, width = window.source
+    inactive = rows.count + np.arange(height * width).reshape(height, width)
+    patches = _gathered(rows, window, patch, table, inactive, rows.count + height * width)
+    pooled = ops.max_pool(
+        patches, list(window.stride), list(window.dilation), [0, 0], [0, 0],
+        list(window.kernel), "floor",
+    ).output(0)  # fmt: skip
+    return Rows(_active_rows(pooled, patch, len(background)), patch.active, background)
+
+
+def _with_row(port: Port, row: np.ndarray) -> Port:
+    return ops.concat([port, constant(row[None])], 0).output(0)
+
+
+def _gathered(
+    rows: Rows, window: Window, patch: Patch, table: Port, inactive: np.ndarray, outside: int
+) -> Port:
+    """Return the input windows [N,C,h,w] from rows of `table`."""
+
+    def reach(size: int, axis: int) -> int:
+        kernel = (window.kernel[axis] - 1) * window.dilation[axis] + 1
+        return (size - 1) * window.stride[axis] + kernel
+
+    y = patch.top[:, None] * window.stride[0] - window.pad[0] + np.arange(reach(patch.size[0], 0))
+    x = patch.left[:, None] * window.stride[1] - window.pad[1] + np.arange(reach(patch.size[1], 1))
+    height, width = window.source
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    y, x = np.clip(y, 0, height - 1)[:, :, None], np.clip(x, 0, width - 1)[:, None, :]
+    numbers = rows.lookup[np.arange(len(y))[:, None, None], y, x]
+    empty = np.broadcast_to(inactive, (height, width))[y, x]
+    numbers = np.where(numbers >= 0, numbers, empty)
+    numbers = np.where(inside, numbers, outside)
+    return ops.transpose(gather(table, numbers), constant([0, 3, 1, 2], np.int32)).output(0)
+
+
+def _active_rows(port: Port, patch: Patch, channels: int) -> Port:
+    """Return the active pixels' rows [P,C] of output windows [N,C,h,w]."""
+    height, width = patch.size
+    count = len(patch.top)
+    port = ops.transpose(port, constant([0, 2, 3, 1], np.int32)).output(0)
+    port = reshape(port, [count * height * width, channels])
+    cells, y, x = np.nonzero(patch.active)
+    numbers = (cells * height + y - patch.top[cells]) * width + x - patch.left[cells]
+    if len(numbers) == count * height * width and (numbers == np.arange(len(numbers))).all():
+        return port
+    return gather(port, numbers)

@@ -1,0 +1,146 @@
+"""Choosing the plan `rows` for a tail: built, checked on every cell, and the verdict kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import platformdirs
+from openvino import opset13 as ops
+
+from ov_recipro.bundle import Manifest
+from ov_recipro.plans.rows.compiler import NotWorthIt, lower, prepared
+
+Logits: TypeAlias = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""From a feature map [1,C,H,W] to the logits of all cells [N,classes]."""
+
+TOLERANCE = 1e-3
+"""Largest error against the dense tail, as a fraction of the spread over cells."""
+
+
+@dataclass(frozen=True)
+class RowsPlan:
+    """The tail on the pixels that a cell can change, all cells in one run.
+
+    Attributes:
+        cells: number of cells.
+        macs: multiply-accumulates of all cells; plain_macs: of one plain inference.
+        dense_from: the first operation computed densely; None where there is none.
+        error: largest error against the dense tail on random features, of the spread over cells.
+    """
+
+    cells: int
+    macs: int
+    plain_macs: int
+    dense_from: str | None
+    error: float
+
+    name = "rows"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found out of a tail: the check's error, or why the plan is not used."""
+
+    error: float | None
+    reason: str | None
+
+
+def applies(manifest: Manifest, mask: str) -> str | None:
+    """Return why the plan can't be used for a bundle; None where it may."""
+    if mask != "cell":
+        return f"the mask '{mask}' keeps more than one cell"
+    if manifest.cut.bypass:
+        return "tensors go round the cut"
+    if manifest.cut.channels_last:
+        return "the feature map is laid out [N,H,W,C]"
+    if not manifest.any_batch:
+        return "the tail's batch is frozen"
+    return None
+
+
+def build(
+    tail: ov.Model, core: ov.Core, memory: int, plain_macs: int, error: float = 0.0
+) -> tuple[ov.Model, RowsPlan]:
+    """Compile a tail at batch 1 into a model from the feature map to all cells' logits.
+
+    Raises:
+        NotWorthIt: rows don't apply, save too little, or this graph defeats their compiler.
+    """
+    shape = list(tail.input(0).shape)
+    feature = ops.parameter(shape, np.float32, name="feature")
+    try:
+        lowered = lower(prepared(tail), feature.output(0), core, memory, plain_macs)
+        model = ov.Model([ops.result(lowered.scores)], [feature], "rows")
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
+        raise NotWorthIt(f"{type(failure).__name__}: {str(failure).splitlines()[0]}") from failure
+    plan = RowsPlan(
+        cells=shape[2] * shape[3],
+        macs=lowered.macs,
+        plain_macs=plain_macs,
+        dense_from=lowered.dense_from,
+        error=error,
+    )
+    return model, plan
+
+
+def largest_error(
+    rows: Logits,
+    dense: Logits,
+    shape: tuple[int, ...],
+) -> float:
+    """Compare logits [N,classes] of every cell of random features; a fraction of their spread.
+
+    A sample of cells is not enough: an error in one table can concern one cell.
+    """
+    random = np.random.default_rng(0)
+    scales = random.uniform(0.2, 3, (1, shape[1], 1, 1))
+    features = (random.standard_normal(shape) * scales).astype(np.float32)
+    expected, got = dense(features), rows(features)
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        return float("inf")
+    spread = float(np.ptp(expected, axis=0).max())
+    error = float(np.abs(got - expected).max())
+    return error / spread if spread > 0 else (0.0 if error == 0 else float("inf"))
+
+
+def verdict_file(manifest: Manifest) -> Path:
+    """Return where the verdict on a bundle's tail is kept."""
+    about = (
+        manifest.source,
+        manifest.cut,
+        manifest.output,
+        manifest.boundary_shapes,
+        version("ov-recipro"),
+        version("openvino"),
+    )
+    name = hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:32]
+    return platformdirs.user_cache_path("ov-recipro") / "plans" / f"{name}.json"
+
+
+def read_verdict(path: Path) -> Verdict | None:
+    """Return the verdict kept in `path`, if there is a sound one."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Verdict)
+    except (OSError, msgspec.MsgspecError):
+        return None  # it is found out anew
+
+
+def keep_verdict(path: Path, verdict: Verdict) -> None:
+    """Write a verdict; where the cache is closed, it is found out anew each time."""
+    work = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work.write_bytes(msgspec.json.encode(verdict))
+        work.replace(path)
+    except OSError:
+        work.unlink(missing_ok=True)

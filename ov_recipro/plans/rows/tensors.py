@@ -1,0 +1,138 @@
+"""Rows: a tensor of all cells' maps, held at its active pixels only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as ops
+
+Port: TypeAlias = ov.Output
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Indices: TypeAlias = npt.NDArray[np.int64]
+Array: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor [N,C,H,W] over N cells.
+
+    Attributes:
+        port: [P,C], the values at the active pixels, ordered by cell, row and column.
+        active: [N,H,W], P of them true.
+        background: [C,H,W], the values at all others.
+    """
+
+    port: Port
+    active: Mask
+    background: Array
+
+    @cached_property
+    def positions(self) -> tuple[Indices, Indices]:
+        """Cell and pixel (row * W + column) of each row, [P] each."""
+        flat = np.flatnonzero(self.active)
+        pixels = self.active.shape[1] * self.active.shape[2]
+        return flat // pixels, flat % pixels
+
+    @cached_property
+    def lookup(self) -> Indices:
+        """[N,H,W]: the number of the row at each pixel, -1 where there is none."""
+        numbers = np.full(self.active.shape, -1, np.int64)
+        numbers[self.active] = np.arange(self.count)
+        return numbers
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return int(self.active.sum())
+
+    @property
+    def background_table(self) -> Array:
+        """[H*W,C]."""
+        return np.ascontiguousarray(self.background.reshape(len(self.background), -1).T)
+
+
+@dataclass(frozen=True)
+class PerCell:
+    """A tensor with one entry a cell: [N, ...]."""
+
+    port: Port
+
+
+def constant(values: npt.ArrayLike, dtype: Any = np.float32) -> Port:
+    """Return a constant."""
+    return ops.constant(np.ascontiguousarray(np.asarray(values, dtype))).output(0)
+
+
+def gather(table: Port, rows: npt.NDArray[Any]) -> Port:
+    """Return table[rows]."""
+    return ops.gather(table, constant(rows, np.int32), constant(0, np.int32)).output(0)
+
+
+def reshape(port: Port, shape: list[int]) -> Port:
+    """Reshape; sizes as they are."""
+    return ops.reshape(port, constant(shape, np.int64), False).output(0)
+
+
+def aligned(rows: Rows, active: Mask) -> Port:
+    """Return [P',C] for a wider set of active pixels, with background where `rows` has none."""
+    if np.array_equal(rows.active, active):
+        return rows.port
+    numbers = rows.lookup[active]
+    if (numbers >= 0).all():
+        return gather(rows.port, numbers)
+    pixels = np.flatnonzero(active) % (active.shape[1] * active.shape[2])
+    table = ops.concat([rows.port, constant(rows.background_table)], 0).output(0)
+    return gather(table, np.where(numbers >= 0, numbers, rows.count + pixels))
+
+
+def differences(rows: Rows) -> Port:
+    """Return [P,C]: the values less the background's."""
+    if not rows.background.any():
+        return rows.port
+    return ops.subtract(
+        rows.port, gather(constant(rows.background_table), rows.positions[1])
+    ).output(0)
+
+
+def plus_background(port: Port, background: Array, active: Mask) -> Port:
+    """Return [P,C] plus the background [C,H,W] at the active pixels."""
+    if not background.any():
+        return port
+    table = constant(background.reshape(len(background), -1).T)
+    pixels = np.flatnonzero(active) % (active.shape[1] * active.shape[2])
+    return ops.add(port, gather(table, pixels)).output(0)
+
+
+def densified(rows: Rows, cells: slice) -> Port:
+    """Return [n,C,H,W] for a range of cells."""
+    _, height, width = rows.active.shape
+    channels = len(rows.background)
+    numbers = rows.lookup[cells].reshape(-1, height * width)
+    pixels = np.broadcast_to(np.arange(height * width), numbers.shape)
+    if (numbers >= 0).all():
+        port = gather(rows.port, numbers)
+    else:
+        table = ops.concat([rows.port, constant(rows.background_table)], 0).output(0)
+        port = gather(table, np.where(numbers >= 0, numbers, rows.count + pixels))
+    port = ops.transpose(port, constant([0, 2, 1], np.int32)).output(0)
+    return reshape(port, [len(numbers), channels, height, width])
+
+
+def summed_per_cell(port: Port, cells: Indices, count: int) -> Port:
+    """Return [count,C]: the sums of the rows of each cell; `cells` [P] is sorted."""
+    sizes = np.bincount(cells, minlength=count)
+    filled = np.flatnonzero(sizes)
+    offsets = np.concatenate([[0], np.cumsum(sizes[filled])[:-1]])
+    numbers = constant(np.arange(len(cells)), np.int32)
+    sums = ops.embedding_bag_offsets_sum(port, numbers, constant(offsets, np.int32)).output(0)
+    if len(filled) == count:
+        return sums
+    places = np.full(count, len(filled))
+    places[filled] = np.arange(len(filled))
+    zeros = constant(np.zeros((1, port.get_partial_shape()[1].get_length())))
+    return gather(ops.concat([sums, zeros], 0).output(0), places)

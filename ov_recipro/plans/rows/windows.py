@@ -1,0 +1,80 @@
+"""Sliding windows: which input pixels an operation's output pixels read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+
+from ov_recipro.plans.rows.tensors import Indices, Mask
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Geometry of a convolution or pool; all pairs are (vertical, horizontal)."""
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    pad: Pair
+    source: Pair
+    target: Pair
+
+    def taps(self) -> Iterator[tuple[Indices, Indices]]:
+        """Yield for each tap, row by row, the input row [H'] and column [W'] it reads."""
+        for i in range(self.kernel[0]):
+            for j in range(self.kernel[1]):
+                yield self._read(0, i), self._read(1, j)
+
+    def _read(self, axis: int, tap: int) -> Indices:
+        start = tap * self.dilation[axis] - self.pad[axis]
+        return np.arange(self.target[axis]) * self.stride[axis] + start
+
+    def pick(self, values: Indices, tap: tuple[Indices, Indices], outside: int) -> Indices:
+        """Return values [N,H,W] as one tap sees them, [N,H',W']; `outside` beyond the border."""
+        y, x = tap
+        inside = _within(y, self.source[0])[:, None] & _within(x, self.source[1])[None]
+        rows = values[:, np.clip(y, 0, self.source[0] - 1)]
+        seen = rows[:, :, np.clip(x, 0, self.source[1] - 1)]
+        return np.where(inside, seen, outside)
+
+    def reached(self, active: Mask) -> Mask:
+        """Return the output pixels [N,H',W'] that read an active input pixel."""
+        result = np.zeros((len(active), *self.target), bool)
+        for tap in self.taps():
+            result |= self.pick(active.astype(np.int64), tap, 0) > 0
+        return result
+
+
+def window_of(node: ov.Node) -> Window:
+    """Return the geometry of a convolution or pool of one image."""
+    attributes = node.get_attributes()
+    source = tuple(node.input_value(0).shape)[2:]
+    target = tuple(node.output(0).shape)[2:]
+    if "Convolution" in node.get_type_name():
+        kernel = tuple(node.input_value(1).shape)[-2:]
+    else:
+        kernel = tuple(attributes["kernel"])
+    stride = tuple(attributes["strides"])
+    dilation = tuple(attributes.get("dilations") or (1, 1))
+    pad = tuple(attributes["pads_begin"])
+    automatic = str(attributes.get("auto_pad", "explicit")).lower()
+    if automatic == "valid":
+        pad = (0, 0)
+    elif automatic.startswith("same"):
+        needed = [
+            max((target[i] - 1) * stride[i] + (kernel[i] - 1) * dilation[i] + 1 - source[i], 0)
+            for i in (0, 1)
+        ]
+        pad = tuple((n + (automatic == "same_lower")) // 2 for n in needed)
+    return Window(
+        *((int(p[0]), int(p[1])) for p in (kernel, stride, dilation, pad, source, target))
+    )
+
+
+def _within(places: Indices, size: int) -> Mask:
+    return np.asarray((places >= 0) & (places < size))
