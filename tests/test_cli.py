@@ -124,6 +124,25 @@ def test_layers(tmp_path: Path, lite0: Path) -> None:
     assert inner["bypass"] == ["/blocks.13/Add_output_0"]
 
 
+def test_bench_compares_plans_in_one_run(tmp_path: Path, lite0: Path) -> None:
+    """What it measures, not how fast that is."""
+    arguments = ["bench", "-m", lite0, "--layer", "blocks.14", "--runs", "3", "--against", "stream"]
+    result = run(*arguments, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows, stream = json.loads(result.stdout)
+    assert (rows["plan"], stream["plan"], rows["grid"]) == ("rows", "stream", "7x7")
+    assert rows["ratio"] == pytest.approx(rows["explain_ms"] / rows["plain_ms"])
+    assert 1 < rows["bound"] < 3
+    assert stream["bound"] is None
+    assert all(50 < row["plain_rss_mb"] <= row["peak_rss_mb"] for row in (rows, stream))
+
+
+def test_devices(tmp_path: Path) -> None:
+    devices = json.loads(run("devices", "--json", cwd=tmp_path).stdout)
+    assert next(d for d in devices if d["device"] == "CPU")["available"]
+    assert {"GPU", "NPU"} <= {d["device"].partition(".")[0] for d in devices}
+
+
 def test_assumed_preprocessing_is_said_once_and_can_be_given(tmp_path: Path, cat: Path) -> None:
     residual(tmp_path / "m.onnx")
     assumed = run("explain", cat, "-m", "m.onnx", cwd=tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,11 @@ Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 """From a model's inputs to its outputs, in order."""
 
 _F32: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+_PLUGINS = {
+    "CPU": "OpenVINO's CPU plugin does not run on this processor",
+    "GPU": "no Intel GPU with its compute driver (OpenCL, Level Zero)",
+    "NPU": "no Intel NPU with its driver",
+}
 _VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 _GAUSSIAN = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 16
 
@@ -70,9 +76,7 @@ class OpenVINORuntime:
         check_device(device)
         self._bundle, self._device = bundle, device
         self._batch_memory, self._mask = batch_memory, mask
-        plain = read(bundle.head, [bundle.manifest.image.shape])
-        if not bundle.manifest.deployed_scores:
-            plain = _join(plain, _tail_at(bundle, batch=1))
+        plain = _whole(bundle)
         plain_macs = sum(macs_of(node) for node in plain.get_ordered_ops())
         self._plain = _compile(plain, device, _F32 if precision == "f32" else {})
         self.reason = "asked for" if plan == "stream" else rows.applies(bundle.manifest, mask)
@@ -188,6 +192,43 @@ def check_device(device: str) -> None:
             raise ReciproError(
                 f"Device '{name}' is not to be had here; OpenVINO sees: {', '.join(available)}."
             )
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, by OpenVINO's name for it: its full name, or why it can't be used here."""
+
+    device: str
+    available: bool
+    name: str
+
+
+def describe_devices() -> list[Device]:
+    """Return the devices that OpenVINO finds here, and those of its plugins that found none."""
+    found = list(core().available_devices)
+    devices = [Device(d, True, str(core().get_property(d, "FULL_DEVICE_NAME"))) for d in found]
+    for family, lacking in _PLUGINS.items():
+        if not any(name.partition(".")[0] == family for name in found):
+            devices.append(Device(family, False, lacking))
+    return devices
+
+
+def plain_runner(
+    bundle: Bundle, device: str, precision: Precision
+) -> Callable[[Array], npt.NDArray[np.float32]]:
+    """Compile a bundle's whole model, to its logits alone, as a pipeline would that only infers."""
+    whole = _whole(bundle)
+    logits = ov.Model([whole.get_results()[-1]], whole.get_parameters(), "plain")
+    request = _compile(logits, device, _F32 if precision == "f32" else {}).create_infer_request()
+    return lambda image: np.array(request.infer([image], share_inputs=True)[0])
+
+
+def _whole(bundle: Bundle) -> ov.Model:
+    """Return the model from the image to the head's outputs and, last, the logits."""
+    head = read(bundle.head, [bundle.manifest.image.shape])
+    if bundle.manifest.deployed_scores:
+        return head
+    return _join(head, _tail_at(bundle, batch=1))
 
 
 def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:

@@ -1,0 +1,142 @@
+"""Measuring what explaining costs: plain inference against explaining, in one process, in turns."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import quantiles
+from typing import TypeVar
+
+import numpy as np
+
+from ov_recipro.bundle import open_bundle
+from ov_recipro.explainer import Explainer
+from ov_recipro.plans.rows import RowsPlan
+from ov_recipro.runtimes.openvino import Array, Plan, Precision, plain_runner
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What explaining at one layer costs.
+
+    Attributes:
+        layer: the tensor at the cut; grid: its cells as HxW; plan, device, precision: how.
+        plain_ms, explain_ms: medians of one plain inference and of one explanation, taken in turns.
+        plain_quartiles, explain_quartiles: first and third quartile.
+        ratio: explain_ms / plain_ms, the explanation's own inference included.
+        bound: what the multiply-accumulates alone allow for the ratio; None for plan `stream`.
+        plain_rss_mb, peak_rss_mb: peak memory of a process that only infers, and of one that only
+            explains.
+        runs: number of turns.
+    """
+
+    layer: str
+    grid: str
+    plan: str
+    device: str
+    precision: str
+    plain_ms: float
+    plain_quartiles: tuple[float, float]
+    explain_ms: float
+    explain_quartiles: tuple[float, float]
+    ratio: float
+    bound: float | None
+    plain_rss_mb: float
+    peak_rss_mb: float
+    runs: int
+
+
+def measure(folder: Path, device: str, precision: Precision, plan: Plan, runs: int) -> Row:
+    """Measure one bundle, each part in a process of its own.
+
+    Args:
+        folder: the bundle; one on disk, since other processes read it.
+        device, precision, plan: see `ov_recipro.Explainer`.
+        runs: turns of one plain inference and one explanation.
+    """
+    explain = partial(_alone, folder, device, precision, plan)
+    timed = _in_new_process(partial(_in_turns, folder, device, precision, plan, runs))
+    plain = sorted(timed.plain)
+    explained = sorted(timed.explain)
+    low, middle, high = quantiles(plain, n=4)
+    low_e, middle_e, high_e = quantiles(explained, n=4)
+    return Row(
+        layer=timed.layer,
+        grid=timed.grid,
+        plan=timed.plan,
+        device=device,
+        precision=precision,
+        plain_ms=middle,
+        plain_quartiles=(low, high),
+        explain_ms=middle_e,
+        explain_quartiles=(low_e, high_e),
+        ratio=middle_e / middle,
+        bound=timed.bound,
+        plain_rss_mb=_in_new_process(partial(explain, only_plain=True)),
+        peak_rss_mb=_in_new_process(partial(explain, only_plain=False)),
+        runs=runs,
+    )
+
+
+@dataclass(frozen=True)
+class _Timed:
+    layer: str
+    grid: str
+    plan: str
+    bound: float | None
+    plain: list[float]
+    explain: list[float]
+
+
+def _in_new_process(call: Callable[[], Result]) -> Result:
+    """Run a call in a fresh Python, so that neither caches nor memory are another's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(call).result()
+
+
+def _in_turns(folder: Path, device: str, precision: Precision, plan: Plan, runs: int) -> _Timed:
+    bundle = open_bundle(folder)
+    explainer = Explainer(bundle, device=device, precision=precision, plan=plan)
+    image = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)
+    plain = plain_runner(bundle, device, precision)
+    times: tuple[list[float], list[float]] = ([], [])
+    calls: tuple[Callable[[Array], object], ...] = (plain, explainer.explain_tensor)
+    for turn in range(runs + 2):
+        for call, taken in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call(image)
+            if turn >= 2:  # the first ones warm up
+                taken.append(1e3 * (time.perf_counter() - started))
+    height, width = bundle.manifest.cut.grid
+    chosen = explainer.plan
+    bound = 1 + chosen.macs / chosen.plain_macs if isinstance(chosen, RowsPlan) else None
+    return _Timed(bundle.manifest.cut.tensor, f"{height}x{width}", chosen.name, bound, *times)
+
+
+def _alone(folder: Path, device: str, precision: Precision, plan: Plan, only_plain: bool) -> float:
+    """Return the peak memory in MB of a process that does nothing else."""
+    bundle = open_bundle(folder)
+    image = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)
+    run: Callable[[Array], object] = (
+        plain_runner(bundle, device, precision)
+        if only_plain
+        else Explainer(bundle, device=device, precision=precision, plan=plan).explain_tensor
+    )
+    for _ in range(3):
+        run(image)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def _image(shape: tuple[int, ...], dtype: str) -> Array:
+    values = np.random.default_rng(0).standard_normal(shape)
+    return np.asarray(values.astype(dtype))

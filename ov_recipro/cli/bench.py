@@ -1,0 +1,89 @@
+"""`ov-recipro bench`: what explaining costs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ov_recipro.cli.options import FILE, Constant, Numbers, note
+
+
+@click.command("bench")
+@click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
+@click.option("-d", "--device", default="CPU", show_default=True, help="An OpenVINO device.")
+@click.option(
+    "--layer", "layers", multiple=True, default=("auto",), show_default=True, help="Repeatable."
+)
+@click.option("--precision", type=click.Choice(["f32", "native"]), default="f32", show_default=True)
+@click.option(
+    "--plan", type=click.Choice(["auto", "rows", "stream"]), default="auto", show_default=True
+)
+@click.option(
+    "--against", type=click.Choice(["rows", "stream"]), help="A second plan to measure beside it."
+)
+@click.option("--runs", type=click.IntRange(min=3), default=20, show_default=True)
+@click.option("--output-name", metavar="NAME", help="The model output with the class scores.")
+@click.option("--input-shape", type=Numbers(4, int), help="Shape of the image input, if open.")
+@click.option("--const", "constants", type=Constant(), multiple=True, help="See 'split'.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: Path | None,
+    device: str,
+    layers: tuple[str, ...],
+    precision: Any,
+    plan: Any,
+    against: Any,
+    runs: int,
+    output_name: str | None,
+    input_shape: tuple[int, ...] | None,
+    constants: tuple[tuple[str, float], ...],
+    as_json: bool,
+) -> None:
+    """Measure plain inference against explaining, in turns in one process, as a Markdown table.
+
+    Memory is measured in processes of their own. The ratio includes the explanation's own
+    inference; the bound is what the multiply-accumulates alone allow.
+    """
+    from ov_recipro.bench import measure
+    from ov_recipro.explainer import default_model
+    from ov_recipro.splitting import cached_split
+
+    path = default_model() if model is None else model
+    rows = []
+    for layer in layers:
+        if path.is_dir():
+            folder = path
+        else:
+            folder = cached_split(
+                path,
+                layer=layer,
+                output=output_name,
+                image_shape=input_shape,
+                constants=dict(constants),
+            ).folder
+        for each in dict.fromkeys((plan, against or plan)):
+            if sys.stderr.isatty():
+                note(f"Measuring {layer}, plan {each} ...")
+            rows.append(measure(folder, device, precision, each, runs))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        return
+    click.echo("| layer | grid | plan | device | precision | plain ms | explain ms | ratio | bound "
+               "| plain MB | explain MB |")  # fmt: skip
+    click.echo("|---|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        bound = "" if row.bound is None else f"{row.bound:.2f}"
+        click.echo(
+            f"| `{row.layer}` | {row.grid} | {row.plan} | {row.device} | {row.precision} "
+            f"| {row.plain_ms:.1f} ({_span(row.plain_quartiles)}) "
+            f"| {row.explain_ms:.1f} ({_span(row.explain_quartiles)}) "
+            f"| {row.ratio:.2f} | {bound} | {row.plain_rss_mb:.0f} | {row.peak_rss_mb:.0f} |"
+        )
+
+
+def _span(quartiles: tuple[float, float]) -> str:
+    return f"{quartiles[0]:.1f}-{quartiles[1]:.1f}"

@@ -1,0 +1,21 @@
+"""`ov-recipro devices`: what can run here and, if not, why."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+
+@click.command("devices")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """List the devices that models can run on here, and what the others lack."""
+    from ov_recipro.runtimes.openvino import describe_devices
+
+    devices = describe_devices()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(devices), indent=2))
+        return
+    for device in devices:
+        state = device.name if device.available else f"not here: {device.name}"
+        click.echo(f"{device.device:6}  {state}")
