@@ -21,7 +21,7 @@ from ov_recipro.images import read_image
 from ov_recipro.labels import checked_labels, find_class
 from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
 from ov_recipro.runtimes.openvino import Mask, OpenVINORuntime, Plan, Precision, as_file
-from ov_recipro.saliency import Score, class_scores, default_score, saliency_maps
+from ov_recipro.saliency import Score, class_scores, default_score, saliency_maps, target_scores
 
 MODEL_VARIABLE = "OV_RECIPRO_MODEL"
 _TOP = re.compile(r"top([1-9]\d*)")
@@ -142,7 +142,7 @@ class Explainer:
         scores = class_scores(logits, self.score)
         indices = self.find_targets(targets, scores)
         chunks = [
-            class_scores(chunk, self.score)[:, indices]
+            target_scores(chunk, self.score, indices)
             for chunk in self._runtime.masked_logits(features)
         ]
         grid = self.bundle.manifest.cut.grid

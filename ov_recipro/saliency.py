@@ -31,6 +31,20 @@ def class_scores(logits: Floats, score: Score) -> npt.NDArray[np.float64]:
     return values
 
 
+def target_scores(logits: Floats, score: Score, targets: list[int]) -> npt.NDArray[np.float64]:
+    """Return the scores [N,T] of some classes alone, as `class_scores` gives them.
+
+    The sum over all classes is of float32 powers, in double precision: its rounding, some 1e-7 of
+    a score, is the same for all classes and far below the differences between cells.
+    """
+    if score != "softmax":
+        return class_scores(logits[:, targets], score)
+    values = np.asarray(logits, np.float32)
+    highest = values.max(axis=1, keepdims=True)
+    total = np.exp(values - highest).sum(axis=1, keepdims=True, dtype=np.float64)
+    return np.asarray(np.exp(values[:, targets].astype(np.float64) - highest) / total)
+
+
 def close_scores(logits: Floats, activation: Activation) -> npt.NDArray[np.float64]:
     """Apply the activation that closes a model to its logits [..., classes]."""
     if activation == "log_softmax":

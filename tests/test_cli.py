@@ -126,8 +126,8 @@ def test_layers(tmp_path: Path, lite0: Path) -> None:
 
 def test_bench_compares_plans_in_one_run(tmp_path: Path, lite0: Path) -> None:
     """What it measures, not how fast that is."""
-    arguments = ["bench", "-m", lite0, "--layer", "blocks.14", "--runs", "3", "--against", "stream"]
-    result = run(*arguments, "--json", cwd=tmp_path)
+    options = ["--layer", "blocks.14", "--runs", "3", "--against", "stream", "--json"]
+    result = run("bench", "-m", lite0, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     rows, stream = json.loads(result.stdout)
     assert (rows["plan"], stream["plan"], rows["grid"]) == ("rows", "stream", "7x7")

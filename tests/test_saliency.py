@@ -9,7 +9,13 @@ import pytest
 
 from ov_recipro.output import file_stems
 from ov_recipro.plans.stream import plan_stream
-from ov_recipro.saliency import class_scores, default_score, saliency_maps
+from ov_recipro.saliency import (
+    Score,
+    class_scores,
+    default_score,
+    saliency_maps,
+    target_scores,
+)
 
 
 def test_maps_are_min_max_scaled_by_class() -> None:
@@ -26,6 +32,13 @@ def test_a_flat_map_is_zero_not_nan() -> None:
 def test_softmax_stands_large_logits() -> None:
     np.testing.assert_allclose(class_scores(np.array([1000.0, 1000.0]), "softmax"), [0.5, 0.5])
     np.testing.assert_allclose(class_scores(np.array([-1000.0, 0.0]), "sigmoid"), [0, 0.5])
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", "none"])
+def test_scores_of_some_classes_are_those_of_all(score: Score) -> None:
+    logits = np.random.default_rng(0).normal(size=(49, 1000), scale=4).astype(np.float32)
+    expected = class_scores(logits, score)[:, [3, 999, 0]]
+    np.testing.assert_allclose(target_scores(logits, score, [3, 999, 0]), expected, rtol=1e-6)
 
 
 def test_default_scores() -> None:

@@ -78,7 +78,8 @@ class OpenVINORuntime:
         self._batch_memory, self._mask = batch_memory, mask
         plain = _whole(bundle)
         plain_macs = sum(macs_of(node) for node in plain.get_ordered_ops())
-        self._plain = _compile(plain, device, _F32 if precision == "f32" else {})
+        options = _F32 if precision == "f32" else {}
+        self._plain = _compile(plain, device, options).create_infer_request()
         self.reason = "asked for" if plan == "stream" else rows.applies(bundle.manifest, mask)
         if self.reason is None:
             try:
@@ -99,7 +100,7 @@ class OpenVINORuntime:
         Returns:
             The feature map and its bypass tensors, and the logits [classes].
         """
-        results = self._plain(image, share_outputs=False)
+        results = self._plain.infer([image], share_inputs=True)
         values = [np.asarray(results[i]) for i in range(len(results))]
         return values[:-1], np.asarray(values[-1], np.float32).reshape(-1)
 
