@@ -133,6 +133,15 @@ def _alone(folder: Path, device: str, precision: Precision, plan: Plan, only_pla
     )
     for _ in range(3):
         run(image)
+    return _peak_mb()
+
+
+def _peak_mb() -> float:
+    """Return this process's peak memory; Linux's getrusage would count what its parent took."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 

@@ -130,8 +130,13 @@ class _Compiler:
     def _densely(self, cells: int, nodes: Sequence[ov.Node]) -> Port:
         """Run the remainder on the original operations, in chunks of cells within the memory."""
         left = [node for node in nodes if node.get_friendly_name() in self.rest]
+        carried = {_key(port) for node in nodes for port in node.outputs()}
         size = max(
-            sum(4 * int(np.prod(list(p.shape))) for p in [*_sources(node), *node.outputs()])
+            sum(
+                4 * int(np.prod(list(port.shape)))
+                for port in [*_sources(node), *node.outputs()]
+                if _key(port) in carried
+            )
             for node in left
         )
         chunk = max(1, min(cells, self.memory // (2 * size)))
