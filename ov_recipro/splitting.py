@@ -143,23 +143,35 @@ def cached_split(
     arguments = (layer, exact, output, image_shape, given, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
     folder = _cache_folder() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
-    if folder.exists():
-        try:
-            bundle = open_bundle(folder)
-            if all(_is_unchanged(model.parent, each) for each in bundle.manifest.source.companions):
-                return bundle
-        except ReciproError:
-            pass  # damaged from outside: made anew below
-    return split(
-        model,
-        folder,
-        layer=layer,
-        exact=exact,
-        output=output,
-        image_shape=image_shape,
-        constants=constants,
-        force=True,
-    )
+    if (bundle := _kept(folder, model)) is not None:
+        return bundle
+    try:
+        return split(
+            model,
+            folder,
+            layer=layer,
+            exact=exact,
+            output=output,
+            image_shape=image_shape,
+            constants=constants,
+            force=True,
+        )
+    except ReciproError:
+        if (bundle := _kept(folder, model)) is not None:
+            return bundle  # another process was first to put it there
+        raise
+
+
+def _kept(folder: Path, model: Path) -> Bundle | None:
+    """Return the bundle in the cache, if it is whole and the model's weights are as they were."""
+    if not folder.exists():
+        return None
+    try:
+        bundle = open_bundle(folder)
+    except ReciproError:
+        return None  # damaged from outside: made anew
+    companions = bundle.manifest.source.companions
+    return bundle if all(_is_unchanged(model.parent, each) for each in companions) else None
 
 
 def open_source(

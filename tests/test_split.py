@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +274,27 @@ def test_an_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(ReciproError, match="can't be written"):
         split(residual(tmp_path / "m.onnx"), tmp_path / "closed" / "b.recipro")
+
+
+def test_a_damaged_bundle_in_the_cache_is_made_anew(tmp_path: Path) -> None:
+    path = residual(tmp_path / "m.onnx", seed=5)
+    first = Explainer(path).bundle
+    (first.folder / "recipro.json").write_text("{}")
+    assert Explainer(path).bundle == first
+    (first.folder / "tail.onnx").unlink()
+    assert Explainer(path).bundle == first
+
+
+def test_processes_that_split_at_once_share_the_bundle(tmp_path: Path) -> None:
+    path = residual(tmp_path / "m.onnx", seed=6)
+    code = "import sys, ov_recipro; print(ov_recipro.Explainer(sys.argv[1]).bundle.folder)"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    folders = {process.communicate()[0] for process in processes}
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(folders) == 1
 
 
 def test_a_second_explainer_takes_the_bundle_from_the_cache(

@@ -133,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", help="architectures to export")
+    parser.add_argument("--size", type=int, help="image size, instead of each one's own")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +145,7 @@ def main() -> None:
         randomise(network)
         for exporter in EXPORTERS:
             path = arguments.folder / f"{name}.{exporter}.onnx"
+            size = arguments.size or size
             started = time.time()
             try:
                 export(network, size, exporter, path)

@@ -131,7 +131,7 @@ class OpenVINORuntime:
 
     def _rows(self, plain_macs: int) -> tuple[ov.InferRequest, RowsPlan]:
         """Build the plan, and check every cell against the dense tail unless that was done."""
-        file = rows.verdict_file(self._bundle.manifest)
+        file = rows.verdict_file(self._bundle.manifest, self._device)
         verdict = rows.read_verdict(file)
         if verdict is not None and verdict.reason is not None:
             raise NotWorthIt(verdict.reason)

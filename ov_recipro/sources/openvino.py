@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
@@ -21,8 +20,7 @@ from ov_recipro.runtimes.openvino import core, reason
 from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs
 from ov_recipro.sources.base import Part, Parts
-
-_HALVES = (ov.Type.f16, ov.Type.bf16)
+from ov_recipro.sources.openvino_float32 import hand_over, name_of, ports, to_float32
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,12 @@ def _describe(
     path: Path, output: str | None, image_shape: Sequence[int] | None, constants: inputs.Constants
 ) -> OpenVINOSource:
     model, image = _at_batch_1(_load(path), path, image_shape, constants)
-    operations = {name_of(port): node.get_type_name() for node, port in _ports(model)}
+    operations = {name_of(port): node.get_type_name() for node, port in ports(model)}
     dtype = image.get_element_type()
     to_float32(model)
     shapes = {
         name_of(port): tuple(port.shape)
-        for _, port in _ports(model)
+        for _, port in ports(model)
         if _has_shape(port) and name_of(port) in operations
     }
     for name in _integer_valued(model):
@@ -104,7 +102,7 @@ def _describe(
         if node.get_type_name() not in ("Constant", "Parameter", "Result")
     )
     results = [name_of(result.input(0).get_source_output()) for result in model.get_results()]
-    aliases = {alias: name_of(port) for _, port in _ports(model) for alias in port.get_names()}
+    aliases = {alias: name_of(port) for _, port in ports(model) for alias in port.get_names()}
     asked = aliases.get(output, output) if output is not None else None
     scores, activation, chosen = find_scores(nodes, results, shapes, asked)
     name = name_of(image)
@@ -128,47 +126,6 @@ def _describe(
         metadata=_metadata(model),
         constants=dict(constants),
     )
-
-
-def name_of(port: ov.Output) -> str:
-    """Return the one name by which a tensor goes: its shortest, or its node's where it has none."""
-    if names := port.get_names():
-        return str(min(names, key=lambda name: (len(name), name)))
-    node = port.get_node()
-    name = str(node.get_friendly_name())
-    return name if node.get_output_size() == 1 else f"{name}:{port.get_index()}"
-
-
-def to_float32(model: ov.Model) -> bool:
-    """Rewrite an 8-bit or 16-bit model's computation in float32, in place; tell whether it was.
-
-    FakeQuantize on activations becomes the clamp to its range (which may stand for a ReLU),
-    conversions to and from integers are left out, 16-bit floats become float32.
-    """
-    carried = _image_dependent(model)
-    changed = False
-    for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind not in ("FakeQuantize", "Convert") or name_of(node.input_value(0)) not in carried:
-            continue
-        source = node.input_value(0)
-        if kind == "FakeQuantize":
-            _hand_over(node.output(0), _clamp(node))
-        elif node.get_element_type().is_integral() and source.get_element_type().is_real():
-            for reader in list(node.output(0).get_target_inputs()):
-                reader.replace_source_output(source)
-        else:
-            continue
-        changed = True
-    halves = any(
-        port.get_element_type() in _HALVES for _, port in _ports(model) if name_of(port) in carried
-    )
-    if halves:
-        _widen(model)
-    weights = _dequantise_weights(model, carried)
-    if changed or halves or weights:
-        model.validate_nodes_and_infer_types()
-    return changed or halves or weights
 
 
 def _load(path: Path) -> ov.Model:
@@ -199,15 +156,15 @@ def _at_batch_1(
     constants: inputs.Constants,
 ) -> tuple[ov.Model, ov.Output]:
     """Fix the inputs: the image's shape at batch 1, the others' values, shapes read as numbers."""
-    ports = list(model.inputs)
-    found = [inputs.Input(name_of(port), _dimensions(port)) for port in ports]
+    entries = list(model.inputs)
+    found = [inputs.Input(name_of(port), _dimensions(port)) for port in entries]
     chosen = inputs.choose_image(found, constants, path)
     shape = inputs.image_shape(found[chosen], image_shape, path)
-    for index, port in enumerate(ports):
+    for index, port in enumerate(entries):
         if index != chosen:
             value = inputs.constant_value(found[index], constants)
             dtype = port.get_element_type().to_dtype()
-            _hand_over(port, ops.constant(value.astype(dtype)).output(0))
+            hand_over(port, ops.constant(value.astype(dtype)).output(0))
             model.remove_parameter(port.get_node())
     try:
         model.reshape({0: ov.PartialShape(list(shape))})
@@ -219,7 +176,7 @@ def _at_batch_1(
         if node.get_type_name() == "ShapeOf" and node.input_value(0).get_partial_shape().is_static:
             numbers = np.array(list(node.input_value(0).shape))
             dtype = node.output(0).get_element_type().to_dtype()
-            _hand_over(node.output(0), ops.constant(numbers.astype(dtype)).output(0))
+            hand_over(node.output(0), ops.constant(numbers.astype(dtype)).output(0))
     model.validate_nodes_and_infer_types()
     return model, model.inputs[0]
 
@@ -231,31 +188,14 @@ def _dimensions(port: ov.Output) -> list[int | None] | None:
     return [None if size.is_dynamic else size.get_length() for size in shape]
 
 
-def _ports(model: ov.Model) -> Iterable[tuple[ov.Node, ov.Output]]:
-    for node in model.get_ordered_ops():
-        if node.get_type_name() not in ("Result", "Constant"):
-            for port in node.outputs():
-                yield node, port
-
-
 def _has_shape(port: ov.Output) -> bool:
     return bool(port.get_partial_shape().is_static)
-
-
-def _image_dependent(model: ov.Model) -> set[str]:
-    carried = {name_of(port) for port in model.inputs}
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "Result":
-            continue
-        if any(name_of(port.get_source_output()) in carried for port in node.inputs()):
-            carried.update(name_of(port) for port in node.outputs())
-    return carried
 
 
 def _integer_valued(model: ov.Model) -> set[str]:
     """Return the tensors whose zero is not at 0: they count quantisation steps."""
     names: set[str] = set()
-    for node, port in _ports(model):
+    for node, port in ports(model):
         source = node.input_value(0) if node.get_input_size() else None
         steps = port.get_element_type().is_integral() or (
             source is not None
@@ -308,93 +248,9 @@ def _text(value: Any) -> str:
     return " ".join(map(str, plain)) if isinstance(plain, list | tuple) else str(plain)
 
 
-def _clamp(node: ov.Node) -> ov.Output:
-    """Return FakeQuantize's clamp and linear map without its rounding."""
-    source = node.input_value(0)
-    ends = [node.input_value(i) for i in range(1, 5)]
-    low, high, out_low, out_high = ends
-    clamped = ops.minimum(ops.maximum(source, low), high)
-    from_low, from_high, to_low, to_high = (_value(end) for end in ends)
-    if np.allclose(from_low, to_low, rtol=1e-6) and np.allclose(from_high, to_high, rtol=1e-6):
-        return clamped.output(0)
-    factor = ops.divide(ops.subtract(out_high, out_low), ops.subtract(high, low))
-    scaled = ops.multiply(ops.subtract(clamped, low), factor)
-    return ops.add(scaled, out_low).output(0)
-
-
-def _value(port: ov.Output) -> npt.NDArray[np.float64]:
-    node = port.get_node()
-    while node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant":
-        raise ReciproError(f"'{node.get_friendly_name()}': a quantisation range is no constant.")
-    return np.asarray(node.data, np.float64)
-
-
-def _widen(model: ov.Model) -> None:
-    for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        if node.get_output_size() != 1 or node.output(0).get_element_type() not in _HALVES:
-            continue
-        if kind == "Constant":
-            _hand_over(node.output(0), ops.constant(np.float32(node.data)).output(0))
-        elif kind == "Convert":
-            _hand_over(node.output(0), ops.convert(node.input_value(0), ov.Type.f32).output(0))
-        elif kind == "Parameter":
-            node.set_element_type(ov.Type.f32)
-
-
-def _dequantise_weights(model: ov.Model, carried: set[str]) -> bool:
-    """Replace what is computed from 8-bit and 4-bit weights alone by float32; tell if any was.
-
-    Left compressed, OpenVINO would quantise the activations that meet them, on the fly.
-    """
-    found: dict[str, ov.Output] = {}
-    for node in model.get_ordered_ops():
-        sources = [port.get_source_output() for port in node.inputs()]
-        if any(name_of(source) in carried for source in sources):
-            for source in sources:
-                is_float = source.get_element_type() == ov.Type.f32
-                if name_of(source) not in carried and is_float and _is_compressed(source):
-                    found[str(source.get_node().get_friendly_name())] = source
-    if not found:
-        return False
-    compiled = core().compile_model(
-        ov.Model([ops.result(port) for port in found.values()], []), "CPU"
-    )
-    values = compiled([])
-    for index, port in enumerate(found.values()):
-        new = ops.constant(np.array(values[index], np.float32)).output(0)
-        for reader in list(port.get_target_inputs()):
-            if reader.get_node().get_type_name() != "Result":
-                reader.replace_source_output(new)
-    return True
-
-
-def _is_compressed(port: ov.Output) -> bool:
-    """Whether a value is computed from integer constants of few bits."""
-    node = port.get_node()
-    if node.get_type_name() == "Constant":
-        kind = port.get_element_type()
-        return bool(kind.is_integral() and kind.bitwidth <= 8 and kind != ov.Type.boolean)
-    return any(_is_compressed(each.get_source_output()) for each in node.inputs())
-
-
-def _hand_over(old: ov.Output, new: ov.Output) -> None:
-    """Let the readers of `old` read `new`, which takes its names."""
-    names = old.get_names() or ({name_of(old)} if old.get_node().get_output_size() == 1 else set())
-    readers = list(old.get_target_inputs())
-    own = new.get_node()
-    for reader in readers:
-        if reader.get_node().get_friendly_name() != own.get_friendly_name():
-            reader.replace_source_output(new)
-    old.set_names(set())
-    new.add_names(names)
-
-
 def _outputs(model: ov.Model, names: Sequence[str], as_float32: bool = False) -> ov.Model:
     """Return `model` with these tensors as its outputs."""
-    known = {name_of(port): port for _, port in _ports(model)}
+    known = {name_of(port): port for _, port in ports(model)}
     results = []
     for name in names:
         port = known[name]
@@ -408,7 +264,7 @@ def _outputs(model: ov.Model, names: Sequence[str], as_float32: bool = False) ->
 
 def _tail(model: ov.Model, boundary: Sequence[str], scores: str) -> ov.Model:
     """Return the part of `model` from the boundary to the scores, with its batch freed."""
-    known = {name_of(port): port for _, port in _ports(model)}
+    known = {name_of(port): port for _, port in ports(model)}
     end = known[scores]
     end.add_names({scores})
     parameters = []
@@ -456,7 +312,7 @@ def _free_batch(node: ov.Node, feature: ov.Node, reached: set[str]) -> None:
         axes = [axis for axis, size in enumerate(source) if size == 1 and axis > 0]
         new = ops.squeeze(node.input_value(0), ops.constant(np.array(axes, np.int64)))
         reached.add(name_of(node.output(0)))
-        _hand_over(node.output(0), new.output(0))
+        hand_over(node.output(0), new.output(0))
     elif kind == "Concat" and int(node.get_attributes()["axis"]) % max(1, len(shape)) != 0:
         for port in node.inputs():
             source = port.get_source_output()

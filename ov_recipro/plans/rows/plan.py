@@ -113,13 +113,14 @@ def largest_error(
     return error / spread if spread > 0 else (0.0 if error == 0 else float("inf"))
 
 
-def verdict_file(manifest: Manifest) -> Path:
-    """Return where the verdict on a bundle's tail is kept."""
+def verdict_file(manifest: Manifest, device: str) -> Path:
+    """Return where the verdict on a bundle's tail on a device is kept."""
     about = (
         manifest.source,
         manifest.cut,
         manifest.output,
         manifest.boundary_shapes,
+        device,
         version("ov-recipro"),
         version("openvino"),
     )
