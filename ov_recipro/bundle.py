@@ -173,14 +173,21 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     try:
         yield work
         work.chmod(0o755)
+        _check_replaceable(target, force)
         if target.exists():
-            _check_replaceable(target, force)
-            shutil.rmtree(target)
+            discard(target)
         work.rename(target)
     except OSError as error:
         raise ReciproError(f"{target} can't be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove a bundle in one step: whoever opens it finds all of it or nothing."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    folder.rename(aside / folder.name)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_replaceable(target: Path, force: bool) -> None:

@@ -22,6 +22,7 @@ from ov_recipro.bundle import (
     ImageInput,
     Manifest,
     SourceFile,
+    discard,
     new_folder,
     open_bundle,
     write_manifest,
@@ -146,6 +147,8 @@ def cached_split(
     if (bundle := _kept(folder, model)) is not None:
         return bundle
     try:
+        if folder.exists():
+            discard(folder)
         return split(
             model,
             folder,
@@ -154,9 +157,8 @@ def cached_split(
             output=output,
             image_shape=image_shape,
             constants=constants,
-            force=True,
         )
-    except ReciproError:
+    except (ReciproError, OSError):
         if (bundle := _kept(folder, model)) is not None:
             return bundle  # another process was first to put it there
         raise
