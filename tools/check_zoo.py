@@ -168,6 +168,25 @@ def check(path: Path, most: int, folder: Path) -> Row:
     return row
 
 
+def complete(path: Path, row: Row, folder: Path) -> None:
+    """Split at the clean layers that an earlier run with --most left out."""
+    source = open_source(path)
+    clean = [point.tensor for point in cut_points(source.graph) if point.clean]
+    tried = {clean[round(i * (len(clean) - 1) / (row.clean - 1))] for i in range(row.clean)}
+    for tensor in clean:
+        if tensor in tried:
+            continue
+        row.clean += 1
+        try:
+            bundle = split(path, folder / "b.recipro", layer=tensor, force=True)
+        except ReciproError as error:
+            print(f"  {path.name} {tensor}: {error}", file=sys.stderr, flush=True)
+            continue
+        row.clean_done += 1
+        row.frozen += not bundle.manifest.any_batch
+        row.parity = max(row.parity, bundle.manifest.parity)
+
+
 def table(rows: list[Row]) -> str:
     lines = [
         "| architecture | exporter | `auto` cuts at | clean layers | leaky convs (`--exact`) | "
@@ -202,6 +221,7 @@ def main() -> None:
         "--most", type=int, default=0, help="clean layers a file, evenly spread; all by default"
     )
     parser.add_argument("--only", nargs="*", help="architectures to check")
+    parser.add_argument("--complete", nargs="*", help="exporters whose other clean layers to split")
     parser.add_argument("--records", type=Path, help="JSON lines, to go on from")
     arguments = parser.parse_args()
     records = arguments.records or arguments.zoo / "rows.jsonl"
@@ -225,6 +245,19 @@ def main() -> None:
         with records.open("a") as file:
             file.write(json.dumps(asdict(row)) + "\n")
         print(f"{path.stem}: {time.time() - started:.0f} s {row}", flush=True)
+    if arguments.complete:
+        for path in sorted(arguments.zoo.glob("*.onnx"), key=_turn):
+            row = done.get(path.stem)
+            if row is None or row.clean < 2 or row.clean >= row.clean_all:
+                continue
+            if row.exporter not in arguments.complete:
+                continue
+            started = time.time()
+            with tempfile.TemporaryDirectory() as folder:
+                complete(path, row, Path(folder))
+            with records.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+            print(f"{path.stem}: {time.time() - started:.0f} s {row}", flush=True)
     head = (
         Path(arguments.output).read_text().split("<!-- table -->")[0]
         if arguments.output.is_file()
