@@ -1,0 +1,50 @@
+"""The tail runs in float32, whatever the device likes best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from ov_recipro import Explainer
+from ov_recipro.runtimes.openvino import core
+
+HINT = "INFERENCE_PRECISION_HINT"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_bfloat16() -> None:
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16 for a tail to fall into")
+
+
+@pytest.mark.parametrize("plan", ["rows", "stream"])
+@pytest.mark.parametrize("precision", ["f32", "native"])
+def test_a_tail_never_runs_in_bfloat16(
+    plan: Literal["rows", "stream"], precision: Literal["f32", "native"], lite0: Path
+) -> None:
+    explainer = Explainer(lite0, layer="blocks.14", plan=plan, precision=precision)
+    tail = explainer._runtime._tail.get_compiled_model()
+    assert tail.get_property(HINT) == ov.Type.f32
+    kinds = {
+        str(node.get_rt_info()["runtimePrecision"].astype(str))
+        for node in tail.get_runtime_model().get_ordered_ops()
+    }
+    assert "bf16" not in kinds
+    head = explainer._runtime._plain.get_compiled_model()
+    assert head.get_property(HINT) == (ov.Type.f32 if precision == "f32" else ov.Type.bf16)
+
+
+@pytest.mark.parametrize("plan", ["rows", "stream"])
+def test_maps_survive_a_head_in_bfloat16(
+    plan: Literal["rows", "stream"], lite0: Path, cat: Path, explainer: Explainer
+) -> None:
+    expected = explainer(cat, 285)
+    native = Explainer(lite0, precision="native", plan=plan)(cat, 285)
+    assert not np.array_equal(native.raw, expected.raw)
+    correlation = np.corrcoef(native.maps.ravel(), expected.maps.ravel())[0, 1]
+    assert correlation > 0.995
+    assert native.targets[0].distinct_values == 49
