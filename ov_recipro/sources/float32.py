@@ -7,14 +7,14 @@ stays as deployed; the tail computes what the deployed one approximates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.sources.shaping import constant
+from ov_recipro.sources.shaping import constant, values_of
 
 _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _INTEGER_OPS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
@@ -188,7 +188,7 @@ def _dequantise_weight(node: ir.Node) -> None:
 def _widen(model: ir.Model, carried: set[str]) -> frozenset[str]:
     """Turn 16-bit floats into float32 throughout, where the image passes through them."""
     halves = (
-        frozenset(str(value.name) for value in _values(model) if value.dtype in _HALVES) & carried
+        frozenset(str(value.name) for value in values_of(model) if value.dtype in _HALVES) & carried
     )
     if not halves:
         return halves
@@ -208,12 +208,6 @@ def _widen(model: ir.Model, carried: set[str]) -> frozenset[str]:
         if value.dtype in _HALVES:
             value.dtype = ir.DataType.FLOAT
     return halves
-
-
-def _values(model: ir.Model) -> Iterator[ir.Value]:
-    yield from model.graph.inputs
-    for node in model.graph:
-        yield from node.outputs
 
 
 def _tensor(node: ir.Node, index: int) -> ir.TensorProtocol | None:

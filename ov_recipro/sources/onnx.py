@@ -140,7 +140,7 @@ def open_onnx(
         shaping.fold(model)
     shapes = {
         str(value.name): shape
-        for value in _values(model)
+        for value in shaping.values_of(model)
         if (shape := shaping.static_shape(value)) and value.name in (image.name, *operations)
     }
     nodes = tuple(_neutral(node, operations) for node in model.graph)
@@ -279,12 +279,6 @@ def _sizes(value: ir.Value) -> list[int | None] | None:
     return [size if isinstance(size, int) and size > 0 else None for size in value.shape]
 
 
-def _values(model: ir.Model) -> Iterator[ir.Value]:
-    yield from model.graph.inputs
-    for node in model.graph:
-        yield from node.outputs
-
-
 def _neutral(node: ir.Node, operations: Mapping[str | None, str]) -> Node:
     """Describe a node; `operations` are the deployed model's by output, which users know."""
     names = [value.name for value in node.inputs if value is not None]
@@ -364,7 +358,7 @@ def _scope(node: ir.Node) -> str:
 def _as_float32(model: ir.Model, name: str, rewritten: Rewritten, wide: ir.Model) -> str:
     """Let the deployed `model` give tensor `name` in float32; return the name to ask it for."""
     value = ir.convenience.create_value_mapping(model.graph)[name]
-    if dtype := next(v.dtype for v in _values(wide) if v.name == name):
+    if dtype := next(v.dtype for v in shaping.values_of(wide) if v.name == name):
         value.dtype = dtype
     inputs: list[ir.Value] = [value]
     if name in rewritten.scales:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -20,6 +20,13 @@ def static_shape(value: ir.Value) -> tuple[int, ...] | None:
     if value.shape is None or not value.shape.is_static():
         return None
     return tuple(int(size) for size in value.shape.numpy())
+
+
+def values_of(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield the model's inputs and what its nodes make."""
+    yield from model.graph.inputs
+    for node in model.graph:
+        yield from node.outputs
 
 
 def fold(model: ir.Model) -> None:

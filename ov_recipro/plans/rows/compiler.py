@@ -33,13 +33,11 @@ class Lowered:
     Attributes:
         scores: logits [N,classes].
         macs: multiply-accumulates of all cells.
-        dense_macs: what the same cells cost one by one.
         dense_from: the first operation that is computed densely, None where there is none.
     """
 
     scores: Port
     macs: int
-    dense_macs: int
     dense_from: str | None
 
 
@@ -108,7 +106,7 @@ class _Compiler:
         else:
             scores = self._densely(cells, nodes)
         count = int(np.prod(list(end.shape)))
-        return Lowered(reshape(scores, [cells, count]), self.macs, dense, self.dense_from)
+        return Lowered(reshape(scores, [cells, count]), self.macs, self.dense_from)
 
     def _reads_rest(self, node: ov.Node) -> bool:
         return any(value.get_node().get_friendly_name() in self.rest for value in _sources(node))
@@ -277,6 +275,10 @@ class _Compiler:
             return None
         if node.get_friendly_name() in self.rest or not _is_constant(node):
             return None
+        return self._evaluate(port)
+
+    def _evaluate(self, port: Port) -> Array:
+        """Return the value of what depends on no input."""
         compiled = self.core.compile_model(ov.Model([ops.result(port)], []), "CPU", _F32)
         return np.array(compiled([])[0])
 
@@ -284,8 +286,7 @@ class _Compiler:
         """Return what an average pool divides by at each pixel, found by running it on ones."""
         source = constant(np.ones((1, 1, *window.source)))
         made = pixelwise.rebuild(node, [source])
-        compiled = self.core.compile_model(ov.Model([ops.result(made)], []), "CPU", _F32)
-        means = np.array(compiled([])[0]).reshape(window.target)
+        means = self._evaluate(made).reshape(window.target)
         inside = np.ones((1, *window.source), np.int64)
         counts = sum(window.pick(inside, tap, 0)[0] for tap in window.taps())
         return np.asarray(counts / means, np.float32)

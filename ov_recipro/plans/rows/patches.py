@@ -20,6 +20,7 @@ from ov_recipro.plans.rows.tensors import (
     gather,
     plus_background,
     reshape,
+    with_background,
 )
 from ov_recipro.plans.rows.windows import Window
 
@@ -62,8 +63,7 @@ def grouped_convolution(
     node: ov.Node, rows: Rows, window: Window, patch: Patch, background: Array
 ) -> Rows:
     """Lower a grouped convolution: linear, so the windows hold differences from the background."""
-    table = _with_row(differences(rows), np.zeros(len(rows.background)))
-    patches = _gathered(rows, window, patch, table, np.full((1, 1), rows.count), rows.count)
+    patches = _difference_patches(rows, window, patch)
     weight = node.input_value(1)
     attributes = {**node.get_attributes(), "pads_begin": [0, 0], "pads_end": [0, 0],
                   "auto_pad": "explicit"}  # fmt: skip
@@ -77,8 +77,7 @@ def average_pool(
     rows: Rows, window: Window, patch: Patch, background: Array, divisors: Array
 ) -> Rows:
     """Lower an average pool; `divisors` [H',W'] are the numbers of pixels it divides by."""
-    table = _with_row(differences(rows), np.zeros(len(rows.background)))
-    patches = _gathered(rows, window, patch, table, np.full((1, 1), rows.count), rows.count)
+    patches = _difference_patches(rows, window, patch)
     pooled = ops.avg_pool(
         patches, list(window.stride), [0, 0], [0, 0], list(window.kernel), False, "floor"
     ).output(0)
@@ -91,8 +90,7 @@ def average_pool(
 
 def max_pool(rows: Rows, window: Window, patch: Patch, background: Array) -> Rows:
     """Lower a max pool: not linear, so the windows hold the values themselves."""
-    table = ops.concat([rows.port, constant(rows.background_table)], 0).output(0)
-    table = _with_row(table, np.full(len(rows.background), _LOWEST))
+    table = _with_row(with_background(rows), np.full(len(rows.background), _LOWEST))
     height, width = window.source
     inactive = rows.count + np.arange(height * width).reshape(height, width)
     patches = _gathered(rows, window, patch, table, inactive, rows.count + height * width)
@@ -101,6 +99,12 @@ def max_pool(rows: Rows, window: Window, patch: Patch, background: Array) -> Row
         list(window.kernel), "floor",
     ).output(0)  # fmt: skip
     return Rows(_active_rows(pooled, patch, len(background)), patch.active, background)
+
+
+def _difference_patches(rows: Rows, window: Window, patch: Patch) -> Port:
+    """Return the input windows [N,C,h,w] of differences from the background, 0 where inactive."""
+    table = _with_row(differences(rows), np.zeros(len(rows.background)))
+    return _gathered(rows, window, patch, table, np.full((1, 1), rows.count), rows.count)
 
 
 def _with_row(port: Port, row: np.ndarray) -> Port:

@@ -86,8 +86,12 @@ def aligned(rows: Rows, active: Mask) -> Port:
     if (numbers >= 0).all():
         return gather(rows.port, numbers)
     pixels = np.flatnonzero(active) % (active.shape[1] * active.shape[2])
-    table = ops.concat([rows.port, constant(rows.background_table)], 0).output(0)
-    return gather(table, np.where(numbers >= 0, numbers, rows.count + pixels))
+    return gather(with_background(rows), np.where(numbers >= 0, numbers, rows.count + pixels))
+
+
+def with_background(rows: Rows) -> Port:
+    """Return [P+H*W,C]: the rows, and behind them the background's pixels."""
+    return ops.concat([rows.port, constant(rows.background_table)], 0).output(0)
 
 
 def differences(rows: Rows) -> Port:
@@ -117,8 +121,7 @@ def densified(rows: Rows, cells: slice) -> Port:
     if (numbers >= 0).all():
         port = gather(rows.port, numbers)
     else:
-        table = ops.concat([rows.port, constant(rows.background_table)], 0).output(0)
-        port = gather(table, np.where(numbers >= 0, numbers, rows.count + pixels))
+        port = gather(with_background(rows), np.where(numbers >= 0, numbers, rows.count + pixels))
     port = ops.transpose(port, constant([0, 2, 1], np.int32)).output(0)
     return reshape(port, [len(numbers), channels, height, width])
 
