@@ -19,7 +19,8 @@ import numpy as np
 from ov_recipro.bundle import open_bundle
 from ov_recipro.explainer import Explainer
 from ov_recipro.plans.rows import RowsPlan
-from ov_recipro.runtimes.openvino import Array, Plan, Precision, plain_runner
+from ov_recipro.runtimes.base import Array, PlanName, Precision
+from ov_recipro.runtimes.openvino import plain_runner
 
 Result = TypeVar("Result")
 
@@ -55,7 +56,7 @@ class Row:
     runs: int
 
 
-def measure(folder: Path, device: str, precision: Precision, plan: Plan, runs: int) -> Row:
+def measure(folder: Path, device: str, precision: Precision, plan: PlanName, runs: int) -> Row:
     """Measure one bundle, each part in a process of its own.
 
     Args:
@@ -103,7 +104,7 @@ def _in_new_process(call: Callable[[], Result]) -> Result:
         return pool.submit(call).result()
 
 
-def _in_turns(folder: Path, device: str, precision: Precision, plan: Plan, runs: int) -> _Timed:
+def _in_turns(folder: Path, device: str, precision: Precision, plan: PlanName, runs: int) -> _Timed:
     bundle = open_bundle(folder)
     explainer = Explainer(bundle, device=device, precision=precision, plan=plan)
     image = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)
@@ -122,7 +123,9 @@ def _in_turns(folder: Path, device: str, precision: Precision, plan: Plan, runs:
     return _Timed(bundle.manifest.cut.tensor, f"{height}x{width}", chosen.name, bound, *times)
 
 
-def _alone(folder: Path, device: str, precision: Precision, plan: Plan, only_plain: bool) -> float:
+def _alone(
+    folder: Path, device: str, precision: Precision, plan: PlanName, only_plain: bool
+) -> float:
     """Return the peak memory in MB of a process that does nothing else."""
     bundle = open_bundle(folder)
     image = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)

@@ -19,9 +19,19 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images import read_image
 from ov_recipro.labels import checked_labels, find_class
+from ov_recipro.plans.stream import Mask
 from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
-from ov_recipro.runtimes.openvino import Mask, OpenVINORuntime, Plan, Precision, as_file
-from ov_recipro.saliency import Score, class_scores, default_score, saliency_maps, target_scores
+from ov_recipro.runtimes.base import Hint, PlanName, Precision
+from ov_recipro.runtimes.openvino import OpenVINORuntime
+from ov_recipro.runtimes.openvino_models import as_file
+from ov_recipro.saliency import (
+    Score,
+    best_classes,
+    class_scores,
+    default_score,
+    saliency_maps,
+    target_scores,
+)
 
 MODEL_VARIABLE = "OV_RECIPRO_MODEL"
 _TOP = re.compile(r"top([1-9]\d*)")
@@ -44,6 +54,7 @@ class Explainer:
         batch_memory: bytes that the tail's activations may take.
         plan: "rows", the tail on the pixels that a cell can change, "stream", the whole tail on
             batches of masked maps, or "auto": rows where they apply, save, and passed their check.
+        hint: "latency" for one image at a time, or "throughput" for several at once.
         preprocessing: how images become inputs, or a function that changes what the model says of
             it (see `ov_recipro.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
@@ -72,7 +83,8 @@ class Explainer:
         score: Score | None = None,
         mask: Mask = "cell",
         batch_memory: int = 256 << 20,
-        plan: Plan = "auto",
+        plan: PlanName = "auto",
+        hint: Hint = "latency",
         preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
@@ -90,7 +102,9 @@ class Explainer:
         self.labels = checked_labels(
             tuple(labels) if labels is not None else manifest.labels, manifest.classes
         )
-        self._runtime = OpenVINORuntime(self.bundle, device, precision, batch_memory, mask, plan)
+        self._runtime = OpenVINORuntime(
+            self.bundle, device, precision, batch_memory, mask, plan, hint
+        )
         self.plan = self._runtime.plan
         self.plan_reason = self._runtime.reason
 
@@ -136,32 +150,36 @@ class Explainer:
                 f"The model takes an input of shape {list(entry.shape)}, not {list(tensor.shape)}."
             )
         started = time.perf_counter()
-        features, logits = self._runtime.infer(tensor.astype(entry.dtype, copy=False))
-        if not (np.isfinite(logits).all() and all(np.isfinite(f).all() for f in features)):
-            raise ReciproError("The model gives NaN or infinite numbers for this image.")
-        scores = class_scores(logits, self.score)
-        indices = self.find_targets(targets, scores)
-        chunks = [
-            target_scores(chunk, self.score, indices)
-            for chunk in self._runtime.masked_logits(features)
-        ]
-        grid = self.bundle.manifest.cut.grid
-        raw = np.concatenate(chunks).T.reshape(len(indices), *grid).astype(np.float32)
-        if not np.isfinite(raw).all():
+        with self._runtime.infer(tensor.astype(entry.dtype, copy=False)) as inference:
+            if not (inference.finite and np.isfinite(inference.logits).all()):
+                raise ReciproError("The model gives NaN or infinite numbers for this image.")
+            scores = class_scores(inference.logits, self.score)
+            indices = self.find_targets(targets, scores)
+            chunks = [
+                target_scores(logits, self.score, indices, parts)
+                for logits, parts in inference.masked
+            ]
+        cells = np.concatenate(chunks).T.reshape(len(indices), *self.bundle.manifest.cut.grid)
+        if not np.isfinite(cells).all():
             raise ReciproError("The model gives NaN or infinite scores for a masked feature map.")
-        best = np.argsort(-scores, kind="stable")[:_SHOWN]
+        raw = cells.astype(np.float32)
         return Explanation(
-            predictions=tuple(self._prediction(int(i), scores) for i in best),
+            predictions=tuple(
+                Prediction(index, self._label(index), float(scores[index]))
+                for index in best_classes(scores, _SHOWN).tolist()
+            ),
             targets=tuple(
                 Target(
-                    **dataclasses.asdict(self._prediction(index, scores)),
+                    index=index,
+                    label=self._label(index),
+                    score=float(scores[index]),
                     range=(float(values.min()), float(values.max())),
-                    distinct_values=len(np.unique(values)),
+                    distinct_values=len(set(values.ravel().tolist())),
                     flat=bool(values.min() == values.max()),
                 )
                 for index, values in zip(indices, raw, strict=True)
             ),
-            maps=saliency_maps(raw),
+            maps=saliency_maps(cells),
             raw=raw,
             feature_shape=self.bundle.manifest.cut.shape,
             image=None,
@@ -191,8 +209,7 @@ class Explainer:
         for target in wanted:
             if isinstance(target, str) and (top := _TOP.fullmatch(target)):
                 if scores is not None:
-                    best = np.argsort(-scores, kind="stable")[: int(top[1])]
-                    found.update(dict.fromkeys(int(i) for i in best))
+                    found.update(dict.fromkeys(best_classes(scores, int(top[1])).tolist()))
             elif isinstance(target, int) or target.lstrip("+-").isdigit():
                 found[self._checked_index(int(target))] = None
             else:
@@ -205,9 +222,8 @@ class Explainer:
             raise ReciproError(f"There is no class {index}: the model has 0 to {classes - 1}.")
         return index
 
-    def _prediction(self, index: int, scores: npt.NDArray[np.float64]) -> Prediction:
-        label = self.labels[index] if self.labels is not None else None
-        return Prediction(index, label, float(scores[index]))
+    def _label(self, index: int) -> str | None:
+        return self.labels[index] if self.labels is not None else None
 
 
 def default_model() -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes import openvino
-from ov_recipro.runtimes.openvino import Array
+from ov_recipro.runtimes import openvino_models as openvino
+from ov_recipro.runtimes.base import Array
 from ov_recipro.saliency import close_scores
 from ov_recipro.sources.base import Part, Parts, Source
 

@@ -31,18 +31,50 @@ def class_scores(logits: Floats, score: Score) -> npt.NDArray[np.float64]:
     return values
 
 
-def target_scores(logits: Floats, score: Score, targets: list[int]) -> npt.NDArray[np.float64]:
+def target_scores(
+    logits: Floats, score: Score, targets: list[int], parts: Floats | None = None
+) -> npt.NDArray[np.float64]:
     """Return the scores [N,T] of some classes alone, as `class_scores` gives them.
 
-    The sum over all classes is of float32 powers, in double precision: its rounding, some 1e-7 of
-    a score, is the same for all classes and far below the differences between cells.
+    Args:
+        logits: [N,classes].
+        score: how they become scores.
+        targets: the classes wanted.
+        parts: what `softmax_parts` gives of the logits, where that is known.
     """
+    chosen = np.asarray(logits[:, targets], np.float64)
     if score != "softmax":
-        return class_scores(logits[:, targets], score)
+        return class_scores(chosen, score)
+    parts = softmax_parts(logits) if parts is None else parts
+    highest, others, ties = parts[:, :1], parts[:, 1:2], parts[:, 2:]
+    return np.asarray(np.exp(chosen - highest) / (ties + others.astype(np.float64)))
+
+
+def softmax_parts(logits: Floats) -> npt.NDArray[np.float32]:
+    """Return what a softmax over logits [N,classes] divides by, in three parts, [N,3].
+
+    These are the highest logit, the sum of exp(logit - highest) over those below it, and the
+    number of those equal to it. Apart, float32 holds them as well as it holds the logits: close to
+    a score of 1, what the others add to the 1 may be far below 1e-7.
+    """
     values = np.asarray(logits, np.float32)
     highest = values.max(axis=1, keepdims=True)
-    total = np.exp(values - highest).sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.asarray(np.exp(values[:, targets].astype(np.float64) - highest) / total)
+    powers = values - highest
+    below = powers < 0
+    np.exp(powers, out=powers)
+    others = powers.sum(axis=1, keepdims=True, where=below)
+    ties = values.shape[1] - below.sum(axis=1, keepdims=True, dtype=np.float32)
+    return np.concatenate([highest, others, ties], axis=1, dtype=np.float32)
+
+
+def best_classes(scores: Floats, count: int) -> npt.NDArray[np.intp]:
+    """Return the `count` classes of highest score, best first; of equal ones the first in order."""
+    if count == 1:
+        return np.array([scores.argmax()])
+    count = min(count, len(scores))
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    candidates = np.flatnonzero(scores >= least)
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
 
 
 def close_scores(logits: Floats, activation: Activation) -> npt.NDArray[np.float64]:

@@ -7,11 +7,16 @@ it in float32 at batch 1 once for each cell.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+
+from ov_recipro.bundle import Bundle
+from ov_recipro.runtimes.base import Runtime
+from ov_recipro.runtimes.openvino_models import read, runner
 
 
 class Oracle:
@@ -58,3 +63,15 @@ class Oracle:
         high = scores.max(axis=1, keepdims=True)
         scaled = (scores - low) / np.where(high > low, high - low, 1)
         return np.asarray(scaled.reshape(len(classes), *grid))
+
+
+def run(runtime: Runtime, image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the package's logits [classes] of an image and [N,classes] of its cells."""
+    with runtime.infer(image) as inference:
+        cells = [np.array(logits) for logits, _ in inference.masked]
+        return np.array(inference.logits), np.concatenate(cells)
+
+
+def features_of(bundle: Bundle, image: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Return the feature map and the bypass tensors of an image."""
+    return runner(read(bundle.head, [bundle.manifest.image.shape]))([image])

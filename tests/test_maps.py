@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from oracle import Oracle
+from oracle import Oracle, features_of, run
 
 from ov_recipro import Explainer
 from ov_recipro.images import read_image
@@ -74,10 +74,10 @@ def test_pool_and_linear_tail_has_its_closed_form(
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(lite0).graph.initializer}
     matrix = weights["_fc.weight.float16"].astype(np.float32)
     tensor, _ = prepare(read_image(cat), explainer.preprocessing)
-    features, _ = explainer._runtime.infer(tensor)
+    features = features_of(explainer.bundle, tensor)
     channels = features[0][0].reshape(1280, 49)
     expected = channels.T @ matrix.T / 49 + weights["_fc.bias"]
-    got = np.concatenate(list(explainer._runtime.masked_logits(features)))
+    _, got = run(explainer._runtime, tensor)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -134,11 +134,11 @@ def numpy_masked(features: np.ndarray, mask: str) -> np.ndarray:
 def test_gaussian_masks_follow_their_definition(mask: str, lite0: Path, cat: Path) -> None:
     explainer = Explainer(lite0, mask=mask)  # type: ignore[arg-type]
     tensor, _ = prepare(read_image(cat), explainer.preprocessing)
-    features, _ = explainer._runtime.infer(tensor)
+    features = features_of(explainer.bundle, tensor)
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(lite0).graph.initializer}
     pooled = numpy_masked(features[0], mask).mean(axis=(2, 3))
     expected = pooled @ weights["_fc.weight.float16"].astype(np.float64).T + weights["_fc.bias"]
-    got = np.concatenate(list(explainer._runtime.masked_logits(features)))
+    _, got = run(explainer._runtime, tensor)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -148,8 +148,8 @@ def test_scores_other_than_softmax(
 ) -> None:
     other = Explainer(lite0, score=score)  # type: ignore[arg-type]
     tensor, _ = prepare(read_image(cat), explainer.preprocessing)
-    features, plain = explainer._runtime.infer(tensor)
-    logits = np.concatenate(list(explainer._runtime.masked_logits(features)))[:, 281]
+    plain, masked = run(explainer._runtime, tensor)
+    logits = masked[:, 281]
     expected = logits if score == "none" else 1 / (1 + np.exp(-logits))
     explanation = other(cat, 281)
     np.testing.assert_allclose(explanation.raw[0].reshape(-1), expected, rtol=1e-5)

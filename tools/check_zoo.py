@@ -106,8 +106,8 @@ def compare(source: Source, bundle: Bundle, folder: Path) -> tuple[float, float]
     explainer = Explainer(bundle, score="none")
     point = bundle.manifest.cut
     image = np.random.default_rng(1).standard_normal(source.image_shape).astype(np.float32)
-    features, _ = explainer._runtime.infer(image)
-    ours = np.concatenate(list(explainer._runtime.masked_logits(features)))
+    raw = explainer.explain_tensor(image, range(bundle.manifest.classes)).raw
+    ours = raw.reshape(len(raw), -1).T
     oracle = WholeModel(source, point, folder)
     cells = np.random.default_rng(2).choice(len(ours), min(SAMPLED_CELLS, len(ours)), False)
     theirs = np.stack([oracle.logits(image, int(cell)) for cell in cells])

@@ -16,7 +16,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.graph import Graph, Node, Shape, descendants
 from ov_recipro.layers import CutPoint
 from ov_recipro.layout import channels_last
-from ov_recipro.runtimes.openvino import core, reason
+from ov_recipro.runtimes.openvino_models import core, reason
 from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs
 from ov_recipro.sources.base import Part, Parts

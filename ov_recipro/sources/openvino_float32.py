@@ -13,7 +13,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes.openvino import core
+from ov_recipro.runtimes.openvino_models import core
 
 _HALVES = (ov.Type.f16, ov.Type.bf16)
 

@@ -7,7 +7,7 @@ answer to zeros. Which pixels are active follows from the graph alone, so all in
 constants. What no rule covers is computed densely from there on.
 """
 
-from ov_recipro.plans.rows.compiler import NotWorthIt, macs_of
+from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt, macs_of
 from ov_recipro.plans.rows.plan import (
     TOLERANCE,
     Logits,
@@ -24,6 +24,7 @@ from ov_recipro.plans.rows.plan import (
 __all__ = [
     "TOLERANCE",
     "Logits",
+    "Lowered",
     "NotWorthIt",
     "RowsPlan",
     "Verdict",

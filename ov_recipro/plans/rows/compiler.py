@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,14 @@ class Lowered:
     """A tail as rows.
 
     Attributes:
-        scores: logits [N,classes].
+        masked: logits [N,classes] of each cell alone.
+        plain: logits [1,classes] of the whole feature map, if these were asked for.
         macs: multiply-accumulates of all cells.
         dense_from: the first operation that is computed densely, None where there is none.
     """
 
-    scores: Port
+    masked: Port
+    plain: Port | None
     macs: int
     dense_from: str | None
 
@@ -49,7 +52,9 @@ def prepared(tail: ov.Model) -> ov.Model:
     return tail
 
 
-def lower(tail: ov.Model, feature: Port, core: ov.Core, memory: int, plain_macs: int) -> Lowered:
+def lower(
+    tail: ov.Model, feature: Port, core: ov.Core, memory: int, plain_macs: int, plain: bool
+) -> Lowered:
     """Compile a prepared tail of one input [1,C,H,W] into rows that grow out of `feature`.
 
     Args:
@@ -58,11 +63,14 @@ def lower(tail: ov.Model, feature: Port, core: ov.Core, memory: int, plain_macs:
         core: to evaluate the background with.
         memory: bytes that the dense remainder's activations may take at once.
         plain_macs: multiply-accumulates of one plain inference.
+        plain: give the whole map's logits too. Where each cell has come down to one vector, the
+            whole map's goes along as one more, so that large weights are read once for all.
 
     Raises:
         NotWorthIt: rows don't apply or save too little.
     """
-    return _Compiler(tail, core, memory, plain_macs).run(feature)
+    unmasked = _attached(tail, feature) if plain else {}
+    return _Compiler(tail, core, memory, plain_macs, unmasked).run(feature)
 
 
 @dataclass
@@ -71,6 +79,7 @@ class _Compiler:
     core: ov.Core
     memory: int
     plain_macs: int
+    unmasked: Mapping[str, ov.Node]
     values: dict[Key, Rows | PerCell] = field(default_factory=dict)
     rest: set[str] = field(default_factory=set)
     boundary: dict[Key, Rows | PerCell] = field(default_factory=dict)
@@ -101,12 +110,17 @@ class _Compiler:
                 self.values |= {_key(node.output(i)): each for i, each in enumerate(made)}
             self._pay(0)
         end = self.tail.get_results()[0].input_value(0)
-        if _key(end) in self.values:
-            scores = self._per_cell(self.values[_key(end)])
-        else:
-            scores = self._densely(cells, nodes)
+        value = self.values.get(_key(end))
+        if value is None:
+            value = self._densely(cells, nodes)
         count = int(np.prod(list(end.shape)))
-        return Lowered(reshape(scores, [cells, count]), self.macs, self.dense_from)
+        masked = reshape(self._slice(value, 0, cells), [cells, count])
+        plain = None
+        if isinstance(value, PerCell) and value.whole:
+            plain = reshape(self._slice(value, cells, cells + 1), [1, count])
+        elif self.unmasked:
+            plain = reshape(self._unmasked(_key(end)), [1, count])
+        return Lowered(masked, plain, self.macs, self.dense_from)
 
     def _reads_rest(self, node: ov.Node) -> bool:
         return any(value.get_node().get_friendly_name() in self.rest for value in _sources(node))
@@ -122,10 +136,7 @@ class _Compiler:
             if _key(value) in self.values:
                 self.boundary[_key(value)] = self.values[_key(value)]
 
-    def _per_cell(self, value: Rows | PerCell) -> Port:
-        return value.port if isinstance(value, PerCell) else densified(value, slice(None))
-
-    def _densely(self, cells: int, nodes: Sequence[ov.Node]) -> Port:
+    def _densely(self, cells: int, nodes: Sequence[ov.Node]) -> PerCell:
         """Run the remainder on the original operations, in chunks of cells within the memory."""
         left = [node for node in nodes if node.get_friendly_name() in self.rest]
         carried = {_key(port) for node in nodes for port in node.outputs()}
@@ -138,29 +149,43 @@ class _Compiler:
             for node in left
         )
         chunk = max(1, min(cells, self.memory // (2 * size)))
+        borders = [*range(0, cells, chunk), cells]
+        whole = bool(self.unmasked) and len(borders) == 2
+        whole = whole and all(isinstance(value, PerCell) for value in self.boundary.values())
         parts = []
-        for start in range(0, cells, chunk):
-            selected = slice(start, min(cells, start + chunk))
+        for start, stop in pairwise(borders):
             copy = self.tail.clone()
             known = {n.get_friendly_name(): n for n in copy.get_ordered_ops()}
-            for (name, index), value in self.boundary.items():
-                port = self._slice(value, selected, cells)
-                for reader in list(known[name].output(index).get_target_inputs()):
+            for key, value in self.boundary.items():
+                port = self._slice(value, start, stop)
+                if whole and isinstance(value, PerCell):
+                    port = self._with_whole(value, key)
+                for reader in list(known[key[0]].output(key[1]).get_target_inputs()):
                     if reader.get_node().get_friendly_name() in self.rest:
                         reader.replace_source_output(port)
             for node in copy.get_ordered_ops():
                 if node.get_friendly_name() in self.rest:
                     node.validate_and_infer_types()
             parts.append(copy.get_results()[0].input_value(0))
-        return parts[0] if len(parts) == 1 else ops.concat(parts, 0).output(0)
+        return PerCell(parts[0] if len(parts) == 1 else ops.concat(parts, 0).output(0), whole)
 
-    def _slice(self, value: Rows | PerCell, selected: slice, cells: int) -> Port:
+    def _slice(self, value: Rows | PerCell, start: int, stop: int) -> Port:
+        """Return the entries of a range of cells."""
         if isinstance(value, Rows):
-            return densified(value, selected)
-        if selected == slice(0, cells):
+            return densified(value, slice(start, stop))
+        if value.port.shape[0] == stop - start:
             return value.port
-        ends = [constant([each], np.int64) for each in (selected.start, selected.stop, 1, 0)]
+        ends = [constant([each], np.int64) for each in (start, stop, 1, 0)]
         return ops.slice(value.port, *ends).output(0)
+
+    def _with_whole(self, value: PerCell, key: Key) -> Port:
+        if value.whole:
+            return value.port
+        return ops.concat([value.port, self._unmasked(key)], 0).output(0)
+
+    def _unmasked(self, key: Key) -> Port:
+        """Return the whole map's value of one of the tail's tensors."""
+        return self.unmasked[key[0]].output(key[1])
 
     def _lower(self, node: ov.Node) -> list[Rows | PerCell] | None:
         """Return the node's outputs as rows or entries a cell; None where no rule covers it."""
@@ -257,7 +282,8 @@ class _Compiler:
         if cost > _MOST_OF_DENSE * len(rows.active) * weight.size:
             return None
         self._pay(cost)
-        made = pooling.flat_linear(rows, weight, background)
+        unmasked = self._unmasked(_key(node.output(0))) if self.unmasked else None
+        made = pooling.flat_linear(rows, weight, background, unmasked)
         self.values[_key(linear.output(0))] = made
         return [made]
 
@@ -329,6 +355,15 @@ def _downstream(tail: ov.Model) -> list[ov.Node]:
             reached.add(node.get_friendly_name())
             nodes.append(node)
     return nodes
+
+
+def _attached(tail: ov.Model, feature: Port) -> dict[str, ov.Node]:
+    """Return by name the operations of a copy of `tail` that reads `feature`."""
+    copy = tail.clone()
+    (parameter,) = copy.get_parameters()
+    for reader in parameter.output(0).get_target_inputs():
+        reader.replace_source_output(feature)
+    return {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
 
 
 def _backgrounds(tail: ov.Model, nodes: Sequence[ov.Node], core: ov.Core) -> Mapping[Key, Array]:

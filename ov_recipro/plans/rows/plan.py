@@ -12,16 +12,15 @@ from typing import TypeAlias
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 import platformdirs
-from openvino import opset13 as ops
 
 from ov_recipro.bundle import Manifest
-from ov_recipro.plans.rows.compiler import NotWorthIt, lower, prepared
+from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt, lower, prepared
+from ov_recipro.plans.rows.tensors import Array, Port
 
-Logits: TypeAlias = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""From a feature map [1,C,H,W] to the logits of all cells [N,classes]."""
+Logits: TypeAlias = Callable[[Array], tuple[Array, Array]]
+"""From a feature map [1,C,H,W] to the logits of its cells [N,classes] and its own [classes]."""
 
 TOLERANCE = 1e-3
 """Largest error against the dense tail, as a fraction of the spread over cells."""
@@ -35,14 +34,12 @@ class RowsPlan:
         cells: number of cells.
         macs: multiply-accumulates of all cells; plain_macs: of one plain inference.
         dense_from: the first operation computed densely; None where there is none.
-        error: largest error against the dense tail on random features, of the spread over cells.
     """
 
     cells: int
     macs: int
     plain_macs: int
     dense_from: str | None
-    error: float
 
     name = "rows"
 
@@ -69,47 +66,43 @@ def applies(manifest: Manifest, mask: str) -> str | None:
 
 
 def build(
-    tail: ov.Model, core: ov.Core, memory: int, plain_macs: int, error: float = 0.0
-) -> tuple[ov.Model, RowsPlan]:
-    """Compile a tail at batch 1 into a model from the feature map to all cells' logits.
+    tail: ov.Model,
+    feature: Port,
+    core: ov.Core,
+    memory: int,
+    plain_macs: int,
+    plain: bool,
+) -> tuple[Lowered, RowsPlan]:
+    """Compile a tail at batch 1 into a graph that grows out of `feature` (see `compiler.lower`).
 
     Raises:
         NotWorthIt: rows don't apply, save too little, or this graph defeats their compiler.
     """
-    shape = list(tail.input(0).shape)
-    feature = ops.parameter(shape, np.float32, name="feature")
     try:
-        lowered = lower(prepared(tail), feature.output(0), core, memory, plain_macs)
-        model = ov.Model([ops.result(lowered.scores)], [feature], "rows")
+        lowered = lower(prepared(tail), feature, core, memory, plain_macs, plain)
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
         raise NotWorthIt(f"{type(failure).__name__}: {str(failure).splitlines()[0]}") from failure
-    plan = RowsPlan(
-        cells=shape[2] * shape[3],
-        macs=lowered.macs,
-        plain_macs=plain_macs,
-        dense_from=lowered.dense_from,
-        error=error,
-    )
-    return model, plan
+    cells = int(lowered.masked.shape[0])
+    return lowered, RowsPlan(cells, lowered.macs, plain_macs, lowered.dense_from)
 
 
-def largest_error(
-    rows: Logits,
-    dense: Logits,
-    shape: tuple[int, ...],
-) -> float:
-    """Compare logits [N,classes] of every cell of random features; a fraction of their spread.
+def largest_error(rows: Logits, dense: Logits, shape: tuple[int, ...]) -> float:
+    """Compare the logits of every cell, and of the whole map, on random features.
 
     A sample of cells is not enough: an error in one table can concern one cell.
+
+    Returns:
+        The largest error, as a fraction of the spread of logits over cells.
     """
     random = np.random.default_rng(0)
     scales = random.uniform(0.2, 3, (1, shape[1], 1, 1))
     features = (random.standard_normal(shape) * scales).astype(np.float32)
     expected, got = dense(features), rows(features)
-    if got.shape != expected.shape or not np.isfinite(got).all():
+    pairs = list(zip(got, expected, strict=True))
+    if any(g.shape != e.shape or not np.isfinite(g).all() for g, e in pairs):
         return float("inf")
-    spread = float(np.ptp(expected, axis=0).max())
-    error = float(np.abs(got - expected).max())
+    spread = float(np.ptp(expected[0], axis=0).max())
+    error = max(float(np.abs(g - e).max()) for g, e in pairs)
     return error / spread if spread > 0 else (0.0 if error == 0 else float("inf"))
 
 

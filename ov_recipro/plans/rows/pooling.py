@@ -8,6 +8,7 @@ from openvino import opset13 as ops
 from ov_recipro.plans.rows.tensors import (
     Array,
     PerCell,
+    Port,
     Rows,
     constant,
     differences,
@@ -33,24 +34,35 @@ def flat_linear_macs(rows: Rows, weight: Array) -> int:
     return len(used) * int(counts.max()) * len(rows.background) * int(weight.shape[1])
 
 
-def flat_linear(rows: Rows, weight: Array, background: Array) -> PerCell:
+def flat_linear(rows: Rows, weight: Array, background: Array, unmasked: Port | None) -> PerCell:
     """Lower Flatten and MatMul with weight [C*H*W,O]; `background` [O] is their answer to zeros.
 
     Each pixel has its own slice of the weight, so the rows are sorted by pixel and multiplied in
-    one batched product; then each cell sums up its own.
+    one batched product; then each cell sums up its own. `unmasked` [1,C*H*W], the flattened map
+    without a mask, goes along as one more cell whose pixels are all active.
     """
     channels, outputs = len(rows.background), weight.shape[1]
     cells, pixels = rows.positions
+    table, count = differences(rows), len(rows.active)
+    if unmasked is not None:
+        places = rows.background[0].size
+        map_rows = ops.transpose(reshape(unmasked, [channels, places]), constant([1, 0], np.int32))
+        change = ops.subtract(map_rows, constant(rows.background_table))
+        table = ops.concat([table, change], 0).output(0)
+        cells = np.concatenate([cells, np.full(places, count)])
+        pixels = np.concatenate([pixels, np.arange(places)])
+        count += 1
     used, inverse, counts = np.unique(pixels, return_inverse=True, return_counts=True)
     most = int(counts.max())
     order = np.argsort(inverse, kind="stable")
-    slot = np.empty(rows.count, np.int64)
+    slot = np.empty(len(pixels), np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    slot[order] = np.arange(rows.count) - starts[inverse[order]]
+    slot[order] = np.arange(len(pixels)) - starts[inverse[order]]
     numbers = np.zeros((len(used), most), np.int64)
-    numbers[inverse, slot] = np.arange(rows.count)
+    numbers[inverse, slot] = np.arange(len(pixels))
     slices = weight.reshape(channels, -1, outputs).transpose(1, 0, 2)[used]
-    products = ops.matmul(gather(differences(rows), numbers), constant(slices), False, False)
-    table = reshape(products.output(0), [len(used) * most, outputs])
-    sums = summed_per_cell(gather(table, inverse * most + slot), cells, len(rows.active))
-    return PerCell(ops.add(sums, constant(background.reshape(1, -1))).output(0))
+    products = ops.matmul(gather(table, numbers), constant(slices), False, False)
+    products = reshape(products.output(0), [len(used) * most, outputs])
+    sums = summed_per_cell(gather(products, inverse * most + slot), cells, count)
+    sums = ops.add(sums, constant(background.reshape(1, -1))).output(0)
+    return PerCell(sums, unmasked is not None)

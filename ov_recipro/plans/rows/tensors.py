@@ -58,9 +58,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class PerCell:
-    """A tensor with one entry a cell: [N, ...]."""
+    """A tensor with one entry a cell.
+
+    Attributes:
+        port: [N, ...], or [N+1, ...] with the unmasked feature map's entry last.
+        whole: whether that is so.
+    """
 
     port: Port
+    whole: bool = False
 
 
 def constant(values: npt.ArrayLike, dtype: Any = np.float32) -> Port:
@@ -129,6 +135,8 @@ def densified(rows: Rows, cells: slice) -> Port:
 def summed_per_cell(port: Port, cells: Indices, count: int) -> Port:
     """Return [count,C]: the sums of the rows of each cell; `cells` [P] is sorted."""
     sizes = np.bincount(cells, minlength=count)
+    if (sizes == 1).all():
+        return port
     filled = np.flatnonzero(sizes)
     offsets = np.concatenate([[0], np.cumsum(sizes[filled])[:-1]])
     numbers = constant(np.arange(len(cells)), np.int32)

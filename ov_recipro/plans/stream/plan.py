@@ -1,12 +1,19 @@
-"""Plan `stream`: the whole tail on batches of masked feature maps, for every tail and device."""
+"""Plan `stream`: how many cells run at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+Mask = Literal["cell", "spread", "weight"]
+"""What is kept of a feature map: one cell (Eq. 5 of the paper); that cell's vector, copied to its
+3x3 neighbours with Gaussian weights; or the neighbours' own vectors times these weights."""
+
+GAUSSIAN = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 16
 
 
 @dataclass(frozen=True)
@@ -39,3 +46,13 @@ def plan_stream(cells: int, bytes_per_cell: int, batch_memory: int) -> StreamPla
     most = max(1, min(cells, batch_memory // max(1, bytes_per_cell)))
     runs = -(-cells // most)
     return StreamPlan(cells=cells, batch=-(-cells // runs))
+
+
+def is_batched(shape: Sequence[int]) -> bool:
+    """Whether a tensor of this shape at batch 1 has the batch as its first axis."""
+    return len(shape) > 0 and shape[0] == 1
+
+
+def batched(shape: Sequence[int], batch: int) -> tuple[int, ...]:
+    """Return the shape of a tensor of this shape at batch 1 for another batch."""
+    return (batch, *shape[1:]) if is_batched(shape) else tuple(shape)

@@ -1,0 +1,89 @@
+"""Plan `stream` on OpenVINO: masks made in the tail's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as ops
+
+from ov_recipro.bundle import Manifest
+from ov_recipro.plans.stream.plan import GAUSSIAN, Mask, is_batched
+
+
+def masked(tail: ov.Model, manifest: Manifest, batch: int, mask: Mask) -> ov.Model:
+    """Return the tail with masking in the graph.
+
+    Its inputs become the feature map of one image, that image's bypass tensors, and the cell
+    numbers int32 [batch], so that no masked copy of the feature map is ever made outside.
+    """
+    height, width = manifest.cut.grid
+    channels_last = manifest.cut.channels_last
+    cells = ops.parameter([batch], np.int32, name="cells")
+    parameters = []
+    for index, shape in enumerate(manifest.boundary_shapes):
+        old = tail.get_parameters()[index]
+        new = ops.parameter(list(shape), old.get_element_type(), name=old.get_friendly_name())
+        parameters.append(new)
+        if index == 0:
+            one_hot = ops.one_hot(cells, height * width, np.float32(1), np.float32(0), axis=1)
+            value = _mask_feature(new, one_hot, (height, width), channels_last, mask)
+        elif is_batched(shape) and batch > 1:
+            value = ops.broadcast(new, _int64([batch, *shape[1:]]))
+        else:
+            value = new
+        for reader in old.output(0).get_target_inputs():
+            reader.replace_source_output(value.output(0))
+    return ov.Model(tail.get_results(), [*parameters, cells], "masked tail")
+
+
+def _mask_feature(
+    feature: ov.Node,
+    one_hot: ov.Node,
+    grid: tuple[int, int],
+    channels_last: bool,
+    mask: Mask,
+) -> ov.Node:
+    """Return the masked feature maps [batch,C,H,W] (or [batch,H,W,C])."""
+    batch = one_hot.output(0).shape[0]
+    plane = ops.reshape(one_hot, _int64([batch, 1, *grid]), False)
+    kind = feature.get_element_type()
+    if mask != "cell":
+        kernel = ops.constant(GAUSSIAN[None, None])
+        plane = ops.convolution(plane, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
+    if channels_last:
+        plane = ops.reshape(plane, _int64([batch, *grid, 1]), False)
+    if mask == "spread":
+        axis = 3 if channels_last else 1
+        channels = feature.output(0).shape[axis]
+        rows = feature if channels_last else ops.transpose(feature, _int64([0, 2, 3, 1]))
+        table = ops.reshape(rows, _int64([grid[0] * grid[1], channels]), False)
+        centre = ops.matmul(one_hot, ops.convert(table, ov.Type.f32), False, False)
+        shape = [batch, 1, 1, channels] if channels_last else [batch, channels, 1, 1]
+        feature = ops.convert(ops.reshape(centre, _int64(shape), False), kind)
+    return ops.multiply(feature, ops.convert(plane, kind))
+
+
+def _int64(values: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def activation_bytes(tail: ov.Model) -> int:
+    """Estimate the bytes of live activations that one more cell in the batch takes.
+
+    An operation's inputs and outputs live at once; neighbouring operations overlap. Twice the
+    largest operation covers both, weights aside.
+    """
+    most = 0
+    live: dict[ov.Output, int] = {}
+    for node in tail.get_ordered_ops():
+        sources = [port.get_source_output() for port in node.inputs()]
+        if node.get_type_name() != "Parameter" and not any(value in live for value in sources):
+            continue  # made of weights alone
+        for value in node.outputs():
+            elements = int(np.prod(list(value.shape), dtype=np.int64))
+            live[value] = elements * value.get_element_type().size
+        most = max(most, sum(live.get(value, 0) for value in [*sources, *node.outputs()]))
+    return 2 * most

@@ -1,0 +1,74 @@
+"""What every runtime offers to the rest of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Hint = Literal["latency", "throughput"]
+PlanName = Literal["auto", "rows", "stream"]
+Precision = Literal["f32", "native"]
+
+
+class Plan(Protocol):
+    """How a tail is run over all cells."""
+
+    @property
+    def name(self) -> str:
+        """The plan's name, as users know it."""
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a model says of one image, and of its feature map's cells.
+
+    Attributes:
+        logits: of the whole image, [classes].
+        finite: whether the feature map holds finite numbers only.
+        masked: gives the logits [b, classes] of the next b cells alone, until all cells are done,
+            and, where the graph computes them, their `saliency.softmax_parts`; each holds until
+            the next is asked for.
+    """
+
+    logits: Floats
+    finite: bool
+    masked: Iterator[tuple[Floats, Floats | None]]
+
+
+class Runtime(Protocol):
+    """A bundle's head and tail, ready to run on one device."""
+
+    @property
+    def plan(self) -> Plan:
+        """How the tail is run."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why that is not the plan `rows`; None where it is."""
+
+    @property
+    def parallel(self) -> int:
+        """Images that can be inferred at once, each by a thread of the caller."""
+
+    def infer(self, image: Array) -> AbstractContextManager[Inference]:
+        """Run one image, the model's input at batch 1; the result holds inside the context."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, by the name to ask for it with: its full name, or why it can't be used here."""
+
+    device: str
+    available: bool
+    name: str

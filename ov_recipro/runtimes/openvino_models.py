@@ -1,0 +1,134 @@
+"""OpenVINO: its devices, and single models read, compiled and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+import numpy as np
+import openvino as ov
+import platformdirs
+from openvino import opset13 as ops
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.runtimes.base import Array, Device, Hint, Precision
+
+Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
+"""From a model's inputs to its outputs, in order."""
+
+_PLUGINS = {
+    "CPU": "OpenVINO's CPU plugin does not run on this processor",
+    "GPU": "no Intel GPU with its compute driver (OpenCL, Level Zero)",
+    "NPU": "no Intel NPU with its driver",
+}
+_VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
+
+
+@cache
+def core() -> ov.Core:
+    """Return the process's one OpenVINO core."""
+    return ov.Core()
+
+
+def check_device(device: str) -> None:
+    """Raise ReciproError when OpenVINO has no such device here."""
+    available = core().available_devices
+    for name in device.partition(":")[2].split(",") if ":" in device else [device]:
+        family = name.partition(".")[0]
+        if family not in _VIRTUAL_DEVICES and not any(
+            name == known or (family == known.partition(".")[0] and "." not in name)
+            for known in available
+        ):
+            raise ReciproError(
+                f"Device '{name}' is not to be had here; OpenVINO sees: {', '.join(available)}."
+            )
+
+
+def describe_devices() -> list[Device]:
+    """Return the devices that OpenVINO finds here, and those of its plugins that found none."""
+    found = list(core().available_devices)
+    devices = [Device(d, True, str(core().get_property(d, "FULL_DEVICE_NAME"))) for d in found]
+    for family, lacking in _PLUGINS.items():
+        if not any(name.partition(".")[0] == family for name in found):
+            devices.append(Device(family, False, lacking))
+    return devices
+
+
+def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
+    """Read a model file and give its inputs, in order, these static shapes."""
+    try:
+        model = core().read_model(path)
+        if shapes is not None:
+            model.reshape({i: ov.PartialShape(list(s)) for i, s in enumerate(shapes)})
+    except RuntimeError as error:
+        raise ReciproError(f"OpenVINO can't read {path.name}: {reason(error)}") from error
+    return model
+
+
+@contextmanager
+def as_file(model: str | Path | ov.Model) -> Iterator[Path]:
+    """Give a model as a file: the one that it is, or a temporary one of a model in memory."""
+    if isinstance(model, str | Path):
+        yield Path(model)
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        ov.save_model(model, path, compress_to_fp16=False)
+        yield path
+
+
+def runner(model: ov.Model) -> Runner:
+    """Compile a model on the CPU in float32; return a function from its inputs to its outputs."""
+    request = compiled(model, "CPU").create_infer_request()
+
+    def run(inputs: Sequence[Array]) -> list[Array]:
+        results = request.infer(list(inputs))
+        return [np.array(results[i]) for i in range(len(results))]
+
+    return run
+
+
+def keep_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:
+    """Return `model` with these tensors, in this order, as its only outputs."""
+    known = {
+        name: port
+        for node in model.get_ordered_ops()
+        if node.get_type_name() != "Result"
+        for port in node.outputs()
+        for name in port.get_names()
+    }
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ReciproError(f"OpenVINO's reading of the model has no tensor '{missing[0]}'.")
+    results = [ops.result(known[name]) for name in names]
+    return ov.Model(results, model.get_parameters(), model.get_friendly_name())
+
+
+def compiled(
+    model: ov.Model, device: str, precision: Precision = "f32", hint: Hint = "latency"
+) -> ov.CompiledModel:
+    """Compile a model for a device.
+
+    Raises:
+        ReciproError: the device can't run it.
+    """
+    config = {"PERFORMANCE_HINT": hint.upper()}
+    if precision == "f32":
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+    if device != "CPU":  # there compiling takes long, and kept models pay; on the CPU they do not
+        config["CACHE_DIR"] = str(platformdirs.user_cache_path("ov-recipro") / "compiled")
+    try:
+        return core().compile_model(model, device, config)
+    except RuntimeError as error:
+        raise ReciproError(f"OpenVINO can't run this on {device}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return the telling line of OpenVINO's many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or ["unknown reason"])[-1][:300]
