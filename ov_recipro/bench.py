@@ -19,8 +19,8 @@ import numpy as np
 from ov_recipro.bundle import open_bundle
 from ov_recipro.explainer import Explainer
 from ov_recipro.plans.rows import RowsPlan
+from ov_recipro.runtimes import plain_runner
 from ov_recipro.runtimes.base import Array, PlanName, Precision
-from ov_recipro.runtimes.openvino import plain_runner
 
 Result = TypeVar("Result")
 

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from ov_recipro.images import read_image
 from ov_recipro.labels import checked_labels, find_class
 from ov_recipro.plans.stream import Mask
 from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
+from ov_recipro.runtimes import open_runtime
 from ov_recipro.runtimes.base import Hint, PlanName, Precision
-from ov_recipro.runtimes.openvino import OpenVINORuntime
 from ov_recipro.runtimes.openvino_models import as_file
 from ov_recipro.saliency import (
     Score,
@@ -46,7 +47,7 @@ class Explainer:
             one that `default_model` finds. A model is split on first use and the bundle kept in the
             user's cache.
         layer, exact, output, image_shape, constants: see `ov_recipro.split`; not for bundles.
-        device: an OpenVINO device.
+        device: an OpenVINO device; or, in ONNX Runtime, "ort-cpu", "cuda" or "cuda:1".
         precision: "f32", or "native" for the device's own choice in the head.
         score: how logits become class scores; by default the model's own closing activation, else
             softmax.
@@ -54,6 +55,7 @@ class Explainer:
         batch_memory: bytes that the tail's activations may take.
         plan: "rows", the tail on the pixels that a cell can change, "stream", the whole tail on
             batches of masked maps, or "auto": rows where they apply, save, and passed their check.
+            In ONNX Runtime the closed form takes their place, for tails that have one.
         hint: "latency" for one image at a time, or "throughput" for several at once.
         preprocessing: how images become inputs, or a function that changes what the model says of
             it (see `ov_recipro.metadata.find_preprocessing`).
@@ -102,11 +104,10 @@ class Explainer:
         self.labels = checked_labels(
             tuple(labels) if labels is not None else manifest.labels, manifest.classes
         )
-        self._runtime = OpenVINORuntime(
-            self.bundle, device, precision, batch_memory, mask, plan, hint
-        )
+        self._runtime = open_runtime(self.bundle, device, precision, batch_memory, mask, plan, hint)
         self.plan = self._runtime.plan
         self.plan_reason = self._runtime.reason
+        self.versions = {"ov-recipro": version("ov-recipro"), **self._runtime.versions}
 
     def __call__(
         self,

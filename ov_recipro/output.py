@@ -6,7 +6,6 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,7 @@ def run_record(
         "device": explainer.device,
         "preprocessing": explainer.preprocessing,
         "parity": manifest.parity,
-        "versions": {name: version(name) for name in ("ov-recipro", "openvino")},
+        "versions": explainer.versions,
         "images": list(images),
         "errors": list(failed),
     }

@@ -14,7 +14,13 @@ from ov_recipro.cli.options import FILE, Constant, Numbers, note
 
 @click.command("bench")
 @click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
-@click.option("-d", "--device", default="CPU", show_default=True, help="An OpenVINO device.")
+@click.option(
+    "-d",
+    "--device",
+    default="CPU",
+    show_default=True,
+    help="An OpenVINO device, ort-cpu, cuda or cuda:1.",
+)
 @click.option(
     "--layer", "layers", multiple=True, default=("auto",), show_default=True, help="Repeatable."
 )

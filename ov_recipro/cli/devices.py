@@ -10,7 +10,7 @@ import msgspec
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the devices that models can run on here, and what the others lack."""
-    from ov_recipro.runtimes.openvino_models import describe_devices
+    from ov_recipro.runtimes import describe_devices
 
     devices = describe_devices()
     if as_json:
@@ -18,4 +18,4 @@ def command(as_json: bool) -> None:
         return
     for device in devices:
         state = device.name if device.available else f"not here: {device.name}"
-        click.echo(f"{device.device:6}  {state}")
+        click.echo(f"{device.device:8}  {state}")

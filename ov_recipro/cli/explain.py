@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.cli.options import (
+    FILE,
+    cut_options,
+    note,
+    overridden,
+    preprocessing_options,
+)
 from ov_recipro.errors import ReciproError
 from ov_recipro.saliency import Score
 
@@ -25,7 +31,13 @@ STDIN = "-"
 @click.command("explain")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("-m", "--model", type=FILE, help="An .onnx file or a bundle.")
-@click.option("-d", "--device", default="CPU", show_default=True, help="An OpenVINO device.")
+@click.option(
+    "-d",
+    "--device",
+    default="CPU",
+    show_default=True,
+    help="An OpenVINO device, ort-cpu, cuda or cuda:1.",
+)
 @click.option(
     "-o",
     "--output",

@@ -1,1 +1,59 @@
-"""Runtimes: each module wraps one inference library."""
+"""Runtimes: each module wraps one inference library; a device's name tells which it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ov_recipro.bundle import Bundle
+from ov_recipro.plans.stream import Mask
+from ov_recipro.runtimes.base import Array, Device, Floats, Hint, PlanName, Precision, Runtime
+
+
+def open_runtime(
+    bundle: Bundle,
+    device: str,
+    precision: Precision,
+    batch_memory: int,
+    mask: Mask,
+    plan: PlanName,
+    hint: Hint,
+) -> Runtime:
+    """Make a bundle ready to run on a device.
+
+    Args:
+        bundle: what `split` made.
+        device: an OpenVINO device, "ort-cpu", "cuda" or "cuda:1".
+        precision, batch_memory, mask, plan, hint: see `ov_recipro.Explainer`.
+
+    Raises:
+        ReciproError: the device is not there or can't run the model, or `plan` does not apply.
+    """
+    if _is_onnxruntimes(device):
+        from ov_recipro.runtimes.onnxruntime import ONNXRuntime
+
+        return ONNXRuntime(bundle, device, precision, batch_memory, mask, plan, hint)
+    from ov_recipro.runtimes.openvino import OpenVINORuntime
+
+    return OpenVINORuntime(bundle, device, precision, batch_memory, mask, plan, hint)
+
+
+def plain_runner(bundle: Bundle, device: str, precision: Precision) -> Callable[[Array], Floats]:
+    """Make a bundle's whole model ready, to its logits alone, as a pipeline that only infers."""
+    if _is_onnxruntimes(device):
+        from ov_recipro.runtimes import onnxruntime
+
+        return onnxruntime.plain_runner(bundle, device, precision)
+    from ov_recipro.runtimes import openvino
+
+    return openvino.plain_runner(bundle, device, precision)
+
+
+def describe_devices() -> list[Device]:
+    """Return what can run here and, of the rest, what it lacks."""
+    from ov_recipro.runtimes import onnxruntime, openvino_models
+
+    return [*openvino_models.describe_devices(), *onnxruntime.describe_devices()]
+
+
+def _is_onnxruntimes(device: str) -> bool:
+    return device == "ort-cpu" or device.partition(":")[0] == "cuda"

@@ -61,6 +61,10 @@ class Runtime(Protocol):
     def parallel(self) -> int:
         """Images that can be inferred at once, each by a thread of the caller."""
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that run it."""
+
     def infer(self, image: Array) -> AbstractContextManager[Inference]:
         """Run one image, the model's input at batch 1; the result holds inside the context."""
 

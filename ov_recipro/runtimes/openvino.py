@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from queue import SimpleQueue
 from typing import TypeAlias
 
@@ -43,6 +44,7 @@ class OpenVINORuntime:
     plan: StreamPlan | RowsPlan
     reason: str | None
     parallel: int
+    versions: dict[str, str]
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class OpenVINORuntime:
         hint: Hint = "latency",
     ) -> None:
         check_device(device)
+        self.versions = {"openvino": version("openvino")}
         self._bundle, self._device = bundle, device
         self._precision, self._hint = precision, hint
         self._batch_memory, self._mask = batch_memory, mask

@@ -1,0 +1,100 @@
+"""Plan `stream` on ONNX Runtime: masks made by a small model in front of the tail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ov_recipro.bundle import Manifest
+from ov_recipro.plans.stream.plan import GAUSSIAN, Mask, is_batched
+
+OPSET = 17
+IR_VERSION = 8
+TOTAL = "total"  # the output that is finite where all of the feature map is
+CELLS = "cells"
+
+
+class Graph:
+    """An ONNX graph in the making: each operation returns the name of its output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Append an operation."""
+        name = output or f"made:{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def constant(self, values: Any, dtype: Any = np.int64) -> str:
+        """Append a constant."""
+        name = f"constant:{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(values, dtype), name))
+        return name
+
+
+def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelProto:
+    """Return a model from a feature map, its bypass tensors and cell numbers to masked ones.
+
+    Args:
+        manifest: of the bundle.
+        types: ONNX element types of the feature map and the bypass tensors.
+        mask: what is kept of the feature map.
+
+    Returns:
+        A model whose inputs are the tail's at batch 1 and `CELLS`, int64 [b]; its outputs are the
+        tail's inputs at batch b, named "masked:" and the input's name, and `TOTAL`, float32 [].
+    """
+    graph = Graph()
+    inputs = [helper.make_tensor_value_info(CELLS, TensorProto.INT64, ["b"])]
+    outputs = [helper.make_tensor_value_info(TOTAL, TensorProto.FLOAT, [])]
+    for index, (name, shape, kind) in enumerate(
+        zip(manifest.tail.inputs, manifest.boundary_shapes, types, strict=True)
+    ):
+        inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        masked = f"masked:{name}"
+        if index == 0:
+            _masked(graph, name, kind, masked, manifest, mask)
+            as_float = graph.add("Cast", name, to=TensorProto.FLOAT)
+            graph.add("ReduceSum", as_float, output=TOTAL, keepdims=0)
+        elif is_batched(shape):
+            count = graph.add("Shape", CELLS)
+            rest = graph.constant(shape[1:])
+            size = graph.add("Concat", count, rest, axis=0) if len(shape) > 1 else count
+            graph.add("Expand", name, size, output=masked)
+        else:
+            graph.add("Identity", name, output=masked)
+        dimensions = ["b" if is_batched(shape) else shape[0], *shape[1:]] if shape else []
+        outputs.append(helper.make_tensor_value_info(masked, kind, dimensions))
+    made = helper.make_graph(graph.nodes, "mask", inputs, outputs, graph.constants)
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+
+
+def _masked(
+    graph: Graph, feature: str, kind: int, output: str, manifest: Manifest, mask: Mask
+) -> None:
+    height, width = manifest.cut.grid
+    channels = manifest.cut.shape[0]
+    last = manifest.cut.channels_last
+    values = graph.constant([0, 1], np.float32)
+    one_hot = graph.add("OneHot", CELLS, graph.constant(height * width), values, axis=-1)
+    plane = graph.add("Reshape", one_hot, graph.constant([-1, 1, height, width]))
+    if mask != "cell":
+        kernel = graph.constant(GAUSSIAN[None, None], np.float32)
+        plane = graph.add("Conv", plane, kernel, pads=[1, 1, 1, 1])
+    if last:
+        plane = graph.add("Reshape", plane, graph.constant([-1, height, width, 1]))
+    if mask == "spread":
+        rows = feature if last else graph.add("Transpose", feature, perm=[0, 2, 3, 1])
+        table = graph.add("Reshape", rows, graph.constant([height * width, channels]))
+        centre = graph.add("MatMul", one_hot, graph.add("Cast", table, to=TensorProto.FLOAT))
+        shape = [-1, 1, 1, channels] if last else [-1, channels, 1, 1]
+        centre = graph.add("Reshape", centre, graph.constant(shape))
+        feature = graph.add("Cast", centre, to=kind)
+    graph.add("Mul", feature, graph.add("Cast", plane, to=kind), output=output)
