@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images import read_image
 from ov_recipro.labels import checked_labels, find_class
+from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
 from ov_recipro.runtimes import open_runtime
@@ -105,6 +106,7 @@ class Explainer:
             tuple(labels) if labels is not None else manifest.labels, manifest.classes
         )
         self._runtime = open_runtime(self.bundle, device, precision, batch_memory, mask, plan, hint)
+        self.workers = self._runtime.parallel + 1  # one more reads and draws meanwhile
         self.plan = self._runtime.plan
         self.plan_reason = self._runtime.reason
         self.versions = {"ov-recipro": version("ov-recipro"), **self._runtime.versions}
@@ -133,6 +135,26 @@ class Explainer:
         tensor, window = prepare(pixels, self.preprocessing, entry.channels_last, entry.dtype)
         explanation = self.explain_tensor(tensor, targets)
         return dataclasses.replace(explanation, image=pixels, window=window)
+
+    def stream(
+        self,
+        images: Iterable[str | Path | Image],
+        targets: str | int | Iterable[str | int] = "top1",
+    ) -> Iterator[Explanation]:
+        """Explain many images, reading, preparing and inferring several at once.
+
+        Args:
+            images: see `__call__`; drawn as they are needed, so that there may be no end of them.
+            targets: see `__call__`; the same for all.
+
+        Yields:
+            The explanations, in the order of the images.
+
+        Raises:
+            ReciproError: at the turn of an image that can't be explained; the stream ends there.
+        """
+        wanted = targets if isinstance(targets, str | int) else list(targets)
+        yield from in_order(lambda image: self(image, wanted), images, self.workers)
 
     def explain_tensor(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
-from ov_recipro.explanation import Explanation
+from ov_recipro.explanation import Explanation, Target
 
 SCHEMA_VERSION = 1
 RECORD = "explanations.json"
@@ -119,10 +119,24 @@ def image_record(
     }
 
 
+def video_record(path: str, targets: Sequence[Target], file: str, rate: float) -> dict[str, Any]:
+    """Return one video's entry of the JSON record: for each frame the target drawn."""
+    return {
+        "path": path,
+        "video": file,
+        "frames": len(targets),
+        "rate": rate,
+        "targets": msgspec.to_builtins(list(targets)),
+    }
+
+
 def run_record(
-    explainer: Explainer, images: Sequence[dict[str, Any]], failed: Sequence[dict[str, str]]
+    explainer: Explainer,
+    images: Sequence[dict[str, Any]],
+    videos: Sequence[dict[str, Any]],
+    failed: Sequence[dict[str, str]],
 ) -> bytes:
-    """Return the JSON record of a run: how it was done, each image, and the images that failed."""
+    """Return the JSON record of a run: how it was done, what was explained, and what failed."""
     manifest = explainer.bundle.manifest
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -141,6 +155,7 @@ def run_record(
         "parity": manifest.parity,
         "versions": explainer.versions,
         "images": list(images),
+        "videos": list(videos),
         "errors": list(failed),
     }
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,37 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import COMMAND, fails, run
 from graphs import Builder, residual
 
 from ov_recipro.images import read_image
-
-COMMAND = [sys.executable, "-c", "from ov_recipro.cli import main; main()"]
-
-
-def run(
-    *arguments: str | Path, cwd: Path, stdin: bytes | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    return subprocess.CompletedProcess(
-        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
-    )
-
-
-def fails(result: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
-    """Assert one clear line on stderr and the exit code."""
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert len(errors) == 1, result.stderr
-    for part in parts:
-        assert part in errors[0]
 
 
 def test_explain_with_the_bundled_model(tmp_path: Path, cat: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,11 +21,10 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.saliency import Score
 
 if TYPE_CHECKING:
+    from ov_recipro.batch import Input, Outcome
     from ov_recipro.explainer import Explainer
-    from ov_recipro.explanation import Explanation
-    from ov_recipro.preprocess import Image
 
-STDIN = "-"
+_MANY = 8  # images for which it pays to start with several at once
 
 
 @click.command("explain")
@@ -85,6 +84,11 @@ STDIN = "-"
     metavar="MIB",
     help="Memory for the tail's activations.",
 )
+@click.option(
+    "--hint",
+    type=click.Choice(["latency", "throughput"]),
+    help="One image at a time, or several at once.  [default: throughput for many images]",
+)
 @preprocessing_options
 @click.option("--save-maps", is_flag=True, help="Also write the maps as .npz.")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
@@ -104,6 +108,7 @@ def command(
     mask: Any,
     precision: Any,
     batch_memory: int,
+    hint: Any,
     labels: Path | None,
     save_maps: bool,
     as_json: bool,
@@ -113,21 +118,16 @@ def command(
     """Explain what a model says of images.
 
     IMAGE is a file, a directory, a glob, or - for one image on standard input. Each gets an
-    overlay that shows which parts of it speak for the explained class.
+    overlay that shows which parts of it speak for the explained class; of a video file, every
+    frame, as a video.
     """
     from ov_recipro import output as files
+    from ov_recipro.batch import Batch, find_inputs
     from ov_recipro.explainer import Explainer, default_model
-    from ov_recipro.images import find_images
     from ov_recipro.labels import read_labels
 
     files.open_folder(output)
-    paths = [Path("stdin") if name == STDIN else name for name in images]
-    found = [
-        (path, path == Path("stdin") and STDIN in images)
-        for name in paths
-        for path in ([name] if isinstance(name, Path) else find_images([name]))
-    ]
-    found = list(dict.fromkeys(found))
+    inputs = find_inputs(images)
     if model is None:
         model = default_model()
         note(f"Model: {model}", quiet)
@@ -143,47 +143,40 @@ def command(
         score=score,
         mask=mask,
         batch_memory=batch_memory << 20,
+        hint=hint or ("throughput" if _are_many(inputs) else "latency"),
         preprocessing=lambda found: overridden(found, **preprocessing),
         labels=read_labels(labels) if labels is not None else None,
     )
     explainer.find_targets(targets)
     _say_how(explainer, quiet)
 
-    records: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    stems = files.file_stems([path for path, _ in found])
+    batch = Batch(explainer, inputs, output, targets, save_maps)
+    failed = 0
     try:
-        with _progress(len(found), quiet or as_json) as advance:
-            for (path, is_stdin), stem in zip(found, stems, strict=True):
-                name = STDIN if is_stdin else str(path)
-                try:
-                    explanation = explainer(_read(path, is_stdin), targets)
-                except ReciproError as error:
-                    failed.append({"path": name, "error": str(error)})
-                    note(f"Error: {error}")
-                else:
-                    written = files.save_explanation(explanation, output, stem, save_maps)
-                    records.append(files.image_record(name, explanation, written))
-                    if not as_json:
-                        _print(name, explanation, output / str(written[0]["overlay"]))
-                advance()
+        with _progress(inputs, quiet or as_json) as advance:
+            for outcome in batch.run(on_frame=advance):
+                if outcome.error is not None:
+                    failed += 1
+                    note(f"Error: {outcome.error}")
+                elif not as_json:
+                    _print(outcome)
+                if not outcome.source.is_video:
+                    advance()
     finally:
-        record = files.run_record(explainer, records, failed)
+        record = batch.record()
         files.write_whole(output / files.RECORD, record)
     if as_json:
         click.echo(record, nl=False)
     if failed:
         raise ReciproError(
-            f"{len(failed)} of {len(found)} images could not be explained; the others are done."
-            if records
+            f"{failed} of {len(inputs)} images could not be explained; the others are done."
+            if failed < len(inputs)
             else "No image could be explained."
         )
 
 
-def _read(path: Path, is_stdin: bool) -> Image:
-    from ov_recipro.images import decode_image, read_image
-
-    return decode_image(sys.stdin.buffer.read(), "stdin") if is_stdin else read_image(path)
+def _are_many(inputs: Sequence[Input]) -> bool:
+    return len(inputs) >= _MANY or any(each.is_video for each in inputs)
 
 
 def _say_how(explainer: Explainer, quiet: bool) -> None:
@@ -205,27 +198,36 @@ def _say_how(explainer: Explainer, quiet: bool) -> None:
         )
 
 
-def _print(name: str, explanation: Explanation, overlay: Path) -> None:
-    """Print one image's predictions and where its overlay is."""
-    best = ", ".join(
-        f"{each.label or each.index} {each.score:.3g}" for each in explanation.predictions
-    )
-    click.echo(f"{name}: {best}")
-    for target in explanation.targets:
-        if target.flat:
-            click.echo(f"  class {target.index}: all cells score the same; the map says nothing")
-    click.echo(f"  {overlay}")
+def _print(outcome: Outcome) -> None:
+    """Print one input's predictions and where its overlay is."""
+    if outcome.explanation is None:
+        click.echo(f"{outcome.source.name}: {outcome.frames} frames")
+    else:
+        best = ", ".join(
+            f"{each.label or each.index} {each.score:.3g}"
+            for each in outcome.explanation.predictions
+        )
+        click.echo(f"{outcome.source.name}: {best}")
+        for target in outcome.explanation.targets:
+            if target.flat:
+                click.echo(
+                    f"  class {target.index}: all cells score the same; the map says nothing"
+                )
+    click.echo(f"  {outcome.drawn}")
 
 
 @contextmanager
-def _progress(count: int, quiet: bool) -> Iterator[Any]:
-    """Show a progress bar on a terminal's stderr for more than one image."""
-    if quiet or count < 2 or not sys.stderr.isatty():
+def _progress(inputs: Sequence[Input], quiet: bool) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on a terminal's stderr for more than one image or frame."""
+    from ov_recipro.video import count_frames
+
+    total = sum(count_frames(each.path) if each.is_video else 1 for each in inputs)
+    if quiet or total < 2 or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Explaining", total=count)
+        task = bar.add_task("Explaining", total=total)
         yield lambda: bar.advance(task)

@@ -1,0 +1,152 @@
+"""A run over images and videos: each explained, its files written, and the record of all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ov_recipro import output, video
+from ov_recipro.errors import ReciproError
+from ov_recipro.explainer import Explainer
+from ov_recipro.explanation import Explanation, Target
+from ov_recipro.images import decode_image, find_images, read_image
+from ov_recipro.ordered import in_order
+from ov_recipro.preprocess import Image
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Input:
+    """An image or a video to explain; by name "-" an image comes on standard input."""
+
+    name: str
+    path: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the file's suffix is a video's."""
+        return self.path.suffix.lower() in video.SUFFIXES
+
+    def read(self) -> Image:
+        """Read the image."""
+        if self.name == STDIN:
+            return decode_image(sys.stdin.buffer.read(), "stdin")
+        return read_image(self.path)
+
+
+def find_inputs(names: Sequence[str]) -> list[Input]:
+    """Return the images and videos behind files, directories, globs and "-", each once."""
+    found: dict[Input, None] = {}
+    for name in names:
+        if name == STDIN:
+            found[Input(STDIN, Path("stdin"))] = None
+        else:
+            found.update(dict.fromkeys(Input(str(path), path) for path in find_images([name])))
+    return list(found)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an input.
+
+    Attributes:
+        source: the input.
+        error: why it could not be explained; None where it was.
+        explanation: of an image.
+        frames: number of frames of a video.
+        drawn: the overlay, or the video of overlays.
+    """
+
+    source: Input
+    error: str | None = None
+    explanation: Explanation | None = None
+    frames: int = 0
+    drawn: Path | None = None
+
+
+@dataclass
+class Batch:
+    """A run; what it has finished so far is in its record at any time.
+
+    Args:
+        explainer: what to explain with.
+        inputs: what to explain.
+        folder: where the files go.
+        targets: see `Explainer.__call__`; the same for all inputs.
+        save_maps: also write the maps.
+    """
+
+    explainer: Explainer
+    inputs: Sequence[Input]
+    folder: Path
+    targets: Sequence[str]
+    save_maps: bool
+    _done: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _failed: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def run(self, on_frame: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
+        """Explain all inputs, images first, several at once; yield what became of each in order.
+
+        Args:
+            on_frame: called after each frame of a video.
+
+        Raises:
+            ReciproError: a file can't be written. An input that can't be explained is an outcome.
+        """
+        stems = output.file_stems([source.path for source in self.inputs])
+        jobs = list(enumerate(zip(self.inputs, stems, strict=True)))
+        images = [job for job in jobs if not job[1][0].is_video]
+        yield from in_order(
+            lambda job: self._image(job[0], *job[1]), images, self.explainer.workers
+        )
+        for number, (source, stem) in jobs:
+            if source.is_video:
+                yield self._video(number, source, stem, on_frame)
+
+    def record(self) -> bytes:
+        """Return the JSON record of what is finished."""
+        done = [self._done[number] for number in sorted(self._done)]
+        return output.run_record(
+            self.explainer,
+            images=[entry for entry in done if "video" not in entry],
+            videos=[entry for entry in done if "video" in entry],
+            failed=[self._failed[number] for number in sorted(self._failed)],
+        )
+
+    def _image(self, number: int, source: Input, stem: str) -> Outcome:
+        try:
+            explanation = self.explainer(source.read(), self.targets)
+        except ReciproError as error:
+            return self._error(number, source, error)
+        files = output.save_explanation(explanation, self.folder, stem, self.save_maps)
+        self._done[number] = output.image_record(source.name, explanation, files)
+        drawn = self.folder / str(files[0]["overlay"])
+        return Outcome(source, explanation=explanation, drawn=drawn)
+
+    def _video(
+        self, number: int, source: Input, stem: str, on_frame: Callable[[], None]
+    ) -> Outcome:
+        path = self.folder / f"{stem}.mp4"
+        shown: list[Target] = []
+
+        def overlays(frames: Iterator[Image]) -> Iterator[Image]:
+            for explanation in self.explainer.stream(frames, self.targets):
+                yield explanation.overlay()
+                shown.append(explanation.targets[0])
+                on_frame()
+
+        try:
+            opened = video.open_video(source.path)
+            video.write_video(path, overlays(video.read_frames(opened)), opened.rate)
+        except ReciproError as error:
+            return self._error(number, source, error)
+        self._done[number] = output.video_record(source.name, shown, path.name, opened.rate)
+        return Outcome(source, frames=len(shown), drawn=path)
+
+    def _error(self, number: int, source: Input, error: ReciproError) -> Outcome:
+        self._failed[number] = {"path": source.name, "error": str(error)}
+        return Outcome(source, error=str(error))

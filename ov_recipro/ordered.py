@@ -1,0 +1,38 @@
+"""Doing many things at once, in order, with a bounded number of them in hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """Call a function on each item in threads; yield the results in the items' order.
+
+    At most twice as many items as workers are in hand, those included whose results wait to be
+    taken. Items are drawn in the caller's thread.
+
+    Args:
+        function: may raise; its error is raised at the item's turn and ends the rest.
+        items: anything to go through, even without an end.
+        workers: number of threads.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                while pending and (len(pending) >= 2 * workers or pending[0].done()):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

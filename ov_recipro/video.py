@@ -1,0 +1,106 @@
+"""Videos: frames in, overlays out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.preprocess import Image
+
+SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file: frames a second, and the number of frames that its header tells."""
+
+    path: Path
+    rate: float
+    frames: int
+
+
+def open_video(path: Path) -> Video:
+    """Read a video file's header.
+
+    Raises:
+        ReciproError: there is no such file, or it is no video that OpenCV reads.
+    """
+    capture = _capture(path)
+    try:
+        rate = float(capture.get(cv2.CAP_PROP_FPS))
+        frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    finally:
+        capture.release()
+    return Video(path, rate if 0 < rate < 1000 else 25.0, max(frames, 0))
+
+
+def count_frames(path: Path) -> int:
+    """Return the number of frames that a video's header tells, 1 where it can't be read."""
+    try:
+        return max(1, open_video(path).frames)
+    except ReciproError:
+        return 1  # its error is told at its turn
+
+
+def read_frames(video: Video) -> Iterator[Image]:
+    """Yield a video's frames, uint8 [H,W,3] BGR."""
+    capture = _capture(video.path)
+    try:
+        while True:
+            there, frame = capture.read()
+            if not there:
+                return
+            yield np.asarray(frame, np.uint8)
+    finally:
+        capture.release()
+
+
+def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
+    """Write frames of one size as an MP4 file, under a temporary name until it is whole.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        ReciproError: there are none, or the file can't be written.
+    """
+    work = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    writer, count = None, 0
+    try:
+        for frame in frames:
+            if writer is None:
+                size = (frame.shape[1], frame.shape[0])
+                codec = cv2.VideoWriter.fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(work), codec, rate, size)
+                if not writer.isOpened():
+                    raise ReciproError(f"{path} can't be written.")
+            writer.write(frame)
+            count += 1
+        if writer is None:
+            raise ReciproError("The video has no frames that can be decoded.")
+        writer.release()
+        if open_video(work).frames != count:  # OpenCV's writer tells of no error
+            raise ReciproError(f"{path} can't be written whole: is the disk full?")
+        work.replace(path)
+    except OSError as error:
+        raise ReciproError(f"{path} can't be written: {error.strerror or error}.") from error
+    finally:
+        if writer is not None:
+            writer.release()
+        work.unlink(missing_ok=True)
+    return count
+
+
+def _capture(path: Path) -> cv2.VideoCapture:
+    if not path.is_file():
+        raise ReciproError(f"{path}: {'no file' if path.exists() else 'No such file'}.")
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise ReciproError(f"{path}: not a video, or one that OpenCV can't read.")
+    return capture
