@@ -17,7 +17,7 @@ from ov_recipro.preprocess import Preprocessing
 from ov_recipro.saliency import Activation
 from ov_recipro.sources.base import Part
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUFFIX = ".recipro"
 MANIFEST = "recipro.json"
 
@@ -57,6 +57,23 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Estimated cost of an explanation, in plain inferences, its own inference included.
+
+    Multiply-accumulates are counted; what memory and small operations add is not.
+
+    Attributes:
+        plan: "rows" where that is clearly cheaper than the whole tail for each cell, or "stream".
+        inferences: cost by that plan.
+        stream: cost by the plan `stream`.
+    """
+
+    plan: str
+    inferences: float
+    stream: float
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `recipro.json` holds.
 
@@ -78,6 +95,7 @@ class Manifest:
         parity: max |tail(head(x)) - model(x)| over the inputs of the proof, before `activation`; of
             the model's float32 form where that differs from the deployed one.
         deviation: max |tail(head(x)) - deployed logits| there.
+        cost: what an explanation is estimated to cost; None where that is not known.
         preprocessing: how images become inputs.
         labels: class names in order, or None.
         versions: of this tool and the libraries that split.
@@ -99,6 +117,7 @@ class Manifest:
     any_batch: bool
     parity: float
     deviation: float | None
+    cost: Cost | None
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     versions: dict[str, str]

@@ -58,6 +58,8 @@ class Explainer:
             batches of masked maps, or "auto": rows where they apply, save, and passed their check.
             In ONNX Runtime the closed form takes their place, for tails that have one.
         hint: "latency" for one image at a time, or "throughput" for several at once.
+        max_cost: refuse layers where an explanation is estimated to cost more than so many plain
+            inferences, before anything is made ready.
         preprocessing: how images become inputs, or a function that changes what the model says of
             it (see `ov_recipro.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
@@ -88,14 +90,19 @@ class Explainer:
         batch_memory: int = 256 << 20,
         plan: PlanName = "auto",
         hint: Hint = "latency",
+        max_cost: float | None = None,
         preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
+        sparse = plan != "stream" and mask == "cell"
         if isinstance(model, Bundle):
             self.bundle = model
+            _check_cost(self.bundle, sparse, max_cost, None)
         else:
             with as_file(default_model() if model is None else model) as path:
                 self.bundle = _open(path, layer, exact, output, image_shape, constants)
+                given = None if path.is_dir() else (path, output, image_shape, constants)
+                _check_cost(self.bundle, sparse, max_cost, given)
         manifest = self.bundle.manifest
         self.device = device
         self.precision = precision
@@ -298,4 +305,39 @@ def _open(
         output=output,
         image_shape=image_shape,
         constants=constants,
+    )
+
+
+def _check_cost(
+    bundle: Bundle,
+    sparse: bool,
+    most: float | None,
+    given: tuple[Path, str | None, Sequence[int] | None, Mapping[str, float] | None] | None,
+) -> None:
+    """Raise ReciproError where an explanation costs more than `most` inferences.
+
+    Args:
+        bundle: what to explain.
+        sparse: whether the plan `rows` may be used.
+        most: the limit, if there is one.
+        given: how to read the model, to name a cheaper layer, if the model is at hand.
+    """
+    cost = bundle.manifest.cost
+    if most is None or cost is None:
+        return
+    expected = cost.inferences if sparse else cost.stream
+    if expected <= most:
+        return
+    hint = "'ov-recipro layers' lists what other layers cost"
+    tensor = bundle.manifest.cut.tensor
+    if given is not None:
+        from ov_recipro.costs import cheaper_layer
+        from ov_recipro.splitting import open_source
+
+        found = cheaper_layer(open_source(*given), tensor, most)
+        if found is not None:
+            hint = f"'{found[0]}', further on, would cost about {found[1].inferences:.3g}"
+    raise ReciproError(
+        f"Explaining at '{tensor}' would cost about {expected:.3g} inferences an image; the limit "
+        f"is {most:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
     )

@@ -27,6 +27,7 @@ from ov_recipro.bundle import (
     open_bundle,
     write_manifest,
 )
+from ov_recipro.costs import costs
 from ov_recipro.errors import ReciproError
 from ov_recipro.labels import checked_labels
 from ov_recipro.layers import find_cut
@@ -113,6 +114,7 @@ def split(
             any_batch=proof.any_batch,
             parity=proof.parity,
             deviation=proof.deviation,
+            cost=costs(source, [cut.point])[0],
             preprocessing=changed(found, preprocessing),
             labels=checked_labels(names, proof.classes),
             versions={name: version(name) for name in _LIBRARIES},

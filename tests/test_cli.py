@@ -94,6 +94,25 @@ def test_layers(tmp_path: Path, lite0: Path) -> None:
     assert (rows[-1]["stride"], rows[-1]["clean"]) == (32, True)
     inner = next(row for row in rows if row["node"] == "/blocks.14/depthwise_conv/Conv")
     assert inner["bypass"] == ["/blocks.13/Add_output_0"]
+    assert "  rows    1.16  yes" in table
+    assert (inner["plan"], rows[-1]["plan"]) == ("stream", "rows")
+
+
+def test_a_costly_layer_is_refused_and_a_cheaper_one_named(tmp_path: Path, cat: Path) -> None:
+    options = ["--layer", "blocks.14/depthwise_conv/Conv", "--exact", "--max-cost", "2"]
+    result = run("explain", cat, *options, cwd=tmp_path)
+    cheaper = "/blocks.14/Add_output_0"
+    fails(result, "would cost about 8.84 inferences", f"'{cheaper}', further on, would cost about")
+    assert not list((tmp_path / "explanations").iterdir())
+    result = run("explain", cat, "--layer", cheaper, "--max-cost", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_costly_layer_of_a_bundle_is_refused(tmp_path: Path, cat: Path, lite0: Path) -> None:
+    made = run("split", lite0, "--layer", "blocks.5", "-o", "b.recipro", cwd=tmp_path)
+    assert "plan     rows, 196 cells, about 91.7 x one inference an image" in made.stdout
+    result = run("explain", cat, "-m", "b.recipro", cwd=tmp_path)
+    fails(result, "91.7 inferences an image; the limit is 25", "'ov-recipro layers' lists")
 
 
 def test_bench_compares_plans_in_one_run(tmp_path: Path, lite0: Path) -> None:

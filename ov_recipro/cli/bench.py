@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from ov_recipro.cli.options import FILE, Constant, Numbers, note
+from ov_recipro.cli.tables import aligned, markdown
+
+if TYPE_CHECKING:
+    from ov_recipro.bench import Row
 
 
 @click.command("bench")
@@ -17,14 +22,24 @@ from ov_recipro.cli.options import FILE, Constant, Numbers, note
 @click.option(
     "-d",
     "--device",
-    default="CPU",
+    "devices",
+    multiple=True,
+    default=("CPU",),
     show_default=True,
-    help="An OpenVINO device, ort-cpu, cuda or cuda:1.",
+    help="An OpenVINO device, ort-cpu, cuda or cuda:1; repeatable.",
 )
 @click.option(
     "--layer", "layers", multiple=True, default=("auto",), show_default=True, help="Repeatable."
 )
-@click.option("--precision", type=click.Choice(["f32", "native"]), default="f32", show_default=True)
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(["f32", "native"]),
+    multiple=True,
+    default=("f32",),
+    show_default=True,
+    help="Repeatable.",
+)
 @click.option(
     "--plan", type=click.Choice(["auto", "rows", "stream"]), default="auto", show_default=True
 )
@@ -36,11 +51,12 @@ from ov_recipro.cli.options import FILE, Constant, Numbers, note
 @click.option("--input-shape", type=Numbers(4, int), help="Shape of the image input, if open.")
 @click.option("--const", "constants", type=Constant(), multiple=True, help="See 'split'.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a Markdown table.")
 def command(
     model: Path | None,
-    device: str,
+    devices: tuple[str, ...],
     layers: tuple[str, ...],
-    precision: Any,
+    precisions: tuple[Any, ...],
     plan: Any,
     against: Any,
     runs: int,
@@ -48,11 +64,12 @@ def command(
     input_shape: tuple[int, ...] | None,
     constants: tuple[tuple[str, float], ...],
     as_json: bool,
+    as_markdown: bool,
 ) -> None:
-    """Measure plain inference against explaining, in turns in one process, as a Markdown table.
+    """Measure plain inference against explaining, in turns in one process.
 
-    Memory is measured in processes of their own. The ratio includes the explanation's own
-    inference; the bound is what the multiply-accumulates alone allow.
+    Memory is the peak of a process of its own. The ratio includes the explanation's own inference;
+    the bound is what the multiply-accumulates alone allow. Times are medians and quartiles.
     """
     from ov_recipro.bench import measure
     from ov_recipro.explainer import default_model
@@ -60,7 +77,7 @@ def command(
 
     path = default_model() if model is None else model
     rows = []
-    for layer in layers:
+    for layer, device, precision in product(layers, devices, precisions):
         if path.is_dir():
             folder = path
         else:
@@ -73,22 +90,35 @@ def command(
             ).folder
         for each in dict.fromkeys((plan, against or plan)):
             if sys.stderr.isatty():
-                note(f"Measuring {layer}, plan {each} ...")
+                note(f"Measuring {layer} on {device}, {precision}, plan {each} ...")
             rows.append(measure(folder, device, precision, each, runs))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
-    click.echo("| layer | grid | plan | device | precision | plain ms | explain ms | ratio | bound "
-               "| plain MB | explain MB |")  # fmt: skip
-    click.echo("|---|---|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        bound = "" if row.bound is None else f"{row.bound:.2f}"
-        click.echo(
-            f"| `{row.layer}` | {row.grid} | {row.plan} | {row.device} | {row.precision} "
-            f"| {row.plain_ms:.1f} ({_span(row.plain_quartiles)}) "
-            f"| {row.explain_ms:.1f} ({_span(row.explain_quartiles)}) "
-            f"| {row.ratio:.2f} | {bound} | {row.plain_rss_mb:.0f} | {row.peak_rss_mb:.0f} |"
-        )
+    table = [_HEADER, *map(_shown, rows)]
+    click.echo(markdown(table) if as_markdown else aligned(table))
+
+
+_HEADER = (
+    "layer", "grid", "plan", "device", "precision", "plain ms", "explain ms", "ratio", "bound",
+    "plain MB", "explain MB",
+)  # fmt: skip
+
+
+def _shown(row: Row) -> tuple[str, ...]:
+    return (
+        row.layer,
+        row.grid,
+        row.plan,
+        row.device,
+        row.precision,
+        f"{row.plain_ms:.1f} ({_span(row.plain_quartiles)})",
+        f"{row.explain_ms:.1f} ({_span(row.explain_quartiles)})",
+        f"{row.ratio:.2f}",
+        "" if row.bound is None else f"{row.bound:.2f}",
+        f"{row.plain_rss_mb:.0f}",
+        f"{row.peak_rss_mb:.0f}",
+    )
 
 
 def _span(quartiles: tuple[float, float]) -> str:

@@ -85,6 +85,14 @@ _MANY = 8  # images for which it pays to start with several at once
     help="Memory for the tail's activations.",
 )
 @click.option(
+    "--max-cost",
+    type=click.FloatRange(min=1),
+    default=25,
+    show_default=True,
+    metavar="N",
+    help="Refuse a layer where an image costs more than N inferences.",
+)
+@click.option(
     "--hint",
     type=click.Choice(["latency", "throughput"]),
     help="One image at a time, or several at once.  [default: throughput for many images]",
@@ -108,6 +116,7 @@ def command(
     mask: Any,
     precision: Any,
     batch_memory: int,
+    max_cost: float,
     hint: Any,
     labels: Path | None,
     save_maps: bool,
@@ -143,6 +152,7 @@ def command(
         score=score,
         mask=mask,
         batch_memory=batch_memory << 20,
+        max_cost=max_cost,
         hint=hint or ("throughput" if _are_many(inputs) else "latency"),
         preprocessing=lambda found: overridden(found, **preprocessing),
         labels=read_labels(labels) if labels is not None else None,

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from ov_recipro.cli.options import FILE, Constant, Numbers
+from ov_recipro.cli.tables import aligned
 
 
 @click.command("layers")
@@ -28,12 +29,16 @@ def command(
     """List the feature maps of MODEL that one can explain at.
 
     A clean one lies on every path from the image to the scores. Others need --exact, which carries
-    the tensors that go round them; without it the cut is at the end of their block.
+    the tensors that go round them; without it the cut is at the end of their block. The cost of an
+    explanation there is estimated, by the plan that will run it, as a multiple of one inference.
     """
+    from ov_recipro.costs import costs
     from ov_recipro.layers import cut_points
     from ov_recipro.splitting import open_source
 
-    points = cut_points(open_source(model, output_name, input_shape, dict(constants)).graph)
+    source = open_source(model, output_name, input_shape, dict(constants))
+    points = cut_points(source.graph)
+    estimates = costs(source, points)
     if as_json:
         rows = [
             {
@@ -45,12 +50,14 @@ def command(
                 "stride": point.stride,
                 "clean": point.clean,
                 "bypass": point.bypass,
+                "plan": None if cost is None else cost.plan,
+                "cost": None if cost is None else round(cost.inferences, 3),
             }
-            for index, point in enumerate(points)
+            for index, (point, cost) in enumerate(zip(points, estimates, strict=True))
         ]
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
-    header = ("index", "tensor", "op", "C x H x W", "stride", "clean")
+    header = ("index", "tensor", "op", "C x H x W", "stride", "plan", "cost", "clean")
     table = [header] + [
         (
             str(index),
@@ -58,14 +65,17 @@ def command(
             point.op,
             " x ".join(map(str, point.shape)),
             str(point.stride),
+            "?" if cost is None else cost.plan,
+            "?" if cost is None else _rounded(cost.inferences),
             "yes" if point.clean else f"no: {_some(point.bypass)}",
         )
-        for index, point in enumerate(points)
+        for index, (point, cost) in enumerate(zip(points, estimates, strict=True))
     ]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header) - 1)]
-    for row in table:
-        cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]))
+    click.echo(aligned(table))
+
+
+def _rounded(cost: float) -> str:
+    return f"{cost:.0f}" if cost >= 100 else f"{cost:.3g}"
 
 
 def _some(names: tuple[str, ...]) -> str:

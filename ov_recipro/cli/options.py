@@ -56,15 +56,6 @@ class Constant(click.ParamType[tuple[str, float]]):
             self.fail(f"'{value}' is not {self.name}.", param, ctx)
 
 
-device_option = click.option(
-    "-d",
-    "--device",
-    default="CPU",
-    show_default=True,
-    help="An OpenVINO device, ort-cpu, cuda or cuda:1; see 'devices'.",
-)
-
-
 def cut_options(function: Function) -> Function:
     """Add the options that say where a model is cut."""
     for option in (

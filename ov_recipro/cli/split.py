@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
+
+if TYPE_CHECKING:
+    from ov_recipro.bundle import Manifest
 
 
 @click.command("split")
@@ -62,5 +65,13 @@ def command(
     if cut.bypass:
         click.echo(f"carried  {', '.join(cut.bypass)}")
     click.echo(f"parity   {manifest.parity:.3g} at most between model and tail(head)")
-    click.echo(f"plan     stream, {height * width} cells")
+    click.echo(f"plan     {_plan(manifest)}")
     click.echo(f"bundle   {bundle.folder}")
+
+
+def _plan(manifest: Manifest) -> str:
+    height, width = manifest.cut.grid
+    if manifest.cost is None:
+        return f"stream, {height * width} cells"
+    about = f"about {manifest.cost.inferences:.3g} x one inference"
+    return f"{manifest.cost.plan}, {height * width} cells, {about} an image"

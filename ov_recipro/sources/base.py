@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import openvino as ov
+
 from ov_recipro.graph import Graph
 from ov_recipro.layers import CutPoint
 
@@ -72,6 +74,9 @@ class Source(Protocol):
     @property
     def companions(self) -> tuple[Path, ...]:
         """Files beside it that hold its weights."""
+
+    def as_openvino(self) -> tuple[ov.Model, dict[str, ov.Output]]:
+        """Return the model at batch 1 and in float32, and its tensors by the graph's names."""
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write the head and the tail of a cut into `folder`.

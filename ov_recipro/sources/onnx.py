@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import openvino as ov
 from onnx_ir.passes import common as passes
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.graph import Graph, Node, descendants
 from ov_recipro.layers import CutPoint
 from ov_recipro.layout import channels_last
+from ov_recipro.runtimes.openvino_models import read
 from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs, shaping
 from ov_recipro.sources.base import Part, Parts
@@ -56,6 +59,18 @@ class OnnxSource:
         """The files beside the model that hold its weights."""
         external = (t for t in _tensors(self.model) if isinstance(t, ir.ExternalTensor))
         return tuple(dict.fromkeys(self.path.parent / str(t.location) for t in external))
+
+    def as_openvino(self) -> tuple[ov.Model, dict[str, ov.Output]]:
+        """Read the model with OpenVINO (see `Source.as_openvino`)."""
+        if self.constants or self.rewritten.anything or not self.model.meta[_PLAIN]:
+            with TemporaryDirectory() as folder:
+                file = Path(folder) / "model.onnx"
+                _save(_extract(self.model, [self.graph.image], [self.graph.scores]), file)
+                model = read(file, [self.image_shape])
+        else:
+            model = read(self.path, [self.image_shape])
+        ports = [port for node in model.get_ordered_ops() for port in node.outputs()]
+        return model, {name: port for port in ports for name in port.get_names()}
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_parts`)."""

@@ -40,6 +40,12 @@ class OpenVINOSource:
         weights = self.path.with_suffix(".bin")
         return (weights,) if weights.is_file() else ()
 
+    def as_openvino(self) -> tuple[ov.Model, dict[str, ov.Output]]:
+        """Read the model in float32 (see `Source.as_openvino`)."""
+        model = self._read()
+        to_float32(model)
+        return model, {name_of(port): port for _, port in ports(model)}
+
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write `head.xml` and `tail.xml` into `folder` (see `Source.write_parts`)."""
         with _reported(self.path, "can't be cut there"):

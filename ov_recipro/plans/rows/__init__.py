@@ -7,7 +7,8 @@ answer to zeros. Which pixels are active follows from the graph alone, so all in
 constants. What no rule covers is computed densely from there on.
 """
 
-from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt, macs_of
+from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt
+from ov_recipro.plans.rows.cost import Step, downstream, estimate, key_of, macs_of, steps_of
 from ov_recipro.plans.rows.plan import (
     TOLERANCE,
     Logits,
@@ -27,12 +28,17 @@ __all__ = [
     "Lowered",
     "NotWorthIt",
     "RowsPlan",
+    "Step",
     "Verdict",
     "applies",
     "build",
+    "downstream",
+    "estimate",
     "keep_verdict",
+    "key_of",
     "largest_error",
     "macs_of",
     "read_verdict",
+    "steps_of",
     "verdict_file",
 ]

@@ -13,14 +13,19 @@ from openvino import opset13 as ops
 from openvino._offline_transformations import apply_moc_transformations
 
 from ov_recipro.plans.rows import convolution, patches, pixelwise, pooling
+from ov_recipro.plans.rows.cost import (
+    MOST_OF_DENSE,
+    Key,
+    downstream,
+    estimate,
+    key_of,
+    sources_of,
+    steps_of,
+)
 from ov_recipro.plans.rows.tensors import Array, PerCell, Port, Rows, constant, densified, reshape
 from ov_recipro.plans.rows.windows import window_of
 
-_SATURATED = 0.95  # a window of this share of the map is no saving over the map
-_MOST_OF_DENSE = 0.7  # share of the dense plan's cost above which rows are not worth it, ...
-_CHEAP = 0.25  # ... unless both cost less than this share of one plain inference
 _F32 = {"INFERENCE_PRECISION_HINT": "f32"}
-Key = tuple[str, int]
 
 
 class NotWorthIt(Exception):
@@ -83,34 +88,34 @@ class _Compiler:
     values: dict[Key, Rows | PerCell] = field(default_factory=dict)
     rest: set[str] = field(default_factory=set)
     boundary: dict[Key, Rows | PerCell] = field(default_factory=dict)
-    macs: int = 0
     dense_from: str | None = None
 
     def run(self, feature: Port) -> Lowered:
         (parameter,) = self.tail.get_parameters()
         _, channels, height, width = parameter.output(0).shape
         cells = height * width
-        nodes = [n for n in _downstream(self.tail) if n.get_type_name() != "Result"]
-        dense = cells * sum(macs_of(node) for node in nodes)
-        self.limit = max(_MOST_OF_DENSE * dense, _CHEAP * self.plain_macs)
+        steps = downstream(steps_of(self.tail), [key_of(parameter.output(0))])
+        nodes = [step.node for step in steps]
+        cost = estimate(steps, key_of(parameter.output(0)), (height, width))
+        if not cost.is_worth_it(self.plain_macs):
+            raise NotWorthIt("rows would cost about as much as the dense plan")
         self.backgrounds = _backgrounds(self.tail, nodes, self.core)
         port = ops.transpose(feature, constant([0, 2, 3, 1], np.int32)).output(0)
         one_cell = np.eye(cells, dtype=bool).reshape(cells, height, width)
         zeros = np.zeros((channels, height, width), np.float32)
-        self.values[_key(parameter.output(0))] = Rows(
+        self.values[key_of(parameter.output(0))] = Rows(
             reshape(port, [cells, channels]), one_cell, zeros
         )
         for node in nodes:
-            if _key(node.output(0)) in self.values:
+            if key_of(node.output(0)) in self.values:
                 continue  # done together with an earlier one
             made = None if self._reads_rest(node) else self._lower(node)
             if made is None:
-                self._leave(node, cells)
+                self._leave(node)
             else:
-                self.values |= {_key(node.output(i)): each for i, each in enumerate(made)}
-            self._pay(0)
+                self.values |= {key_of(node.output(i)): each for i, each in enumerate(made)}
         end = self.tail.get_results()[0].input_value(0)
-        value = self.values.get(_key(end))
+        value = self.values.get(key_of(end))
         if value is None:
             value = self._densely(cells, nodes)
         count = int(np.prod(list(end.shape)))
@@ -119,32 +124,31 @@ class _Compiler:
         if isinstance(value, PerCell) and value.whole:
             plain = reshape(self._slice(value, cells, cells + 1), [1, count])
         elif self.unmasked:
-            plain = reshape(self._unmasked(_key(end)), [1, count])
-        return Lowered(masked, plain, self.macs, self.dense_from)
+            plain = reshape(self._unmasked(key_of(end)), [1, count])
+        return Lowered(masked, plain, cost.rows, self.dense_from)
 
     def _reads_rest(self, node: ov.Node) -> bool:
-        return any(value.get_node().get_friendly_name() in self.rest for value in _sources(node))
+        return any(value.get_node().get_friendly_name() in self.rest for value in sources_of(node))
 
-    def _leave(self, node: ov.Node, cells: int) -> None:
+    def _leave(self, node: ov.Node) -> None:
         """Note that `node` is computed densely, on the values that it reads."""
-        reads_rows = any(isinstance(self.values.get(_key(value)), Rows) for value in _sources(node))
-        if reads_rows and self.dense_from is None:
+        read = [self.values.get(key_of(value)) for value in sources_of(node)]
+        if any(isinstance(value, Rows) for value in read) and self.dense_from is None:
             self.dense_from = node.get_type_name()
         self.rest.add(node.get_friendly_name())
-        self.macs += cells * macs_of(node)
-        for value in _sources(node):
-            if _key(value) in self.values:
-                self.boundary[_key(value)] = self.values[_key(value)]
+        for value in sources_of(node):
+            if key_of(value) in self.values:
+                self.boundary[key_of(value)] = self.values[key_of(value)]
 
     def _densely(self, cells: int, nodes: Sequence[ov.Node]) -> PerCell:
         """Run the remainder on the original operations, in chunks of cells within the memory."""
         left = [node for node in nodes if node.get_friendly_name() in self.rest]
-        carried = {_key(port) for node in nodes for port in node.outputs()}
+        carried = {key_of(port) for node in nodes for port in node.outputs()}
         size = max(
             sum(
                 4 * int(np.prod(list(port.shape)))
-                for port in [*_sources(node), *node.outputs()]
-                if _key(port) in carried
+                for port in [*sources_of(node), *node.outputs()]
+                if key_of(port) in carried
             )
             for node in left
         )
@@ -190,9 +194,9 @@ class _Compiler:
     def _lower(self, node: ov.Node) -> list[Rows | PerCell] | None:
         """Return the node's outputs as rows or entries a cell; None where no rule covers it."""
         kind = node.get_type_name()
-        sources = _sources(node)
-        values = [self.values.get(_key(value)) for value in sources]
-        backgrounds = [self.backgrounds.get(_key(port)) for port in node.outputs()]
+        sources = sources_of(node)
+        values = [self.values.get(key_of(value)) for value in sources]
+        backgrounds = [self.backgrounds.get(key_of(port)) for port in node.outputs()]
         rows = [value for value in values if isinstance(value, Rows)]
         if len(rows) != sum(value is not None for value in values) or not rows:
             return None
@@ -236,29 +240,24 @@ class _Compiler:
             if axes is None or sorted(int(a) % 4 for a in axes.reshape(-1)) != [2, 3]:
                 return None
             return [pooling.global_average(rows, shape[1:])]
-        if kind == "Reshape" and shape == [1, rows.background.size]:
+        if kind == "Reshape":
             return self._flattened(node, rows)
         if kind == "Convolution":
             weight = self._constant(node.input_value(1))
             if weight is None or background.ndim != 3:
                 return None
-            window = window_of(node)
-            self._pay(convolution.convolution_macs(rows, window, weight))
-            return [convolution.convolution(rows, window, weight, background)]
+            return [convolution.convolution(rows, window_of(node), weight, background)]
         if kind not in ("GroupConvolution", "AvgPool", "MaxPool") or background.ndim != 3:
             return None
         window = window_of(node)
         if kind == "AvgPool" and window.kernel == (height, width) and shape[2:] == [1, 1]:
             return [pooling.global_average(rows, shape[1:])]
         patch = patches.patch_of(rows, window)
-        share = patch.size[0] * patch.size[1] / (window.target[0] * window.target[1])
-        if share >= _SATURATED and rows.count >= 0.8 * rows.active.size:
+        if patches.is_saturated(patch.size, window, rows.count, rows.active.size):
             return None
         if kind == "GroupConvolution":
             if self._constant(node.input_value(1)) is None:
                 return None
-            weights = int(np.prod(list(node.input_value(1).shape)))
-            self._pay(len(rows.active) * patch.size[0] * patch.size[1] * weights)
             return [patches.grouped_convolution(node, rows, window, patch, background)]
         if kind == "MaxPool":
             if len(node.outputs()) > 1 and node.output(1).get_target_inputs():
@@ -268,36 +267,29 @@ class _Compiler:
 
     def _flattened(self, node: ov.Node, rows: Rows) -> list[Rows | PerCell] | None:
         """Lower Flatten together with the one linear layer that reads it."""
-        readers = [port.get_node() for port in node.output(0).get_target_inputs()]
-        if len(readers) != 1 or readers[0].get_type_name() != "MatMul":
+        linear = pooling.flattened_linear(node)
+        if linear is None:
             return None
-        linear = readers[0]
-        attributes = linear.get_attributes()
         weight = self._constant(linear.input_value(1))
-        background = self.backgrounds.get(_key(linear.output(0)))
-        if weight is None or weight.ndim != 2 or background is None or attributes["transpose_a"]:
+        background = self.backgrounds.get(key_of(linear.output(0)))
+        if weight is None or background is None:
             return None
-        weight = np.asarray(weight.T if attributes["transpose_b"] else weight, np.float32)
-        cost = pooling.flat_linear_macs(rows, weight)
-        if cost > _MOST_OF_DENSE * len(rows.active) * weight.size:
+        cost = pooling.flat_linear_macs(rows.active.sum(axis=0), weight.size)
+        if cost > MOST_OF_DENSE * len(rows.active) * weight.size:
             return None
-        self._pay(cost)
-        unmasked = self._unmasked(_key(node.output(0))) if self.unmasked else None
+        if linear.get_attributes()["transpose_b"]:
+            weight = weight.T
+        weight = np.asarray(weight, np.float32)
+        unmasked = self._unmasked(key_of(node.output(0))) if self.unmasked else None
         made = pooling.flat_linear(rows, weight, background, unmasked)
-        self.values[_key(linear.output(0))] = made
+        self.values[key_of(linear.output(0))] = made
         return [made]
-
-    def _pay(self, macs: int) -> None:
-        """Count the cost before the tables are built: early layers' would be huge."""
-        self.macs += macs
-        if self.macs > self.limit:
-            raise NotWorthIt("rows would cost about as much as the dense plan")
 
     def _constant(self, port: Port) -> Array | None:
         node = port.get_node()
         if node.get_type_name() == "Constant":
             return np.array(node.data)
-        if any(_key(port) in known for known in (self.values, self.boundary)):
+        if any(key_of(port) in known for known in (self.values, self.boundary)):
             return None
         if node.get_friendly_name() in self.rest or not _is_constant(node):
             return None
@@ -318,43 +310,10 @@ class _Compiler:
         return np.asarray(counts / means, np.float32)
 
 
-def macs_of(node: ov.Node) -> int:
-    """Return the multiply-accumulates of a convolution or linear layer at the model's shapes."""
-    kind = node.get_type_name()
-    if kind not in ("Convolution", "GroupConvolution", "MatMul"):
-        return 0
-    out = int(np.prod(list(node.output(0).shape)))
-    weight = list(node.input_value(1).shape)
-    if kind == "Convolution":
-        return out * int(np.prod(weight[1:]))
-    if kind == "GroupConvolution":
-        return out * int(np.prod(weight[2:]))
-    return out * int(weight[-1 if node.get_attributes()["transpose_b"] else -2])
-
-
-def _key(port: Port) -> Key:
-    return port.get_node().get_friendly_name(), port.get_index()
-
-
-def _sources(node: ov.Node) -> list[Port]:
-    return [port.get_source_output() for port in node.inputs()]
-
-
 def _is_constant(node: ov.Node) -> bool:
     if node.get_type_name() == "Parameter":
         return False
-    return all(_is_constant(value.get_node()) for value in _sources(node))
-
-
-def _downstream(tail: ov.Model) -> list[ov.Node]:
-    """Return the nodes that the feature map reaches, in order."""
-    reached = {parameter.get_friendly_name() for parameter in tail.get_parameters()}
-    nodes = []
-    for node in tail.get_ordered_ops():
-        if any(value.get_node().get_friendly_name() in reached for value in _sources(node)):
-            reached.add(node.get_friendly_name())
-            nodes.append(node)
-    return nodes
+    return all(_is_constant(value.get_node()) for value in sources_of(node))
 
 
 def _attached(tail: ov.Model, feature: Port) -> dict[str, ov.Node]:
@@ -371,7 +330,7 @@ def _backgrounds(tail: ov.Model, nodes: Sequence[ov.Node], core: ov.Core) -> Map
     copy = tail.clone()
     known = {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
     keys = [
-        _key(port)
+        key_of(port)
         for node in nodes
         for port in node.outputs()
         if port.get_element_type() == ov.Type.f32 and len(port.shape) in (2, 4)

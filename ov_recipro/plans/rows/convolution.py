@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from openvino import opset13 as ops
 
@@ -17,11 +19,14 @@ from ov_recipro.plans.rows.tensors import (
 from ov_recipro.plans.rows.windows import Window
 
 
-def convolution_macs(rows: Rows, window: Window, weight: Array) -> int:
-    """Return the multiply-accumulates of `convolution`."""
-    if window.kernel == (1, 1):
-        return int(window.reached(rows.active).sum()) * weight.size
-    return rows.count * weight.size
+def convolution_macs(read: int, written: int, window: Window, weight: list[int]) -> int:
+    """Return the multiply-accumulates of `convolution`.
+
+    Args:
+        read: active input pixels; `written`: active output pixels.
+        window: its geometry; weight: the weight's shape.
+    """
+    return (written if window.kernel == (1, 1) else read) * prod(weight)
 
 
 def convolution(rows: Rows, window: Window, weight: Array, background: Array) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from ov_recipro.plans.rows.tensors import (
 )
 from ov_recipro.plans.rows.windows import Window
 
+_SATURATED = 0.95  # a window of this share of the map is no saving over the map
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -46,17 +48,29 @@ def patch_of(rows: Rows, window: Window) -> Patch:
     """Return the smallest windows that hold what the active pixels reach."""
     active = window.reached(rows.active)
     some = np.asarray(active.any(axis=(1, 2)))
-    top, height = _extent(np.asarray(active.any(axis=2)), some)
-    left, width = _extent(np.asarray(active.any(axis=1)), some)
+    top, height = extent(np.asarray(active.any(axis=2)), some)
+    left, width = extent(np.asarray(active.any(axis=1)), some)
     return Patch(active, top, left, (height, width))
 
 
-def _extent(lines: Mask, some: Mask) -> tuple[Indices, int]:
+def extent(lines: Mask, some: Mask) -> tuple[Indices, int]:
     """Return where each cell's active lines [N,n] begin, for windows of one length."""
     begin = lines.argmax(axis=1)
     end = lines.shape[1] - lines[:, ::-1].argmax(axis=1)
     length = int((end - begin)[some].max()) if some.any() else 1
     return np.where(some, np.minimum(begin, lines.shape[1] - length), 0), length
+
+
+def is_saturated(size: Sequence[int], window: Window, active: int, pixels: int) -> bool:
+    """Whether windows of this size are no saving over the map.
+
+    Args:
+        size: of the windows.
+        window: geometry of the operation.
+        active: active input pixels of all cells; `pixels`: all input pixels of all cells.
+    """
+    share = size[0] * size[1] / (window.target[0] * window.target[1])
+    return share >= _SATURATED and active >= 0.8 * pixels
 
 
 def grouped_convolution(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.plans.rows.tensors import (
@@ -27,11 +29,27 @@ def global_average(rows: Rows, shape: list[int]) -> PerCell:
     return PerCell(reshape(means.output(0), [cells, *shape]))
 
 
-def flat_linear_macs(rows: Rows, weight: Array) -> int:
-    """Return the multiply-accumulates of `flat_linear`."""
-    _, pixels = rows.positions
-    used, counts = np.unique(pixels, return_counts=True)
-    return len(used) * int(counts.max()) * len(rows.background) * int(weight.shape[1])
+def flattened_linear(node: ov.Node) -> ov.Node | None:
+    """Return the one linear layer that reads a Flatten [1,C,H,W] -> [1,C*H*W], None elsewhere."""
+    source = node.input_value(0).shape
+    flat = [1, int(np.prod(list(source)))]
+    if node.get_type_name() != "Reshape" or len(source) != 4 or list(node.output(0).shape) != flat:
+        return None
+    readers = [port.get_node() for port in node.output(0).get_target_inputs()]
+    if len(readers) != 1 or readers[0].get_type_name() != "MatMul":
+        return None
+    is_plain = len(readers[0].input_value(1).shape) == 2
+    return readers[0] if is_plain and not readers[0].get_attributes()["transpose_a"] else None
+
+
+def flat_linear_macs(counts: npt.NDArray[np.int64], weight: int) -> int:
+    """Return the multiply-accumulates of `flat_linear`.
+
+    Args:
+        counts: cells at which a pixel is active, [H,W].
+        weight: number of the layer's weights.
+    """
+    return int((counts > 0).sum()) * int(counts.max()) * weight // counts.size
 
 
 def flat_linear(rows: Rows, weight: Array, background: Array, unmasked: Port | None) -> PerCell:

@@ -26,13 +26,15 @@ class Window:
 
     def taps(self) -> Iterator[tuple[Indices, Indices]]:
         """Yield for each tap, row by row, the input row [H'] and column [W'] it reads."""
-        for i in range(self.kernel[0]):
-            for j in range(self.kernel[1]):
-                yield self._read(0, i), self._read(1, j)
+        for y in self.lines(0):
+            for x in self.lines(1):
+                yield y, x
 
-    def _read(self, axis: int, tap: int) -> Indices:
-        start = tap * self.dilation[axis] - self.pad[axis]
-        return np.arange(self.target[axis]) * self.stride[axis] + start
+    def lines(self, axis: int) -> Iterator[Indices]:
+        """Yield for each tap along an axis the input line that each output line reads."""
+        for tap in range(self.kernel[axis]):
+            start = tap * self.dilation[axis] - self.pad[axis]
+            yield np.arange(self.target[axis]) * self.stride[axis] + start
 
     def pick(self, values: Indices, tap: tuple[Indices, Indices], outside: int) -> Indices:
         """Return values [N,H,W] as one tap sees them, [N,H',W']; `outside` beyond the border."""

@@ -1,0 +1,50 @@
+"""What explaining at a layer costs, estimated from the graph alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ov_recipro.bundle import Cost
+from ov_recipro.layers import CutPoint, cut_points
+from ov_recipro.plans.rows.cost import downstream, estimate, key_of, steps_of
+from ov_recipro.sources.base import Source
+
+
+def costs(source: Source, points: Sequence[CutPoint]) -> list[Cost | None]:
+    """Estimate the cost of explaining at each of a model's cut points, tensors that go round kept.
+
+    Returns:
+        None for a tensor that OpenVINO's reading of the model does not have.
+    """
+    model, tensors = source.as_openvino()
+    # shapes are constants at batch 1
+    steps = [step for step in steps_of(model) if step.node.get_type_name() != "ShapeOf"]
+    plain = sum(step.macs for step in steps)
+    found: list[Cost | None] = []
+    for point in points:
+        port = tensors.get(point.tensor)
+        if port is None or plain == 0:
+            found.append(None)
+            continue
+        height, width = point.grid
+        start = key_of(port)
+        tail = downstream(steps, [start])
+        stream = 1 + height * width * sum(step.macs for step in tail) / plain
+        cost = Cost("stream", stream, stream)
+        if point.clean and not point.channels_last and len(port.shape) == 4:
+            rows = estimate(tail, start, (height, width))
+            if rows.is_worth_it(plain):
+                cost = Cost("rows", 1 + rows.rows / plain, stream)
+        found.append(cost)
+    return found
+
+
+def cheaper_layer(source: Source, tensor: str, most: float) -> tuple[str, Cost] | None:
+    """Return the first clean layer behind a tensor where an explanation costs at most so much."""
+    points = cut_points(source.graph)
+    place = next((i for i, point in enumerate(points) if point.tensor == tensor), -1)
+    behind = [point for point in points[place + 1 :] if point.clean]
+    for point, cost in zip(behind, costs(source, behind), strict=True):
+        if cost is not None and cost.inferences <= most:
+            return point.tensor, cost
+    return None

@@ -1,0 +1,214 @@
+"""What the plan costs, known before anything is built: multiply-accumulates of all cells.
+
+The pixels that a cell at row u and column v can change are, but for rare unions, the product of the
+rows that u reaches and the columns that v reaches. The estimate follows these two alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import openvino as ov
+
+from ov_recipro.plans.rows import patches, pixelwise, pooling
+from ov_recipro.plans.rows.convolution import convolution_macs
+from ov_recipro.plans.rows.tensors import Mask, Port
+from ov_recipro.plans.rows.windows import Window, window_of
+
+MOST_OF_DENSE = 0.7  # share of the dense plan's cost above which rows are not worth it, ...
+CHEAP = 0.25  # ... unless both cost less than this share of one plain inference
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Multiply-accumulates of all cells: as rows, and with the whole tail run for each cell."""
+
+    rows: int
+    dense: int
+
+    def is_worth_it(self, plain: int) -> bool:
+        """Whether rows are clearly cheaper; `plain` is one plain inference's."""
+        return self.rows <= max(MOST_OF_DENSE * self.dense, CHEAP * plain)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """A tensor's active pixels: rows [H,h] and columns [W,w] that those of each cell reach."""
+
+    rows: Mask
+    columns: Mask
+
+    @property
+    def count(self) -> int:
+        """Number of active pixels of all cells."""
+        return int(self.rows.sum()) * int(self.columns.sum())
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of one map."""
+        return int(self.rows.shape[1] * self.columns.shape[1])
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation: the tensors it reads and writes, and its multiply-accumulates."""
+
+    node: ov.Node
+    inputs: tuple[Key, ...]
+    outputs: tuple[Key, ...]
+    macs: int
+
+
+def steps_of(model: ov.Model) -> list[Step]:
+    """Return a model's operations in order, results left out."""
+    return [
+        Step(
+            node,
+            inputs=tuple(key_of(port) for port in sources_of(node)),
+            outputs=tuple(key_of(port) for port in node.outputs()),
+            macs=macs_of(node),
+        )
+        for node in model.get_ordered_ops()
+        if node.get_type_name() != "Result"
+    ]
+
+
+def downstream(steps: Sequence[Step], starts: Iterable[Key]) -> list[Step]:
+    """Return the operations that some tensors reach."""
+    reached, found = set(starts), []
+    for step in steps:
+        if not reached.isdisjoint(step.inputs):
+            reached.update(step.outputs)
+            found.append(step)
+    return found
+
+
+def estimate(steps: Sequence[Step], start: Key, grid: tuple[int, int]) -> Estimate:
+    """Estimate the plan for what `steps` make of a feature map.
+
+    Args:
+        steps: the operations that it reaches, in order.
+        start: the feature map [1,C,H,W].
+        grid: (H, W).
+    """
+    height, width = grid
+    walk = _Walk({start: Reach(np.eye(height, dtype=bool), np.eye(width, dtype=bool))})
+    for step in steps:
+        walk.visit(step, height * width)
+    return Estimate(walk.macs, height * width * sum(step.macs for step in steps))
+
+
+@dataclass
+class _Walk:
+    reached: dict[Key, Reach]
+    dense: set[Key] = field(default_factory=set)
+    macs: int = 0
+
+    def visit(self, step: Step, cells: int) -> None:
+        """Follow one operation and count its cost."""
+        if all(key in self.reached for key in step.outputs):
+            return  # done together with an earlier one
+        reached = [self.reached[key] for key in step.inputs if key in self.reached]
+        made = None
+        if reached and self.dense.isdisjoint(step.inputs):
+            made = self._spatial(step.node, reached)
+        if made is not None:
+            self.reached |= dict.fromkeys(step.outputs, made)
+        else:
+            self.dense.update(step.outputs)
+            self.macs += self._flattened(step.node, reached) or cells * step.macs
+
+    def _spatial(self, node: ov.Node, reached: list[Reach]) -> Reach | None:
+        """Return the active pixels of the output, None where it is dense or has no pixels."""
+        kind = node.get_type_name()
+        first = reached[0]
+        if kind in pixelwise.ELEMENTWISE or kind in ("FakeQuantize", "BatchNormInference"):
+            if any(r.pixels != first.pixels for r in reached):
+                return None
+            return _union(reached)
+        if kind == "Concat":
+            whole = len(reached) == len(node.inputs())
+            return _union(reached) if whole and node.get_attributes()["axis"] % 4 == 1 else None
+        if kind in ("Split", "VariadicSplit"):
+            return first if len(node.output(0).shape) == 4 else None
+        if kind not in ("Convolution", "GroupConvolution", "AvgPool", "MaxPool"):
+            return None
+        if len(reached) > 1 or len(node.output(0).shape) != 4:
+            return None
+        window = window_of(node)
+        made = Reach(
+            _reached_lines(first.rows, window, 0), _reached_lines(first.columns, window, 1)
+        )
+        if kind == "Convolution":
+            shape = list(node.input_value(1).shape)
+            self.macs += convolution_macs(first.count, made.count, window, shape)
+            return made
+        both = (made.rows, made.columns)
+        size = [patches.extent(lines, np.asarray(lines.any(axis=1)))[1] for lines in both]
+        if patches.is_saturated(size, window, first.count, first.cells * first.pixels):
+            return None
+        if kind == "GroupConvolution":
+            weights = int(np.prod(list(node.input_value(1).shape)))
+            self.macs += first.cells * size[0] * size[1] * weights
+        return made
+
+    def _flattened(self, node: ov.Node, reached: list[Reach]) -> int:
+        """Return the cost of the linear layer behind a Flatten; 0 where `node` is none."""
+        linear = pooling.flattened_linear(node)
+        if linear is None or len(reached) != 1:
+            return 0
+        counts = np.outer(reached[0].rows.sum(axis=0), reached[0].columns.sum(axis=0))
+        shape = list(linear.input_value(1).shape)
+        cost = pooling.flat_linear_macs(counts, int(np.prod(shape)))
+        if cost > MOST_OF_DENSE * reached[0].cells * int(np.prod(shape)):
+            return 0
+        self.dense |= {key_of(port) for port in linear.outputs()}
+        self.reached |= {key_of(port): reached[0] for port in linear.outputs()}
+        return cost
+
+
+def _union(reached: list[Reach]) -> Reach:
+    rows, columns = reached[0].rows, reached[0].columns
+    for each in reached[1:]:
+        rows, columns = rows | each.rows, columns | each.columns
+    return Reach(rows, columns)
+
+
+def _reached_lines(lines: Mask, window: Window, axis: int) -> Mask:
+    result = np.zeros((len(lines), window.target[axis]), bool)
+    for places in window.lines(axis):
+        inside = (places >= 0) & (places < window.source[axis])
+        result[:, inside] |= lines[:, places[inside]]
+    return result
+
+
+def macs_of(node: ov.Node) -> int:
+    """Return the multiply-accumulates of a convolution or linear layer at the model's shapes."""
+    kind = node.get_type_name()
+    if kind not in ("Convolution", "GroupConvolution", "MatMul"):
+        return 0
+    out = int(np.prod(list(node.output(0).shape)))
+    weight = list(node.input_value(1).shape)
+    if kind == "Convolution":
+        return out * int(np.prod(weight[1:]))
+    if kind == "GroupConvolution":
+        return out * int(np.prod(weight[2:]))
+    return out * int(weight[-1 if node.get_attributes()["transpose_b"] else -2])
+
+
+def key_of(port: Port) -> Key:
+    """Return what tells a tensor from others in a model and its copies."""
+    return port.get_node().get_friendly_name(), port.get_index()
+
+
+def sources_of(node: ov.Node) -> list[Port]:
+    """Return the tensors that a node reads."""
+    return [port.get_source_output() for port in node.inputs()]

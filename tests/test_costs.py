@@ -1,0 +1,73 @@
+"""The estimated cost against what is counted exactly, and against the compiled plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from graphs import Builder
+from openvino import opset13 as ops
+
+from ov_recipro import Explainer
+from ov_recipro.costs import costs
+from ov_recipro.layers import cut_points
+from ov_recipro.plans.rows import RowsPlan
+from ov_recipro.runtimes.openvino_models import core
+from ov_recipro.splitting import open_source
+
+
+@pytest.mark.parametrize("layer", ["auto", "blocks.14", "blocks.12"])
+def test_the_estimate_is_the_compiled_plans_bound(layer: str, lite0: Path) -> None:
+    explainer = Explainer(lite0, layer=layer)
+    plan, manifest = explainer.plan, explainer.bundle.manifest
+    assert isinstance(plan, RowsPlan)
+    assert manifest.cost is not None
+    assert manifest.cost.plan == "rows"
+    assert manifest.cost.inferences == pytest.approx(1 + plan.macs / plan.plain_macs, rel=1e-6)
+
+
+CONVOLUTIONS: list[dict[str, Any]] = [
+    {"strides": [2, 1]},
+    {"kernel": 5, "dilations": [1, 2], "pads": [3, 4, 2, 4]},
+    {"kernel": 1},
+]
+
+
+def test_active_pixels_are_counted_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions with strides, dilations and uneven pads, against masks pushed through ones."""
+    monkeypatch.setattr("ov_recipro.plans.rows.cost.CHEAP", 1e9)
+    b = Builder(shape=(1, 3, 22, 18))
+    x = b.conv("image", 4, output="feature", strides=[2, 2])
+    for options in CONVOLUTIONS:
+        x = b.add("Relu", b.conv(x, 4, **options))
+    b.head(x)
+    source = open_source(b.save(tmp_path / "m.onnx"))
+    (cost,) = costs(source, [p for p in cut_points(source.graph) if p.tensor == "feature"])
+    assert cost is not None
+    assert cost.plan == "rows"
+
+    active = np.eye(99, dtype=np.float32).reshape(99, 1, 11, 9)
+    rows = tail = 0
+    for options in CONVOLUTIONS:
+        weights = 16 * options.get("kernel", 3) ** 2
+        before, active = active, reached(active, **options)
+        rows += weights * int((active if options.get("kernel") == 1 else before).sum())
+        tail += weights * active[0].size
+    linear = 4 * 5
+    head = 11 * 9 * 4 * 3 * 9
+    assert cost.inferences == pytest.approx(1 + (rows + 99 * linear) / (head + tail + linear))
+    assert cost.stream == pytest.approx(1 + 99 * (tail + linear) / (head + tail + linear))
+
+
+def reached(active: np.ndarray, kernel: int = 3, **options: Any) -> np.ndarray:
+    """Return which output pixels read an active input pixel, by a convolution of ones."""
+    pads = options.get("pads", [kernel // 2] * 4)
+    data = ops.parameter(list(active.shape), np.float32)
+    ones = ops.constant(np.ones((1, 1, kernel, kernel), np.float32))
+    strides, dilations = options.get("strides", [1, 1]), options.get("dilations", [1, 1])
+    made = ops.convolution(data, ones, strides, pads[:2], pads[2:], dilations)
+    sums = core().compile_model(ov.Model([made], [data]), "CPU")([active])[0]
+    return np.asarray(sums > 0.5, np.float32)
