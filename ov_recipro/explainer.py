@@ -29,7 +29,6 @@ from ov_recipro.runtimes.openvino_models import as_file
 from ov_recipro.saliency import (
     Score,
     best_classes,
-    class_scores,
     default_score,
     saliency_maps,
     target_scores,
@@ -183,26 +182,28 @@ class Explainer:
         with self._runtime.infer(tensor.astype(entry.dtype, copy=False)) as inference:
             if not (inference.finite and np.isfinite(inference.logits).all()):
                 raise ReciproError("The model gives NaN or infinite numbers for this image.")
-            scores = class_scores(inference.logits, self.score)
-            indices = self.find_targets(targets, scores)
+            best = best_classes(inference.logits, _SHOWN)
+            indices = self.find_targets(targets, inference.logits)
+            told = list(dict.fromkeys([*best, *indices]))
+            whole = target_scores(inference.logits[None], self.score, told, inference.parts)
             chunks = [
                 target_scores(logits, self.score, indices, parts)
                 for logits, parts in inference.masked
             ]
+        scores = dict(zip(told, whole[0].tolist(), strict=True))
         cells = np.concatenate(chunks).T.reshape(len(indices), *self.bundle.manifest.cut.grid)
         if not np.isfinite(cells).all():
             raise ReciproError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
         return Explanation(
             predictions=tuple(
-                Prediction(index, self._label(index), float(scores[index]))
-                for index in best_classes(scores, _SHOWN).tolist()
+                Prediction(index, self._label(index), scores[index]) for index in best
             ),
             targets=tuple(
                 Target(
                     index=index,
                     label=self._label(index),
-                    score=float(scores[index]),
+                    score=scores[index],
                     range=(float(values.min()), float(values.max())),
                     distinct_values=len(set(values.ravel().tolist())),
                     flat=bool(values.min() == values.max()),
@@ -220,14 +221,14 @@ class Explainer:
     def find_targets(
         self,
         targets: str | int | Iterable[str | int],
-        scores: npt.NDArray[np.float64] | None = None,
+        logits: npt.NDArray[np.float32] | None = None,
     ) -> list[int]:
         """Return the class indices that `targets` mean, each once.
 
         Args:
             targets: see `__call__`.
-            scores: class scores [classes] that "top1" and the like refer to; without them these
-                are checked and left out.
+            logits: of the classes, [classes], which "top1" and the like refer to; without them
+                these are checked and left out.
 
         Raises:
             ReciproError: there is no such class.
@@ -238,8 +239,8 @@ class Explainer:
         found: dict[int, None] = {}
         for target in wanted:
             if isinstance(target, str) and (top := _TOP.fullmatch(target)):
-                if scores is not None:
-                    found.update(dict.fromkeys(best_classes(scores, int(top[1])).tolist()))
+                if logits is not None:
+                    found.update(dict.fromkeys(best_classes(logits, int(top[1]))))
             elif isinstance(target, int) or target.lstrip("+-").isdigit():
                 found[self._checked_index(int(target))] = None
             else:

@@ -67,14 +67,14 @@ def softmax_parts(logits: Floats) -> npt.NDArray[np.float32]:
     return np.concatenate([highest, others, ties], axis=1, dtype=np.float32)
 
 
-def best_classes(scores: Floats, count: int) -> npt.NDArray[np.intp]:
+def best_classes(scores: Floats, count: int) -> list[int]:
     """Return the `count` classes of highest score, best first; of equal ones the first in order."""
     if count == 1:
-        return np.array([scores.argmax()])
+        return [int(scores.argmax())]
     count = min(count, len(scores))
     least = np.partition(scores, len(scores) - count)[len(scores) - count]
-    candidates = np.flatnonzero(scores >= least)
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
+    candidates = np.flatnonzero(scores >= least).tolist()
+    return sorted(candidates, key=lambda index: -float(scores[index]))[:count]
 
 
 def close_scores(logits: Floats, activation: Activation) -> npt.NDArray[np.float64]:

@@ -35,6 +35,7 @@ class Inference:
 
     Attributes:
         logits: of the whole image, [classes].
+        parts: their `saliency.softmax_parts` [1,3], where the graph computes them.
         finite: whether the feature map holds finite numbers only.
         masked: gives the logits [b, classes] of the next b cells alone, until all cells are done,
             and, where the graph computes them, their `saliency.softmax_parts`; each holds until
@@ -42,6 +43,7 @@ class Inference:
     """
 
     logits: Floats
+    parts: Floats | None
     finite: bool
     masked: Iterator[tuple[Floats, Floats | None]]
 

@@ -112,7 +112,7 @@ class ONNXRuntime:
                 plain = self._logits(self._tail, features)
         if deployed:
             plain = values[-1].numpy()
-        yield Inference(np.asarray(plain, np.float32).reshape(-1), finite, masked)
+        yield Inference(np.asarray(plain, np.float32).reshape(-1), None, finite, masked)
 
     def _run_closed(self, closed: Any, features: dict[str, Any]) -> tuple[Floats, Floats, bool]:
         """Return the logits [N,classes] of the cells and [classes] of all, and if all is finite."""

@@ -135,8 +135,8 @@ class OpenVINORuntime:
         tail = compiled(tail_at(bundle, batch=1), self._device).create_infer_request()
 
         def of_rows(features: Floats) -> tuple[Floats, Floats]:
-            cells, plain = _run(sparse, [features])
-            return cells, plain.reshape(-1)
+            logits = _run(sparse, [features])[0]
+            return logits[:-1], logits[-1]
 
         def of_tail(features: Floats) -> tuple[Floats, Floats]:
             cells = [np.array(each) for each, _ in _masked_logits(stream, dense, [features])]
@@ -155,8 +155,13 @@ def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
         request = model.create_infer_request()
 
         def infer(image: Array) -> Inference:
-            plain, cells, parts, total = _run(request, [image])
-            return Inference(plain.reshape(-1), bool(np.isfinite(total)), iter([(cells, parts)]))
+            logits, parts, total = _run(request, [image])
+            return Inference(
+                logits=logits[-1],
+                parts=parts[-1:],
+                finite=bool(np.isfinite(total)),
+                masked=iter([(logits[:-1], parts[:-1])]),
+            )
 
         return infer
 
@@ -175,6 +180,7 @@ def _apart(
             values = _run(request, [image])
             return Inference(
                 logits=np.asarray(values[-1], np.float32).reshape(-1),
+                parts=None,
                 finite=all(bool(np.isfinite(value).all()) for value in values[:-1]),
                 masked=_masked_logits(plan, masked, values[:-1]),
             )
@@ -188,7 +194,7 @@ def _masked_logits(
     plan: StreamPlan | RowsPlan, request: ov.InferRequest, features: list[Array]
 ) -> Iterator[tuple[Floats, None]]:
     if isinstance(plan, RowsPlan):
-        yield _run(request, features[:1])[0], None
+        yield _run(request, features[:1])[0][:-1], None
         return
     left = plan.cells
     for cells in plan.batches():
@@ -251,27 +257,29 @@ def stream_model(bundle: Bundle, memory: int, mask: Mask) -> tuple[ov.Model, Str
 
 
 def rows_model(bundle: Bundle, memory: int) -> tuple[ov.Model, RowsPlan]:
-    """Return the plan `rows` from the feature map to the cells' and the whole map's logits."""
+    """Return the plan `rows` from a feature map to its logits [N+1,classes]: cells, whole."""
     feature = ops.parameter(list(bundle.manifest.boundary_shapes[0]), np.float32, name="feature")
     lowered, plan = _lowered(bundle, _head(bundle), feature.output(0), memory, plain=True)
-    outputs = [ops.result(port) for port in (lowered.masked, lowered.plain)]
-    return ov.Model(outputs, [feature], "rows"), plan
+    return ov.Model([ops.result(lowered.logits)], [feature], "rows"), plan
 
 
 def fused_model(bundle: Bundle, memory: int) -> tuple[ov.Model, RowsPlan]:
     """Return the model with the plan `rows` grown on it.
 
-    Its outputs are the logits, the cells' logits and their `saliency.softmax_parts`, and the sum
-    of the feature map, which is finite where all of it is.
+    Its outputs are the logits [N+1,classes] of the cells and, last, of the image, the
+    `saliency.softmax_parts` of these, and the sum of the feature map, which is finite where all of
+    it is.
     """
     head = _head(bundle)
     results = [result.input_value(0) for result in head.get_results()]
     deployed = bundle.manifest.deployed_scores
     lowered, plan = _lowered(bundle, head, results[0], memory, plain=not deployed)
-    logits = results[-1] if deployed else lowered.plain
+    logits = lowered.logits
+    if deployed:
+        flat = ops.reshape(results[-1], np.array([1, -1]), False)
+        logits = ops.concat([logits, ops.convert(flat, np.float32)], 0).output(0)
     total = ops.reduce_sum(results[0], np.arange(4), False)
-    ports = (logits, lowered.masked, _softmax_parts(lowered.masked), total)
-    outputs = [ops.result(port) for port in ports]
+    outputs = [ops.result(port) for port in (logits, _softmax_parts(logits), total)]
     return ov.Model(outputs, head.get_parameters(), "fused"), plan
 
 

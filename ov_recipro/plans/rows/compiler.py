@@ -37,14 +37,13 @@ class Lowered:
     """A tail as rows.
 
     Attributes:
-        masked: logits [N,classes] of each cell alone.
-        plain: logits [1,classes] of the whole feature map, if these were asked for.
+        logits: [N,classes] of each cell alone, or [N+1,classes] with the whole feature map's last,
+            if these were asked for.
         macs: multiply-accumulates of all cells.
         dense_from: the first operation that is computed densely, None where there is none.
     """
 
-    masked: Port
-    plain: Port | None
+    logits: Port
     macs: int
     dense_from: str | None
 
@@ -119,13 +118,14 @@ class _Compiler:
         if value is None:
             value = self._densely(cells, nodes)
         count = int(np.prod(list(end.shape)))
-        masked = reshape(self._slice(value, 0, cells), [cells, count])
-        plain = None
-        if isinstance(value, PerCell) and value.whole:
-            plain = reshape(self._slice(value, cells, cells + 1), [1, count])
-        elif self.unmasked:
-            plain = reshape(self._unmasked(key_of(end)), [1, count])
-        return Lowered(masked, plain, cost.rows, self.dense_from)
+        if self.unmasked and not (isinstance(value, PerCell) and value.whole):
+            end_of_whole = reshape(self._unmasked(key_of(end)), [1, count])
+            masked = reshape(self._slice(value, 0, cells), [cells, count])
+            logits = ops.concat([masked, end_of_whole], 0).output(0)
+        else:
+            entries = cells + bool(self.unmasked)
+            logits = reshape(self._slice(value, 0, entries), [entries, count])
+        return Lowered(logits, cost.rows, self.dense_from)
 
     def _reads_rest(self, node: ov.Node) -> bool:
         return any(value.get_node().get_friendly_name() in self.rest for value in sources_of(node))

@@ -82,7 +82,7 @@ def build(
         lowered = lower(prepared(tail), feature, core, memory, plain_macs, plain)
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
         raise NotWorthIt(f"{type(failure).__name__}: {str(failure).splitlines()[0]}") from failure
-    cells = int(lowered.masked.shape[0])
+    cells = int(np.prod(list(feature.shape)[2:]))
     return lowered, RowsPlan(cells, lowered.macs, plain_macs, lowered.dense_from)
 
 
