@@ -66,11 +66,13 @@ class Cost:
         plan: "rows" where that is clearly cheaper than the whole tail for each cell, or "stream".
         inferences: cost by that plan.
         stream: cost by the plan `stream`.
+        reason: why `plan` is not "rows"; None where it is.
     """
 
     plan: str
     inferences: float
     stream: float
+    reason: str | None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from ov_recipro.bundle import Cost
 from ov_recipro.layers import CutPoint, cut_points
-from ov_recipro.plans.rows.cost import downstream, estimate, key_of, steps_of
+from ov_recipro.plans.rows import (
+    NO_SAVING,
+    downstream,
+    estimate,
+    inapplicable,
+    key_of,
+    steps_of,
+)
 from ov_recipro.sources.base import Source
 
 
@@ -16,7 +23,7 @@ def costs(source: Source, points: Sequence[CutPoint]) -> list[Cost | None]:
     Returns:
         None for a tensor that OpenVINO's reading of the model does not have.
     """
-    model, tensors = source.as_openvino()
+    model, tensors = source.outline()
     # shapes are constants at batch 1
     steps = [step for step in steps_of(model) if step.node.get_type_name() != "ShapeOf"]
     plain = sum(step.macs for step in steps)
@@ -30,12 +37,14 @@ def costs(source: Source, points: Sequence[CutPoint]) -> list[Cost | None]:
         start = key_of(port)
         tail = downstream(steps, [start])
         stream = 1 + height * width * sum(step.macs for step in tail) / plain
-        cost = Cost("stream", stream, stream)
-        if point.clean and not point.channels_last and len(port.shape) == 4:
+        reason = inapplicable(point)
+        if reason is None:
             rows = estimate(tail, start, (height, width))
             if rows.is_worth_it(plain):
-                cost = Cost("rows", 1 + rows.rows / plain, stream)
-        found.append(cost)
+                found.append(Cost("rows", 1 + rows.rows / plain, stream, None))
+                continue
+            reason = NO_SAVING
+        found.append(Cost("stream", stream, stream, reason))
     return found
 
 

@@ -51,6 +51,7 @@ def command(
                 "clean": point.clean,
                 "bypass": point.bypass,
                 "plan": None if cost is None else cost.plan,
+                "plan_reason": None if cost is None else cost.reason,
                 "cost": None if cost is None else round(cost.inferences, 3),
             }
             for index, (point, cost) in enumerate(zip(points, estimates, strict=True))

@@ -75,8 +75,11 @@ class Source(Protocol):
     def companions(self) -> tuple[Path, ...]:
         """Files beside it that hold its weights."""
 
-    def as_openvino(self) -> tuple[ov.Model, dict[str, ov.Output]]:
-        """Return the model at batch 1 and in float32, and its tensors by the graph's names."""
+    def outline(self) -> tuple[ov.Model, dict[str, ov.Output]]:
+        """Return the model at batch 1 and in float32, and its tensors by the graph's names.
+
+        To count with, not to run: large weights may be inputs instead.
+        """
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write the head and the tail of a cut into `folder`.

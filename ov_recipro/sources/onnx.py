@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -17,7 +16,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.graph import Graph, Node, descendants
 from ov_recipro.layers import CutPoint
 from ov_recipro.layout import channels_last
-from ov_recipro.runtimes.openvino_models import read
+from ov_recipro.runtimes.openvino_models import core, reason
 from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs, shaping
 from ov_recipro.sources.base import Part, Parts
@@ -27,6 +26,7 @@ from ov_recipro.sources.quantised import to_qdq
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _PLAIN = "the file itself can be run"  # key of a model's notes
 _INLINE = 64 << 20  # bytes of weights that a written file holds itself; more go beside it
+_OUTLINED = 4096  # bytes from which a weight is only outlined
 _LARGE = 1 << 30  # bytes of weights of a model that is not run whole for its proof
 _PIECE = 96 << 20  # bytes of weights run at once then
 
@@ -60,17 +60,21 @@ class OnnxSource:
         external = (t for t in _tensors(self.model) if isinstance(t, ir.ExternalTensor))
         return tuple(dict.fromkeys(self.path.parent / str(t.location) for t in external))
 
-    def as_openvino(self) -> tuple[ov.Model, dict[str, ov.Output]]:
-        """Read the model with OpenVINO (see `Source.as_openvino`)."""
-        if self.constants or self.rewritten.anything or not self.model.meta[_PLAIN]:
-            with TemporaryDirectory() as folder:
-                file = Path(folder) / "model.onnx"
-                _save(_extract(self.model, [self.graph.image], [self.graph.scores]), file)
-                model = read(file, [self.image_shape])
-        else:
-            model = read(self.path, [self.image_shape])
-        ports = [port for node in model.get_ordered_ops() for port in node.outputs()]
-        return model, {name: port for port in ports for name in port.get_names()}
+    def outline(self) -> tuple[ov.Model, dict[str, ov.Output]]:
+        """Describe the model to OpenVINO (see `Source.outline`)."""
+        model = _extract(self.model, [self.graph.image], [self.graph.scores])
+        for name, value in list(model.graph.initializers.items()):
+            if value.const_value is not None and value.const_value.nbytes > _OUTLINED:
+                del model.graph.initializers[name]
+                value.const_value = None
+                model.graph.inputs.append(value)
+        data = ir.to_proto(model).SerializeToString()
+        try:
+            outline = core().read_model(data)
+        except RuntimeError as error:
+            raise ReciproError(f"OpenVINO can't read {self.path}: {reason(error)}") from error
+        ports = [port for node in outline.get_ordered_ops() for port in node.outputs()]
+        return outline, {name: port for port in ports for name in port.get_names()}
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_parts`)."""

@@ -40,8 +40,8 @@ class OpenVINOSource:
         weights = self.path.with_suffix(".bin")
         return (weights,) if weights.is_file() else ()
 
-    def as_openvino(self) -> tuple[ov.Model, dict[str, ov.Output]]:
-        """Read the model in float32 (see `Source.as_openvino`)."""
+    def outline(self) -> tuple[ov.Model, dict[str, ov.Output]]:
+        """Read the model in float32 (see `Source.outline`)."""
         model = self._read()
         to_float32(model)
         return model, {name_of(port): port for _, port in ports(model)}

@@ -8,7 +8,15 @@ constants. What no rule covers is computed densely from there on.
 """
 
 from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt
-from ov_recipro.plans.rows.cost import Step, downstream, estimate, key_of, macs_of, steps_of
+from ov_recipro.plans.rows.cost import (
+    NO_SAVING,
+    Step,
+    downstream,
+    estimate,
+    key_of,
+    macs_of,
+    steps_of,
+)
 from ov_recipro.plans.rows.plan import (
     TOLERANCE,
     Logits,
@@ -16,6 +24,7 @@ from ov_recipro.plans.rows.plan import (
     Verdict,
     applies,
     build,
+    inapplicable,
     keep_verdict,
     largest_error,
     read_verdict,
@@ -23,6 +32,7 @@ from ov_recipro.plans.rows.plan import (
 )
 
 __all__ = [
+    "NO_SAVING",
     "TOLERANCE",
     "Logits",
     "Lowered",
@@ -34,6 +44,7 @@ __all__ = [
     "build",
     "downstream",
     "estimate",
+    "inapplicable",
     "keep_verdict",
     "key_of",
     "largest_error",

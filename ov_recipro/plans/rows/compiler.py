@@ -15,6 +15,7 @@ from openvino._offline_transformations import apply_moc_transformations
 from ov_recipro.plans.rows import convolution, patches, pixelwise, pooling
 from ov_recipro.plans.rows.cost import (
     MOST_OF_DENSE,
+    NO_SAVING,
     Key,
     downstream,
     estimate,
@@ -97,7 +98,7 @@ class _Compiler:
         nodes = [step.node for step in steps]
         cost = estimate(steps, key_of(parameter.output(0)), (height, width))
         if not cost.is_worth_it(self.plain_macs):
-            raise NotWorthIt("rows would cost about as much as the dense plan")
+            raise NotWorthIt(NO_SAVING)
         self.backgrounds = _backgrounds(self.tail, nodes, self.core)
         port = ops.transpose(feature, constant([0, 2, 3, 1], np.int32)).output(0)
         one_cell = np.eye(cells, dtype=bool).reshape(cells, height, width)

@@ -19,6 +19,7 @@ from ov_recipro.plans.rows.windows import Window, window_of
 
 MOST_OF_DENSE = 0.7  # share of the dense plan's cost above which rows are not worth it, ...
 CHEAP = 0.25  # ... unless both cost less than this share of one plain inference
+NO_SAVING = "rows would cost about as much as the dense plan"
 Key = tuple[str, int]
 
 

@@ -16,6 +16,7 @@ import openvino as ov
 import platformdirs
 
 from ov_recipro.bundle import Manifest
+from ov_recipro.layers import CutPoint
 from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt, lower, prepared
 from ov_recipro.plans.rows.tensors import Array, Port
 
@@ -56,12 +57,17 @@ def applies(manifest: Manifest, mask: str) -> str | None:
     """Return why the plan can't be used for a bundle; None where it may."""
     if mask != "cell":
         return f"the mask '{mask}' keeps more than one cell"
-    if manifest.cut.bypass:
-        return "tensors go round the cut"
-    if manifest.cut.channels_last:
-        return "the feature map is laid out [N,H,W,C]"
     if not manifest.any_batch:
         return "the tail's batch is frozen"
+    return inapplicable(manifest.cut)
+
+
+def inapplicable(point: CutPoint) -> str | None:
+    """Return why the plan can't be used at a cut; None where it may."""
+    if point.bypass:
+        return "tensors go round the cut"
+    if point.channels_last:
+        return "the feature map is laid out [N,H,W,C]"
     return None
 
 
