@@ -57,6 +57,9 @@ RULES: dict[str, Callable[[Builder, str], str]] = {
     "depthwise strided": lambda b, x: b.conv(
         x, b.channels[x], kernel=5, group=b.channels[x], strides=[2, 2]
     ),
+    "depthwise twice": lambda b, x: b.conv(
+        b.conv(x, b.channels[x], group=b.channels[x]), b.channels[x], group=b.channels[x]
+    ),
     "grouped": grouped,
     "norm": norm,
     "relu": lambda b, x: b.add("Relu", x),
@@ -149,7 +152,8 @@ def test_a_dense_remainder_runs_in_chunks(tmp_path: Path) -> None:
     ("rule", "module", "name"),
     [
         ("3x3", convolution, "convolution"),
-        ("depthwise", patches, "grouped_convolution"),
+        ("depthwise", patches, "depthwise_once"),
+        ("depthwise twice", patches, "grouped_convolution"),
         ("average pool", patches, "average_pool"),
         ("max pool", patches, "max_pool"),
     ],

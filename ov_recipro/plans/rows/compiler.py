@@ -253,12 +253,18 @@ class _Compiler:
         window = window_of(node)
         if kind == "AvgPool" and window.kernel == (height, width) and shape[2:] == [1, 1]:
             return [pooling.global_average(rows, shape[1:])]
+        if kind == "GroupConvolution":
+            weight = self._constant(node.input_value(1))
+            if weight is None:
+                return None
+            if weight.shape[1:3] == (1, 1):
+                once = patches.depthwise_once(rows, window, weight, background)
+                if once is not None:
+                    return [once]
         patch = patches.patch_of(rows, window)
         if patches.is_saturated(patch.size, window, rows.count, rows.active.size):
             return None
         if kind == "GroupConvolution":
-            if self._constant(node.input_value(1)) is None:
-                return None
             return [patches.grouped_convolution(node, rows, window, patch, background)]
         if kind == "MaxPool":
             if len(node.outputs()) > 1 and node.output(1).get_target_inputs():

@@ -87,6 +87,24 @@ def grouped_convolution(
     return Rows(plus_background(port, background, patch.active), patch.active, background)
 
 
+def depthwise_once(rows: Rows, window: Window, weight: Array, background: Array) -> Rows | None:
+    """Lower a depthwise convolution with weight [C,1,1,kh,kw] whose outputs see one row each.
+
+    That is so behind the cut itself, where a cell has one active pixel: each output is that row's
+    difference from the background, times one tap. None where some output sees more.
+    """
+    active = window.reached(rows.active)
+    numbers = np.stack([window.pick(rows.lookup, tap, -1)[active] for tap in window.taps()], 1)
+    used = numbers >= 0
+    if not (used.sum(axis=1) == 1).all():
+        return None
+    tap = used.argmax(axis=1)
+    source = gather(differences(rows), numbers[np.arange(len(tap)), tap])
+    by_tap = weight.reshape(len(background), -1).T
+    port = ops.multiply(source, constant(by_tap[tap])).output(0)
+    return Rows(plus_background(port, background, active), active, background)
+
+
 def average_pool(
     rows: Rows, window: Window, patch: Patch, background: Array, divisors: Array
 ) -> Rows:

@@ -21,12 +21,15 @@ from ov_recipro.plans.rows.tensors import (
 
 
 def global_average(rows: Rows, shape: list[int]) -> PerCell:
-    """Lower a mean over all pixels to [N, ...shape]: the background's, plus the differences'."""
+    """Lower a mean over all pixels to [N, ...shape]: the rows', and the background's elsewhere."""
     cells, height, width = rows.active.shape
-    sums = summed_per_cell(differences(rows), rows.positions[0], cells)
-    means = ops.multiply(sums, constant([1 / (height * width)]))
-    means = ops.add(means, constant(rows.background.mean(axis=(1, 2), dtype=np.float64)[None]))
-    return PerCell(reshape(means.output(0), [cells, *shape]))
+    sums = summed_per_cell(rows.port, rows.positions[0], cells)
+    means = ops.multiply(sums, constant([1 / (height * width)])).output(0)
+    if rows.background.any():
+        table = rows.background_table.astype(np.float64)
+        inactive = ~rows.active.reshape(cells, -1)
+        means = ops.add(means, constant(inactive @ table / (height * width))).output(0)
+    return PerCell(reshape(means, [cells, *shape]))
 
 
 def flattened_linear(node: ov.Node) -> ov.Node | None:
