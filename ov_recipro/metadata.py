@@ -16,7 +16,8 @@ _CONFIG = "config.json"
 SIDECARS = (_HUGGING_FACE, _CONFIG)
 """Files beside a model that are looked into."""
 
-_MODEL_API_RESIZES = get_args(Resize)[:4]
+MODEL_API_RESIZES = get_args(Resize)[:4]
+"""The kinds of resize that OpenVINO Model API knows."""
 _PIL_INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 
@@ -74,10 +75,10 @@ def model_info(metadata: Mapping[str, str]) -> dict[str, str]:
 def _from_model_info(info: Mapping[str, str], model: Path, size: tuple[int, int]) -> Preprocessing:
     embedded = _is_true(info.get("embedded_processing", ""))
     resize = info.get("resize_type", "standard")
-    if resize not in _MODEL_API_RESIZES:
+    if resize not in MODEL_API_RESIZES:
         raise ReciproError(
             f"{model}: unknown resize_type '{resize}' in model_info; known are "
-            f"{', '.join(_MODEL_API_RESIZES)}."
+            f"{', '.join(MODEL_API_RESIZES)}."
         )
     return Preprocessing(
         size=size,

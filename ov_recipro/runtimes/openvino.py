@@ -104,16 +104,9 @@ class OpenVINORuntime:
         A head in the device's own precision stays a graph of its own, so that the tail's is all in
         float32.
         """
-        file = rows.verdict_file(self._bundle.manifest, self._device)
-        verdict = rows.read_verdict(file)
-        if verdict is None:
-            try:
-                verdict = Verdict(self._check(), None)
-            except (NotWorthIt, ReciproError) as failure:
-                verdict = Verdict(None, str(failure))
-            rows.keep_verdict(file, verdict)
-        if verdict.reason is not None:
-            raise NotWorthIt(verdict.reason)
+        refusal = rows_refusal(self._bundle, self._device, self._batch_memory)
+        if refusal is not None:
+            raise NotWorthIt(refusal)
         bundle = self._bundle
         if self._precision == "f32":
             model, self.plan = fused_model(bundle, self._batch_memory)
@@ -125,27 +118,43 @@ class OpenVINORuntime:
         model, self.plan = rows_model(bundle, self._batch_memory)
         return _apart(plain, self._compiled(model), self.plan)
 
-    def _check(self) -> float:
-        """Compare the plan with the dense tail on every cell; return the error."""
-        bundle = self._bundle
-        model, _ = rows_model(bundle, self._batch_memory)
-        sparse = compiled(model, self._device).create_infer_request()
-        model, stream = stream_model(bundle, self._batch_memory, "cell")
-        dense = compiled(model, self._device).create_infer_request()
-        tail = compiled(tail_at(bundle, batch=1), self._device).create_infer_request()
 
-        def of_rows(features: Floats) -> tuple[Floats, Floats]:
-            logits = _run(sparse, [features])[0]
-            return logits[:-1], logits[-1]
+def rows_refusal(bundle: Bundle, device: str, memory: int) -> str | None:
+    """Return why the plan `rows` is not used for a bundle's tail, None where it is.
 
-        def of_tail(features: Floats) -> tuple[Floats, Floats]:
-            cells = [np.array(each) for each, _ in _masked_logits(stream, dense, [features])]
-            return np.concatenate(cells), _run(tail, [features])[0].reshape(-1)
+    What is found out by building and checking it is kept in the user's cache.
+    """
+    file = rows.verdict_file(bundle.manifest, device)
+    verdict = rows.read_verdict(file)
+    if verdict is None:
+        try:
+            verdict = Verdict(_rows_error(bundle, device, memory), None)
+        except (NotWorthIt, ReciproError) as failure:
+            verdict = Verdict(None, str(failure))
+        rows.keep_verdict(file, verdict)
+    return verdict.reason
 
-        error = rows.largest_error(of_rows, of_tail, bundle.manifest.boundary_shapes[0])
-        if not error <= rows.TOLERANCE:
-            raise NotWorthIt(f"rows differ from the dense tail by {error:.1e} of the spread")
-        return error
+
+def _rows_error(bundle: Bundle, device: str, memory: int) -> float:
+    """Compare the plan with the dense tail on every cell; return the error."""
+    model, _ = rows_model(bundle, memory)
+    sparse = compiled(model, device).create_infer_request()
+    model, stream = stream_model(bundle, memory, "cell")
+    dense = compiled(model, device).create_infer_request()
+    tail = compiled(tail_at(bundle, batch=1), device).create_infer_request()
+
+    def of_rows(features: Floats) -> tuple[Floats, Floats]:
+        logits = _run(sparse, [features])[0]
+        return logits[:-1], logits[-1]
+
+    def of_tail(features: Floats) -> tuple[Floats, Floats]:
+        cells = [np.array(each) for each, _ in _masked_logits(stream, dense, [features])]
+        return np.concatenate(cells), _run(tail, [features])[0].reshape(-1)
+
+    error = rows.largest_error(of_rows, of_tail, bundle.manifest.boundary_shapes[0])
+    if not error <= rows.TOLERANCE:
+        raise NotWorthIt(f"rows differ from the dense tail by {error:.1e} of the spread")
+    return error
 
 
 def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
@@ -244,22 +253,24 @@ def tail_at(bundle: Bundle, batch: int) -> ov.Model:
 
 def stream_model(bundle: Bundle, memory: int, mask: Mask) -> tuple[ov.Model, StreamPlan]:
     """Return the tail from the feature map, its bypass and cell numbers to these cells' logits."""
-    tail = tail_at(bundle, batch=1)
+    plan = stream_plan(bundle, memory)
+    return masked(tail_at(bundle, plan.batch), bundle.manifest, plan.batch, mask), plan
+
+
+def stream_plan(bundle: Bundle, memory: int) -> StreamPlan:
+    """Choose how many cells run at once."""
     height, width = bundle.manifest.cut.grid
-    plan = plan_stream(
+    return plan_stream(
         cells=height * width,
-        bytes_per_cell=activation_bytes(tail),
+        bytes_per_cell=activation_bytes(tail_at(bundle, batch=1)),
         batch_memory=memory if bundle.manifest.any_batch else 1,
     )
-    if plan.batch > 1:
-        tail = tail_at(bundle, batch=plan.batch)
-    return masked(tail, bundle.manifest, plan.batch, mask), plan
 
 
-def rows_model(bundle: Bundle, memory: int) -> tuple[ov.Model, RowsPlan]:
-    """Return the plan `rows` from a feature map to its logits [N+1,classes]: cells, whole."""
+def rows_model(bundle: Bundle, memory: int, plain: bool = True) -> tuple[ov.Model, RowsPlan]:
+    """Return the plan `rows` from a feature map to its logits: [N+1,classes], N if not `plain`."""
     feature = ops.parameter(list(bundle.manifest.boundary_shapes[0]), np.float32, name="feature")
-    lowered, plan = _lowered(bundle, _head(bundle), feature.output(0), memory, plain=True)
+    lowered, plan = _lowered(bundle, _head(bundle), feature.output(0), memory, plain)
     return ov.Model([ops.result(lowered.logits)], [feature], "rows"), plan
 
 

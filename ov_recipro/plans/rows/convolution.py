@@ -47,8 +47,10 @@ def convolution(rows: Rows, window: Window, weight: Array, background: Array) ->
         product = ops.matmul(source, constant(weight.reshape(outputs, channels)), False, True)
         return Rows(product.output(0), active, background)
     taps = window.kernel[0] * window.kernel[1]
-    matrix = weight.transpose(2, 3, 0, 1).reshape(taps * outputs, channels)
-    products = ops.matmul(differences(rows), constant(matrix), False, True).output(0)
+    # turned in the graph: a model that holds the same weights shares them
+    by_tap = ops.transpose(constant(weight), constant([2, 3, 0, 1], np.int32)).output(0)
+    matrix = reshape(by_tap, [taps * outputs, channels])
+    products = ops.matmul(differences(rows), matrix, False, True).output(0)
     products = reshape(products, [rows.count * taps, outputs])
     numbers = np.stack([window.pick(rows.lookup, tap, -1)[active] for tap in window.taps()], 1)
     used = numbers >= 0

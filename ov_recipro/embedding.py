@@ -1,0 +1,308 @@
+"""Embedding: one OpenVINO model that gives its saliency maps beside its own outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from ov_recipro.bundle import Bundle, Manifest
+from ov_recipro.errors import ReciproError
+from ov_recipro.labels import find_class
+from ov_recipro.metadata import MODEL_API_RESIZES
+from ov_recipro.plans import rows
+from ov_recipro.plans.stream.openvino import masked
+from ov_recipro.runtimes.openvino import rows_model, rows_refusal, stream_plan, tail_at
+from ov_recipro.runtimes.openvino_models import as_file, core, read
+from ov_recipro.saliency import Score, default_score
+from ov_recipro.sources.openvino_float32 import name_of, ports
+from ov_recipro.splitting import cached_split
+
+SALIENCY_MAP = "saliency_map"
+SALIENCY_CLASSES = "saliency_classes"
+FEATURE_VECTOR = "feature_vector"
+Scaling = Literal["uint8", "float", "raw"]
+Classes = Literal["all"] | int | Sequence[int | str]
+
+
+def embed(
+    model: str | Path | ov.Model,
+    *,
+    layer: str = "auto",
+    exact: bool = False,
+    output: str | None = None,
+    image_shape: Sequence[int] | None = None,
+    constants: Mapping[str, float] | None = None,
+    classes: Classes = "all",
+    scaling: Scaling = "uint8",
+    score: Score | None = None,
+    feature_vector: bool = False,
+    batch_memory: int = 256 << 20,
+) -> ov.Model:
+    """Return a model with a further output `saliency_map`; its own outputs stay as they are.
+
+    Args:
+        model: an ONNX file, an OpenVINO .xml file or an openvino.Model, which is not changed.
+        layer, exact, output, image_shape, constants: see `ov_recipro.split`.
+        classes: what to explain: "all" classes, the model's own top k, or these, by index or name.
+        scaling: "uint8" for maps of 0..255 (OpenVINO Model API's convention), "float" for float32
+            maps of 0..1 (Eq. 6 of the paper), or "raw" for the scores y_c themselves.
+        score: how logits become class scores; by default the model's own closing activation, else
+            softmax.
+        feature_vector: also give the feature map's spatial mean, `feature_vector` [B,C].
+        batch_memory: bytes that the explaining part's activations may take.
+
+    Returns:
+        The model. `saliency_map` is [B,T,H,W] for T classes; with the top k there is also
+        `saliency_classes` int64 [B,T]. The explaining part computes in float32 whatever precision
+        the rest runs in. What the model says of its labels and preprocessing is completed under
+        `model_info`, never changed.
+
+    Raises:
+        ReciproError: the model can't be cut there, or there are no such classes.
+    """
+    with as_file(model) as path:
+        if path.is_dir():
+            raise ReciproError(f"{path} is a bundle; embedding takes the model it was made of.")
+        bundle = cached_split(
+            path,
+            layer=layer,
+            exact=exact,
+            output=output,
+            image_shape=image_shape,
+            constants=constants,
+        )
+        whole = model.clone() if isinstance(model, ov.Model) else read(path)
+    manifest = bundle.manifest
+    known = _tensors(whole)
+    sources = [_find(known, name, path) for name in _boundary(manifest)]
+    if isinstance(classes, int):
+        sources.append(_find(known, manifest.output, path))
+    branch, names = _branch(bundle, classes, scaling, score, feature_vector, batch_memory)
+    for result in _attached(_pinned(branch), names, sources):
+        whole.add_results([result])
+    whole.validate_nodes_and_infer_types()
+    _complete(whole, bundle, score or _score_of(manifest))
+    return whole
+
+
+def _boundary(manifest: Manifest) -> tuple[str, ...]:
+    """Return the names in the deployed model of the tensors that the tail reads."""
+    return manifest.head.outputs[: len(manifest.tail.inputs)]
+
+
+def _tensors(model: ov.Model) -> dict[str, ov.Output]:
+    found: dict[str, ov.Output] = {}
+    for node, port in ports(model):
+        if node.get_type_name() != "Result":
+            found |= dict.fromkeys([*port.get_names(), name_of(port)], port)
+    return found
+
+
+def _find(known: Mapping[str, ov.Output], name: str, path: Path) -> ov.Output:
+    if name not in known:
+        raise ReciproError(f"{path}: OpenVINO's reading of the model has no tensor '{name}'.")
+    return known[name]
+
+
+def _score_of(manifest: Manifest) -> Score:
+    return default_score(manifest.activation, manifest.classes)
+
+
+def _branch(
+    bundle: Bundle,
+    classes: Classes,
+    scaling: Scaling,
+    score: Score | None,
+    feature_vector: bool,
+    memory: int,
+) -> tuple[ov.Model, tuple[str, ...]]:
+    """Return the explaining part of one image, and its outputs' names.
+
+    Its inputs are the tensors that the tail reads and, for the top k classes, the model's scores;
+    its outputs are `saliency_map` and what else was asked for.
+    """
+    manifest = bundle.manifest
+    logits, parameters = _masked_logits(bundle, memory)
+    scores = _closed(logits, score or _score_of(manifest))
+    height, width = manifest.cut.grid
+    extra: dict[str, ov.Output] = {}
+    if isinstance(classes, int):
+        if not 0 < classes <= manifest.classes:
+            raise ReciproError(f"There are {manifest.classes} classes, not {classes} to explain.")
+        said = ops.parameter([1, manifest.classes], np.float32, name="scores")
+        parameters.append(said)
+        best = ops.topk(said, np.int64(classes), 1, "max", "value", "i64", True)
+        index = ops.reshape(best.output(1), _shape(classes), False)
+        scores = ops.gather(scores, index, np.int64(1))
+        extra[SALIENCY_CLASSES] = best.output(1)
+    elif classes != "all":
+        scores = ops.gather(scores, _indices(classes, manifest), np.int64(1))
+    count = int(scores.output(0).shape[1])
+    by_class = ops.transpose(scores, np.array([1, 0]))
+    maps = ops.reshape(_scaled(by_class, scaling), _shape(1, count, height, width), False)
+    if feature_vector:
+        axes = np.array([1, 2] if manifest.cut.channels_last else [2, 3])
+        extra[FEATURE_VECTOR] = ops.reduce_mean(parameters[0], axes, False).output(0)
+    named = {SALIENCY_MAP: maps.output(0)} | extra
+    results = [ops.result(port) for port in named.values()]
+    return ov.Model(results, parameters, "explaining"), tuple(named)
+
+
+def _masked_logits(bundle: Bundle, memory: int) -> tuple[ov.Output, list[ov.Node]]:
+    """Return the logits [N,classes] of all cells, and the parameters that they come from."""
+    manifest = bundle.manifest
+    reason = rows.applies(manifest, "cell") or rows_refusal(bundle, "CPU", memory)
+    if reason is None:
+        model, _ = rows_model(bundle, memory, plain=False)
+        return model.get_results()[0].input_value(0), list(model.get_parameters())
+    shapes = manifest.boundary_shapes
+    plan = stream_plan(bundle, memory)
+    parts: list[ov.Output] = []
+    parameters: list[ov.Node] = []
+    for cells in plan.batches():
+        model = masked(tail_at(bundle, plan.batch), manifest, plan.batch, "cell")
+        *given, numbers = model.get_parameters()
+        if not parameters:
+            parameters = [
+                ops.parameter(list(shape), each.get_element_type(), name=each.get_friendly_name())
+                for each, shape in zip(given, shapes, strict=True)
+            ]
+        for old, new in zip([*given, numbers], [*parameters, ops.constant(cells)], strict=True):
+            for reader in old.output(0).get_target_inputs():
+                reader.replace_source_output(new.output(0))
+        end = model.get_results()[0].input_value(0)
+        parts.append(ops.reshape(end, _shape(plan.batch, manifest.classes), False).output(0))
+    port = parts[0] if len(parts) == 1 else ops.concat(parts, 0).output(0)
+    if len(parts) * plan.batch > plan.cells:  # the last batch repeats a cell
+        ends = [np.array([each]) for each in (0, plan.cells, 1, 0)]
+        port = ops.slice(port, *ends).output(0)
+    return port, parameters
+
+
+def _closed(logits: ov.Output, score: Score) -> ov.Node:
+    """Return the class scores [N,classes] of logits."""
+    if score == "softmax":
+        return ops.softmax(logits, 1)
+    if score == "sigmoid":
+        return ops.sigmoid(logits)
+    return logits.get_node()
+
+
+def _scaled(scores: ov.Node, scaling: Scaling) -> ov.Node:
+    """Scale the scores [T,N] of each class (Eq. 6); a class whose scores are all the same is 0."""
+    if scaling == "raw":
+        return scores
+    over, zero = np.array([1]), np.float32(0)
+    low = ops.reduce_min(scores, over, True)
+    span = ops.subtract(ops.reduce_max(scores, over, True), low)
+    safe = ops.select(ops.greater(span, zero), span, ops.constant(np.ones((1, 1), np.float32)))
+    maps = ops.divide(ops.subtract(scores, low), safe)
+    if scaling == "float":
+        return maps
+    return ops.convert(ops.round(ops.multiply(maps, np.float32(255)), "half_to_even"), ov.Type.u8)
+
+
+def _indices(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
+    found: dict[int, None] = {}
+    for each in [classes] if isinstance(classes, str) else classes:
+        index = each if isinstance(each, int) else find_class(each, manifest.labels)
+        if not 0 <= index < manifest.classes:
+            raise ReciproError(f"There is no class {index}: the model has {manifest.classes}.")
+        found[index] = None
+    if not found:
+        raise ReciproError("No class to explain was given.")
+    return np.array(list(found), np.int64)
+
+
+def _pinned(branch: ov.Model) -> ov.Model:
+    """Return the model with every operation marked to keep its precision, as an IR says it.
+
+    A device that runs the rest in bfloat16 or float16 then computes these in float32.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "branch.xml"
+        ov.save_model(branch, path, compress_to_fp16=False)
+        tree = ElementTree.parse(path)  # noqa: S314 - what was just written
+        for layer in tree.iter("layer"):
+            if layer.get("type") in ("Const", "Parameter", "Result"):
+                continue
+            info = layer.find("rt_info")
+            if info is None:
+                info = ElementTree.Element("rt_info")
+                place = 1 if layer.find("data") is not None else 0
+                layer.insert(place, info)
+            ElementTree.SubElement(info, "attribute", name="precise", version="0")
+        xml = ElementTree.tostring(tree.getroot())
+        return core().read_model(xml, path.with_suffix(".bin").read_bytes())
+
+
+def _attached(
+    branch: ov.Model, names: Sequence[str], sources: Sequence[ov.Output]
+) -> list[ov.Node]:
+    """Let the branch read the sources; return its results, under these names.
+
+    A model whose batch is not 1 runs it image by image.
+    """
+    given = []
+    for parameter, source in zip(branch.get_parameters(), sources, strict=True):
+        shape = list(parameter.output(0).shape)
+        if source.get_element_type() != parameter.get_element_type():
+            source = ops.convert(source, parameter.get_element_type()).output(0)
+        if len(source.get_partial_shape()) != len(shape):
+            source = ops.reshape(source, _shape(-1, *shape[1:]), False).output(0)
+        given.append(source)
+    results = branch.get_results()
+    if any(port.get_partial_shape()[0] != 1 for port in given):
+        loop = ops.tensor_iterator()
+        loop.set_body(branch)
+        for parameter, port in zip(branch.get_parameters(), given, strict=True):
+            loop.set_sliced_input(parameter, port, 0, 1, 1, -1, 0)
+        ends = [loop.get_concatenated_slices(r.output(0), 0, 1, 1, -1, 0) for r in results]
+    else:
+        for parameter, port in zip(branch.get_parameters(), given, strict=True):
+            for reader in parameter.output(0).get_target_inputs():
+                reader.replace_source_output(port)
+        ends = [result.input_value(0) for result in results]
+    made = []
+    for name, end in zip(names, ends, strict=True):
+        end.get_tensor().set_names({name})
+        result = ops.result(end)
+        result.set_friendly_name(name)
+        made.append(result)
+    return made
+
+
+def _complete(model: ov.Model, bundle: Bundle, score: Score) -> None:
+    """Write down under `model_info` what is known of the model and not yet said there."""
+    manifest = bundle.manifest
+    info: dict[str, Any] = {
+        "model_type": "Classification",
+        "saliency_layer": manifest.cut.tensor,
+        "saliency_score": score,
+        "ov_recipro_version": version("ov-recipro"),
+    }
+    if manifest.labels is not None:
+        info["labels"] = " ".join("_".join(label.split()) for label in manifest.labels)
+    wanted = manifest.preprocessing
+    if "assumed" not in wanted.source:
+        info["mean_values"] = " ".join(f"{value:g}" for value in wanted.mean)
+        info["scale_values"] = " ".join(f"{value:g}" for value in wanted.scale)
+        info["reverse_input_channels"] = str(wanted.channels == "RGB")
+        info["pad_value"] = str(wanted.pad_value)
+        if wanted.resize in MODEL_API_RESIZES:
+            info["resize_type"] = wanted.resize
+    for key, value in info.items():
+        if not model.has_rt_info(["model_info", key]):
+            model.set_rt_info(value, ["model_info", key])
+
+
+def _shape(*sizes: int) -> np.ndarray:
+    return np.array(sizes, np.int64)
