@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ov_recipro.bundle import Bundle, open_bundle
+    from ov_recipro.embedding import embed
     from ov_recipro.errors import ReciproError
     from ov_recipro.explainer import Explainer
     from ov_recipro.explanation import Explanation, Prediction, Target
@@ -25,6 +26,7 @@ __all__ = [
     "Preprocessing",
     "ReciproError",
     "Target",
+    "embed",
     "open_bundle",
     "split",
 ]
@@ -37,6 +39,7 @@ _HOMES = {
     "Preprocessing": "preprocess",
     "ReciproError": "errors",
     "Target": "explanation",
+    "embed": "embedding",
     "open_bundle": "bundle",
     "split": "splitting",
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +16,14 @@ from openvino import opset13 as ops
 
 from ov_recipro.bundle import Bundle, Manifest
 from ov_recipro.errors import ReciproError
-from ov_recipro.labels import find_class
+from ov_recipro.labels import checked_labels, find_class
 from ov_recipro.metadata import MODEL_API_RESIZES
 from ov_recipro.plans import rows
+from ov_recipro.plans.rows.pixelwise import ELEMENTWISE
 from ov_recipro.plans.stream.openvino import masked
+from ov_recipro.preprocess import Preprocessing, changed
 from ov_recipro.runtimes.openvino import rows_model, rows_refusal, stream_plan, tail_at
-from ov_recipro.runtimes.openvino_models import as_file, core, read
+from ov_recipro.runtimes.openvino_models import as_file, core, read, reason
 from ov_recipro.saliency import Score, default_score
 from ov_recipro.sources.openvino_float32 import name_of, ports
 from ov_recipro.splitting import cached_split
@@ -28,6 +31,8 @@ from ov_recipro.splitting import cached_split
 SALIENCY_MAP = "saliency_map"
 SALIENCY_CLASSES = "saliency_classes"
 FEATURE_VECTOR = "feature_vector"
+_FLOATS = (ov.Type.f32, ov.Type.f16)
+_LARGE = 4096  # bytes from which it pays to share a constant
 Scaling = Literal["uint8", "float", "raw"]
 Classes = Literal["all"] | int | Sequence[int | str]
 
@@ -45,6 +50,8 @@ def embed(
     score: Score | None = None,
     feature_vector: bool = False,
     batch_memory: int = 256 << 20,
+    preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> ov.Model:
     """Return a model with a further output `saliency_map`; its own outputs stay as they are.
 
@@ -58,6 +65,7 @@ def embed(
             softmax.
         feature_vector: also give the feature map's spatial mean, `feature_vector` [B,C].
         batch_memory: bytes that the explaining part's activations may take.
+        preprocessing, labels: see `ov_recipro.split`; only written down.
 
     Returns:
         The model. `saliency_map` is [B,T,H,W] for T classes; with the top k there is also
@@ -80,17 +88,47 @@ def embed(
             constants=constants,
         )
         whole = model.clone() if isinstance(model, ov.Model) else read(path)
-    manifest = bundle.manifest
+    manifest = dataclasses.replace(
+        bundle.manifest,
+        preprocessing=changed(bundle.manifest.preprocessing, preprocessing),
+        labels=checked_labels(
+            bundle.manifest.labels if labels is None else tuple(labels), bundle.manifest.classes
+        ),
+    )
+    bundle = Bundle(bundle.folder, manifest)
     known = _tensors(whole)
     sources = [_find(known, name, path) for name in _boundary(manifest)]
     if isinstance(classes, int):
         sources.append(_find(known, manifest.output, path))
     branch, names = _branch(bundle, classes, scaling, score, feature_vector, batch_memory)
+    _share_weights(branch, whole)
     for result in _attached(_pinned(branch), names, sources):
         whole.add_results([result])
     whole.validate_nodes_and_infer_types()
-    _complete(whole, bundle, score or _score_of(manifest))
+    _complete(whole, manifest, score or _score_of(manifest))
     return whole
+
+
+def save(model: ov.Model, path: Path, force: bool = False, compress_to_fp16: bool = False) -> None:
+    """Write a model as an .xml file with its .bin beside it; both are whole or not there.
+
+    Raises:
+        ReciproError: the file exists and `force` is not set, or it can't be written.
+    """
+    if path.suffix != ".xml":
+        raise ReciproError(f"{path}: an OpenVINO model's name ends in .xml.")
+    if path.exists() and not force:
+        raise ReciproError(f"{path} exists; --force replaces it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+            work = Path(folder) / path.name
+            ov.save_model(model, work, compress_to_fp16=compress_to_fp16)
+            work.with_suffix(".bin").replace(path.with_suffix(".bin"))
+            work.replace(path)
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or reason(error)
+        raise ReciproError(f"{path} can't be written: {why}.") from error
 
 
 def _boundary(manifest: Manifest) -> tuple[str, ...]:
@@ -146,8 +184,8 @@ def _branch(
     elif classes != "all":
         scores = ops.gather(scores, _indices(classes, manifest), np.int64(1))
     count = int(scores.output(0).shape[1])
-    by_class = ops.transpose(scores, np.array([1, 0]))
-    maps = ops.reshape(_scaled(by_class, scaling), _shape(1, count, height, width), False)
+    by_class = ops.transpose(_scaled(scores, scaling), np.array([1, 0]))
+    maps = ops.reshape(by_class, _shape(1, count, height, width), False)
     if feature_vector:
         axes = np.array([1, 2] if manifest.cut.channels_last else [2, 3])
         extra[FEATURE_VECTOR] = ops.reduce_mean(parameters[0], axes, False).output(0)
@@ -197,10 +235,10 @@ def _closed(logits: ov.Output, score: Score) -> ov.Node:
 
 
 def _scaled(scores: ov.Node, scaling: Scaling) -> ov.Node:
-    """Scale the scores [T,N] of each class (Eq. 6); a class whose scores are all the same is 0."""
+    """Scale the scores [N,T] of each class (Eq. 6); a class whose scores are all the same is 0."""
     if scaling == "raw":
         return scores
-    over, zero = np.array([1]), np.float32(0)
+    over, zero = np.array([0]), np.float32(0)
     low = ops.reduce_min(scores, over, True)
     span = ops.subtract(ops.reduce_max(scores, over, True), low)
     safe = ops.select(ops.greater(span, zero), span, ops.constant(np.ones((1, 1), np.float32)))
@@ -222,11 +260,45 @@ def _indices(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
     return np.array(list(found), np.int64)
 
 
+def _share_weights(branch: ov.Model, whole: ov.Model) -> None:
+    """Let the branch's large constants be made of bytes that the whole model holds.
+
+    In the file equal constants are stored once; here they come to be equal where the branch has
+    turned a matrix, or widened 16 bits.
+    """
+    held: dict[int, list[ov.Node]] = {}
+    for node in whole.get_ordered_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type() in _FLOATS:
+            held.setdefault(node.data.size, []).append(node)
+    for node in branch.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
+            continue
+        values = np.asarray(node.data)
+        if values.nbytes < _LARGE:
+            continue
+        for other in held.get(values.size, []):
+            theirs = np.asarray(other.data)
+            turned = values.ndim == 2 and theirs.shape == values.shape[::-1]
+            same = np.asarray(theirs.T if turned else theirs, np.float32).reshape(-1)
+            if not np.array_equal(same, values.reshape(-1)):
+                continue
+            port = ops.convert(ops.constant(theirs), ov.Type.f32)
+            if turned:
+                port = ops.transpose(port, np.array([1, 0]))
+            port = ops.reshape(port, _shape(*values.shape), False)
+            for reader in list(node.output(0).get_target_inputs()):
+                reader.replace_source_output(port.output(0))
+            break
+
+
 def _pinned(branch: ov.Model) -> ov.Model:
     """Return the model with every operation marked to keep its precision, as an IR says it.
 
     A device that runs the rest in bfloat16 or float16 then computes these in float32.
     """
+    for node in branch.get_ordered_ops():
+        if node.get_type_name() == "MatMul":
+            _keep_bias_apart(node)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "branch.xml"
         ov.save_model(branch, path, compress_to_fp16=False)
@@ -242,6 +314,37 @@ def _pinned(branch: ov.Model) -> ov.Model:
             ElementTree.SubElement(info, "attribute", name="precise", version="0")
         xml = ElementTree.tostring(tree.getroot())
         return core().read_model(xml, path.with_suffix(".bin").read_bytes())
+
+
+def _keep_bias_apart(product: ov.Node) -> None:
+    """Put a further axis between a product and an addition behind it, and take it away again.
+
+    OpenVINO 2026.4 forgets an operation's mark when it fuses the two, and when it moves an
+    activation before the taking away, so that comes behind the activation.
+    """
+    for reader in list(product.output(0).get_target_inputs()):
+        node = reader.get_node()
+        sizes = list(node.output(0).shape)
+        if node.get_type_name() != "Add" or len(sizes) != 2:
+            continue
+        wide = [ops.reshape(value, _shape(*value.shape, 1), False) for value in node.input_values()]
+        end = ops.add(*wide)
+        later = list(node.output(0).get_target_inputs())
+        while len(later) == 1 and _acts_by_value(after := later[0].get_node()):
+            later[0].replace_source_output(end.output(0))
+            after.validate_and_infer_types()
+            end, later = after, list(after.output(0).get_target_inputs())
+        narrow = ops.reshape(end, _shape(*sizes), False)
+        for each in later:
+            each.replace_source_output(narrow.output(0))
+
+
+def _acts_by_value(node: ov.Node) -> bool:
+    """Whether an operation changes each number by itself, the same everywhere."""
+    others = [value.get_node() for value in node.input_values()][1:]
+    return node.get_type_name() in ELEMENTWISE and all(
+        other.get_type_name() == "Constant" and other.data.size == 1 for other in others
+    )
 
 
 def _attached(
@@ -280,9 +383,8 @@ def _attached(
     return made
 
 
-def _complete(model: ov.Model, bundle: Bundle, score: Score) -> None:
+def _complete(model: ov.Model, manifest: Manifest, score: Score) -> None:
     """Write down under `model_info` what is known of the model and not yet said there."""
-    manifest = bundle.manifest
     info: dict[str, Any] = {
         "model_type": "Classification",
         "saliency_layer": manifest.cut.tensor,

@@ -104,9 +104,8 @@ def differences(rows: Rows) -> Port:
     """Return [P,C]: the values less the background's."""
     if not rows.background.any():
         return rows.port
-    return ops.subtract(
-        rows.port, gather(constant(rows.background_table), rows.positions[1])
-    ).output(0)
+    negative = constant(-rows.background_table)  # a subtraction would lose its pinned precision
+    return ops.add(rows.port, gather(negative, rows.positions[1])).output(0)
 
 
 def plus_background(port: Port, background: Array, active: Mask) -> Port:

@@ -1,0 +1,99 @@
+"""`ov-recipro embed`: one model that gives its saliency maps beside its own outputs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.saliency import Score
+
+
+@click.command("embed")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, metavar="OUT.xml", help="The new model.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    metavar="CLASS",
+    help="What to explain: all, the model's own top1, top5, ..., or classes by index or name; "
+    "repeatable.",
+)
+@click.option(
+    "--scaling",
+    type=click.Choice(["uint8", "float", "raw"]),
+    default="uint8",
+    show_default=True,
+    help="Maps of 0..255, of 0..1, or the scores themselves.",
+)
+@click.option(
+    "--score",
+    type=click.Choice(get_args(Score)),
+    help="How logits become class scores.  [default: the model's own way, else softmax]",
+)
+@click.option("--feature-vector", is_flag=True, help="Also give the feature map's spatial mean.")
+@click.option("--compress-to-fp16", is_flag=True, help="Store weights in 16 bits.")
+@cut_options
+@preprocessing_options
+def command(
+    model: Path,
+    output: Path,
+    force: bool,
+    targets: tuple[str, ...],
+    scaling: Any,
+    score: Any,
+    feature_vector: bool,
+    compress_to_fp16: bool,
+    layer: str,
+    exact: bool,
+    output_name: str | None,
+    input_shape: tuple[int, ...] | None,
+    constants: tuple[tuple[str, float], ...],
+    labels: Path | None,
+    **preprocessing: Any,
+) -> None:
+    """Write MODEL as an OpenVINO model with a further output saliency_map.
+
+    Its own outputs stay as they are. OpenVINO Model API, and any pipeline, gets maps without this
+    tool. What is known of labels and preprocessing is written beside it, as Model API reads it.
+    """
+    from ov_recipro.embedding import embed, save
+    from ov_recipro.labels import read_labels
+
+    embedded = embed(
+        model,
+        layer=layer,
+        exact=exact,
+        output=output_name,
+        image_shape=input_shape,
+        constants=dict(constants),
+        classes=_classes(targets),
+        scaling=scaling,
+        score=score,
+        feature_vector=feature_vector,
+        preprocessing=lambda found: overridden(found, **preprocessing),
+        labels=read_labels(labels) if labels is not None else None,
+    )
+    save(embedded, output, force=force, compress_to_fp16=compress_to_fp16)
+    for port in embedded.outputs:
+        note(f"{port.get_any_name()}: {port.get_element_type().get_type_name()} "
+             f"{port.get_partial_shape()}")  # fmt: skip
+    click.echo(output)
+
+
+def _classes(targets: tuple[str, ...]) -> Any:
+    if targets == ("all",):
+        return "all"
+    if len(targets) == 1 and (top := re.fullmatch(r"top([1-9]\d*)", targets[0])):
+        return int(top[1])
+    if any(each == "all" or re.fullmatch(r"top\d+", each) for each in targets):
+        raise click.UsageError("'all' and 'top...' can't be combined with others.")
+    return [int(each) if each.isdigit() else each for each in targets]

@@ -1,0 +1,210 @@
+"""Embedded models: their own outputs untouched, their maps those of the explainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from command import fails, run
+from graphs import Builder
+
+from ov_recipro import Explainer, ReciproError, embed
+from ov_recipro.embedding import save
+from ov_recipro.images import read_image
+from ov_recipro.preprocess import prepare
+from ov_recipro.runtimes.openvino_models import core
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def infer(model: Any, x: np.ndarray, **config: Any) -> dict[str, np.ndarray]:
+    results = core().compile_model(model, "CPU", config or F32)(x)
+    return {port.get_any_name(): np.array(value) for port, value in results.items()}
+
+
+def at_batch_1(path: Path) -> ov.Model:
+    model = core().read_model(path)
+    model.reshape([1, 3, 224, 224])
+    return model
+
+
+@pytest.fixture(scope="module")
+def image(explainer: Explainer, cat: Path) -> np.ndarray:
+    return prepare(read_image(cat), explainer.preprocessing)[0].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("layer", "exact", "plan"),
+    [
+        ("auto", False, "rows"),
+        ("blocks.14", False, "rows"),
+        ("blocks.11/depthwise_conv", False, "stream"),
+        ("blocks.14/depthwise_conv/Conv", True, "stream"),
+    ],
+)
+def test_maps_are_the_explainers(
+    layer: str, exact: bool, plan: str, lite0: Path, image: np.ndarray
+) -> None:
+    explainer = Explainer(lite0, layer=layer, exact=exact)
+    assert explainer.plan.name == plan
+    expected = explainer.explain_tensor(image, "top3")
+    plain = core().read_model(lite0)
+    options: dict[str, Any] = {"layer": layer, "exact": exact, "batch_memory": 8 << 20}
+    got = infer(embed(lite0, **options), image)
+    np.testing.assert_array_equal(got["logits"], infer(plain, image)["logits"])
+    maps = got["saliency_map"]
+    assert maps.dtype == np.uint8
+    assert maps.shape[:2] == (1, 1000)
+    classes = [target.index for target in expected.targets]
+    np.testing.assert_allclose(maps[0, classes] / 255, expected.maps, atol=0.51 / 255)
+    wide = infer(embed(lite0, scaling="float", **options), image)["saliency_map"]
+    np.testing.assert_allclose(wide[0, classes], expected.maps, atol=1e-4)
+    raw = infer(embed(lite0, scaling="raw", **options), image)["saliency_map"]
+    np.testing.assert_allclose(raw[0, classes], expected.raw, rtol=1e-5)
+
+
+def test_the_given_model_is_not_changed(lite0: Path) -> None:
+    model = at_batch_1(lite0)
+    embedded = embed(model)
+    assert len(model.outputs) == 1
+    assert [port.get_any_name() for port in embedded.outputs] == ["logits", "saliency_map"]
+
+
+def test_batches_where_the_model_takes_them(lite0: Path, image: np.ndarray) -> None:
+    model = embed(lite0, classes=3, feature_vector=True)
+    three = np.concatenate([image, image[:, :, ::-1], image * 0.5])
+    together = infer(model, three)
+    shapes = {name: value.shape for name, value in together.items()}
+    assert shapes == {
+        "logits": (3, 1000),
+        "saliency_map": (3, 3, 7, 7),
+        "saliency_classes": (3, 3),
+        "feature_vector": (3, 1280),
+    }
+    for number in range(3):
+        alone = infer(model, three[number : number + 1])
+        for name, value in alone.items():
+            np.testing.assert_allclose(together[name][number], value[0], rtol=1e-4, atol=1)
+        np.testing.assert_array_equal(
+            together["saliency_classes"][number], np.argsort(-together["logits"][number])[:3]
+        )
+
+
+def test_chosen_classes(lite0: Path, image: np.ndarray) -> None:
+    whole = infer(embed(lite0), image)["saliency_map"]
+    some = infer(embed(lite0, classes=["tabby", 282, "lynx"]), image)["saliency_map"]
+    np.testing.assert_array_equal(some, whole[:, [281, 282, 287]])
+    best = infer(embed(lite0, classes=2), image)
+    np.testing.assert_array_equal(best["saliency_map"], whole[:, best["saliency_classes"][0]])
+    for wrong in (["no such cat"], [1000], [], 0, 1001):
+        with pytest.raises(ReciproError, match=r"class"):
+            embed(lite0, classes=wrong)
+
+
+def test_a_flat_class_is_all_zeros(tmp_path: Path) -> None:
+    b = Builder()
+    b.head(b.add("Mul", b.conv("image", 4, output="feature"), b.constant(0)))
+    x = np.ones((1, 3, 16, 16), np.float32)
+    maps = infer(embed(b.save(tmp_path / "m.onnx"), layer="feature", scaling="float"), x)
+    assert not maps["saliency_map"].any()
+
+
+@pytest.mark.parametrize("layer", ["auto", "blocks.14"])
+def test_the_explaining_part_keeps_float32(layer: str, lite0: Path, image: np.ndarray) -> None:
+    """Under the device's own precision: the same logits, and maps as of a float32 tail."""
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16 to fall into")
+    native = {"PERFORMANCE_HINT": "LATENCY"}
+    model = at_batch_1(lite0)
+    embedded = embed(model, layer=layer, scaling="float")
+    plain, got = infer(model, image, **native), infer(embedded, image, **native)
+    np.testing.assert_array_equal(got["logits"], plain["logits"])
+    explainer = Explainer(lite0, layer=layer, precision="native")
+    expected = explainer.explain_tensor(image, "top3")
+    classes = [target.index for target in expected.targets]
+    np.testing.assert_allclose(got["saliency_map"][0, classes], expected.maps, atol=2 / 255)
+    own = {node.get_friendly_name() for node in model.get_ordered_ops()}
+    added = {node.get_friendly_name() for node in embedded.get_ordered_ops()} - own
+    compiled = core().compile_model(embedded, "CPU", native).get_runtime_model()
+    kinds: dict[str, str] = {}
+    for node in compiled.get_ordered_ops():
+        info = {k: str(v.astype(str)) for k, v in node.get_rt_info().items()}
+        if added & set(info["originalLayersNames"].split(",")):
+            kinds[info["originalLayersNames"]] = info["runtimePrecision"]
+    assert len(kinds) > 10
+    assert "bf16" not in kinds.values(), kinds
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_saved_and_read_again(
+    compress: bool, tmp_path: Path, lite0: Path, image: np.ndarray
+) -> None:
+    model = embed(lite0, layer="blocks.14")
+    save(model, tmp_path / "m.xml", compress_to_fp16=compress)
+    before, after = infer(model, image), infer(tmp_path / "m.xml", image)
+    np.testing.assert_allclose(
+        after["saliency_map"].astype(int), before["saliency_map"], atol=3 if compress else 0
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+
+
+def test_the_file_grows_little(tmp_path: Path) -> None:
+    """Weights that the model holds are shared, index tables are small."""
+    b = Builder(shape=(1, 3, 28, 28))
+    x = b.add("Relu", b.conv("image", 256, strides=[4, 4], output="feature"))
+    for _ in range(2):
+        x = b.add("Relu", b.conv(x, 256))
+    b.head(x, classes=1000)
+    path = b.save(tmp_path / "m.onnx")
+    sizes = []
+    for name, model in (("plain", core().read_model(path)), ("embedded", embed(path))):
+        save(model, tmp_path / f"{name}.xml")
+        sizes.append(sum(p.stat().st_size for p in tmp_path.glob(f"{name}.*")))
+    assert sizes[0] > 5e6
+    assert sizes[1] - sizes[0] < 0.3e6
+
+
+def test_model_api_needs_nothing_of_ours(tmp_path: Path, lite0: Path, cat: Path) -> None:
+    from model_api.models import ClassificationModel
+
+    done = run("embed", lite0, "-o", "out/lite0.xml", "--feature-vector", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    client = ClassificationModel.create_model(str(tmp_path / "out" / "lite0.xml"), device="CPU")
+    pixels = read_image(cat)
+    result = client(pixels)
+    expected = Explainer(lite0)(pixels, "top1")
+    assert result.top_labels[0].name == "Egyptian_cat"
+    assert result.top_labels[0].confidence == pytest.approx(expected.targets[0].score, abs=0.02)
+    assert result.feature_vector.shape == (1, 1280)
+    assert (result.saliency_map.dtype, result.saliency_map.shape) == (np.uint8, (1, 1000, 7, 7))
+    ours = expected.maps[0]
+    theirs = result.saliency_map[0, expected.targets[0].index] / 255
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.98
+    info = core().read_model(tmp_path / "out" / "lite0.xml").get_rt_info("model_info").astype(dict)
+    assert info["model_type"].astype(str) == "Classification"
+    assert info["saliency_layer"].astype(str) == "/swish_1/Clip_output_0"
+
+
+def test_what_a_model_says_is_completed_and_not_changed(lite0: Path) -> None:
+    model = at_batch_1(lite0)
+    model.set_rt_info("1 2 3", ["model_info", "mean_values"])
+    info = embed(model, labels=[f"class {i}" for i in range(1000)]).get_rt_info("model_info")
+    told = info.astype(dict)
+    assert told["mean_values"].astype(str) == "1 2 3"
+    assert told["labels"].astype(str).startswith("class_0 class_1 ")
+
+
+def test_the_command(tmp_path: Path, lite0: Path) -> None:
+    (tmp_path / "m.xml").write_text("mine")
+    fails(run("embed", lite0, "-o", "m.xml", cwd=tmp_path), "m.xml exists; --force replaces it")
+    assert (tmp_path / "m.xml").read_text() == "mine"
+    fails(run("embed", lite0, "-o", "m.bin", cwd=tmp_path), "ends in .xml")
+    fails(run("embed", lite0, "-o", "m.xml", "-t", "top5", "-t", "3", cwd=tmp_path),
+          "can't be combined", code=2)  # fmt: skip
+    done = run("embed", lite0, "-o", "m.xml", "--force", "-t", "top5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "saliency_classes: i64 [?,5]" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]

@@ -1,0 +1,58 @@
+"""What embedding adds to a model: time of one inference, and bytes of the file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import openvino as ov
+
+from ov_recipro import embed
+from ov_recipro.embedding import save
+from ov_recipro.runtimes.openvino_models import compiled, core
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--layer", default="auto")
+    parser.add_argument("--open-batch", action="store_true", help="leave the batch as exported")
+    parser.add_argument("--precision", choices=["f32", "native"], default="f32")
+    parser.add_argument("--runs", type=int, default=60)
+    arguments = parser.parse_args()
+    plain = core().read_model(arguments.model)
+    shape = [1, *(size.get_length() for size in list(plain.input(0).get_partial_shape())[1:])]
+    if not arguments.open_batch:
+        plain.reshape(shape)
+    embedded = embed(plain, layer=arguments.layer)
+    requests = [
+        compiled(model, "CPU", arguments.precision).create_infer_request()
+        for model in (plain, embedded)
+    ]
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(arguments.runs):
+        for request, taken in zip(requests, times, strict=True):
+            started = time.perf_counter()
+            request.infer([image], share_inputs=True, share_outputs=True)
+            if turn > 2:
+                taken.append(time.perf_counter() - started)
+    sizes = [size_of(model) for model in (plain, embedded)]
+    print(
+        f"plain {1e3 * median(times[0]):.2f} ms, ratio {median(times[1]) / median(times[0]):.3f}; "
+        f"file {sizes[0] / 1e6:.2f} MB, grows by {(sizes[1] - sizes[0]) / 1e6:.2f} MB"
+    )
+
+
+def size_of(model: ov.Model) -> int:
+    with TemporaryDirectory() as folder:
+        save(model, Path(folder) / "m.xml")
+        return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+
+if __name__ == "__main__":
+    main()
