@@ -68,6 +68,7 @@ class OnnxSource:
                 del model.graph.initializers[name]
                 value.const_value = None
                 model.graph.inputs.append(value)
+        ir.external_data.load_to_model(model)  # what is left is small
         data = ir.to_proto(model).SerializeToString()
         try:
             outline = core().read_model(data)
