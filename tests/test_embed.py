@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import openvino as ov
 import pytest
 from command import fails, run
 from graphs import Builder
 
 from ov_recipro import Explainer, ReciproError, embed
-from ov_recipro.embedding import save
+from ov_recipro.embedding import embed_onnx, save
 from ov_recipro.images import read_image
 from ov_recipro.preprocess import prepare
 from ov_recipro.runtimes.openvino_models import core
@@ -206,5 +208,68 @@ def test_the_command(tmp_path: Path, lite0: Path) -> None:
           "can't be combined", code=2)  # fmt: skip
     done = run("embed", lite0, "-o", "m.xml", "--force", "-t", "top5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "saliency_classes: i64 [?,5]" in done.stderr
+    assert "saliency_classes i64 [?,5]" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+
+
+def infer_onnx(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    image = session.get_inputs()[0].name
+    return dict(zip(names, session.run(None, {image: x}), strict=True))
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize(
+    ("layer", "exact"),
+    [("auto", False), ("blocks.14", False), ("blocks.14/depthwise_conv/Conv", True)],
+)
+def test_onnx_gives_the_same_to_onnx_runtime(
+    layer: str, exact: bool, opset: int, lite0: Path, image: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.version_converter.convert_version(onnx.load(lite0), opset), path)
+    options: dict[str, Any] = {"layer": layer, "exact": exact, "batch_memory": 8 << 20}
+    model = embed_onnx(path, scaling="float", **options)
+    onnx.checker.check_model(model)
+    assert {each.domain for each in model.opset_import} <= {"", "ai.onnx"}
+    got = infer_onnx(model.SerializeToString(), image)
+    plain = infer_onnx(path, image)
+    np.testing.assert_array_equal(got["logits"], plain["logits"])
+    expected = Explainer(lite0, layer=layer, exact=exact).explain_tensor(image, "top3")
+    classes = [target.index for target in expected.targets]
+    np.testing.assert_allclose(got["saliency_map"][0, classes], expected.maps, atol=1e-4)
+    assert len(model.SerializeToString()) - path.stat().st_size < 0.1e6
+    three = np.concatenate([image, image[:, :, ::-1], image * 0.5])
+    best = embed_onnx(path, classes=2, feature_vector=True, **options).SerializeToString()
+    together = infer_onnx(best, three)
+    assert together["saliency_map"].shape == (3, 2, 7, 7)
+    for number in range(3):
+        for name, value in infer_onnx(best, three[number : number + 1]).items():
+            np.testing.assert_allclose(together[name][number], value[0], rtol=1e-4, atol=1)
+
+
+@pytest.mark.parametrize("opset", [12, 13, 18])
+def test_onnx_at_batch_1(opset: int, tmp_path: Path) -> None:
+    b = Builder(opset=opset)
+    b.head(b.add("Relu", b.conv("image", 4, output="feature", strides=[2, 2])))
+    path = b.save(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    if opset < 13:
+        with pytest.raises(ReciproError, match="has opset 12"):
+            embed_onnx(path, layer="feature")
+        return
+    model = embed_onnx(path, layer="feature", classes=[3, 1], scaling="raw")
+    expected = Explainer(path, layer="feature").explain_tensor(x, [3, 1])
+    got = infer_onnx(model.SerializeToString(), x)["saliency_map"]
+    np.testing.assert_allclose(got[0], expected.raw, rtol=1e-4)
+
+
+def test_the_command_writes_onnx(tmp_path: Path, lite0: Path) -> None:
+    done = run("embed", lite0, "-o", "m.onnx", "-t", "tabby", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    properties = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert properties["model_info saliency_layer"] == "/swish_1/Clip_output_0"
+    fails(run("embed", lite0, "-o", "m.onnx", cwd=tmp_path), "m.onnx exists")

@@ -14,7 +14,9 @@ from ov_recipro.saliency import Score
 
 @click.command("embed")
 @click.argument("model", type=FILE)
-@click.option("-o", "--output", type=FILE, required=True, metavar="OUT.xml", help="The new model.")
+@click.option(
+    "-o", "--output", type=FILE, required=True, metavar="OUT", help="The new model, .xml or .onnx."
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option(
     "-t",
@@ -60,32 +62,42 @@ def command(
     labels: Path | None,
     **preprocessing: Any,
 ) -> None:
-    """Write MODEL as an OpenVINO model with a further output saliency_map.
+    """Write MODEL with a further output saliency_map, for OpenVINO (.xml) or as ONNX (.onnx).
 
     Its own outputs stay as they are. OpenVINO Model API, and any pipeline, gets maps without this
-    tool. What is known of labels and preprocessing is written beside it, as Model API reads it.
+    tool. What is known of labels and preprocessing is written into it, as Model API reads it.
     """
-    from ov_recipro.embedding import embed, save
     from ov_recipro.labels import read_labels
 
-    embedded = embed(
-        model,
-        layer=layer,
-        exact=exact,
-        output=output_name,
-        image_shape=input_shape,
-        constants=dict(constants),
-        classes=_classes(targets),
-        scaling=scaling,
-        score=score,
-        feature_vector=feature_vector,
-        preprocessing=lambda found: overridden(found, **preprocessing),
-        labels=read_labels(labels) if labels is not None else None,
-    )
-    save(embedded, output, force=force, compress_to_fp16=compress_to_fp16)
-    for port in embedded.outputs:
-        note(f"{port.get_any_name()}: {port.get_element_type().get_type_name()} "
-             f"{port.get_partial_shape()}")  # fmt: skip
+    arguments: dict[str, Any] = {
+        "layer": layer,
+        "exact": exact,
+        "output": output_name,
+        "image_shape": input_shape,
+        "constants": dict(constants),
+        "classes": _classes(targets),
+        "scaling": scaling,
+        "score": score,
+        "feature_vector": feature_vector,
+        "preprocessing": lambda found: overridden(found, **preprocessing),
+        "labels": read_labels(labels) if labels is not None else None,
+    }
+    if output.suffix == ".onnx":
+        from ov_recipro.embedding import embed_onnx, save_onnx
+
+        if compress_to_fp16:
+            raise click.UsageError("--compress-to-fp16 is for .xml files.")
+        proto = embed_onnx(model, **arguments)
+        save_onnx(proto, output, force)
+        names = [value.name for value in proto.graph.output]
+    else:
+        from ov_recipro.embedding import embed, save
+
+        embedded = embed(model, **arguments)
+        save(embedded, output, force, compress_to_fp16)
+        names = [f"{port.get_any_name()} {port.get_element_type().get_type_name()} "
+                 f"{port.get_partial_shape()}" for port in embedded.outputs]  # fmt: skip
+    note(f"Outputs: {', '.join(names)}")
     click.echo(output)
 
 

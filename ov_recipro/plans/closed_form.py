@@ -69,7 +69,10 @@ def closed_form(tail: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProt
     kind = _element_type(tail)
     others = _number(made, cells - 1, kind)
     each = made.add("Add", rows, made.add("Mul", empty, others))
-    whole = made.add("ReduceSum", rows, made.constant([0]), keepdims=1)
+    ones = made.constant(np.ones((1, cells)), np.float32)  # a sum in every opset's words
+    if kind != TensorProto.FLOAT:
+        ones = made.add("Cast", ones, to=kind)
+    whole = made.add("MatMul", ones, rows)
     pooled = made.add("Concat", each, whole, axis=0)
     pooled = made.add("Div", pooled, _number(made, cells, kind))
     if _keeps_axes(pool):

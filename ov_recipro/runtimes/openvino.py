@@ -139,22 +139,29 @@ def _rows_error(bundle: Bundle, device: str, memory: int) -> float:
     """Compare the plan with the dense tail on every cell; return the error."""
     model, _ = rows_model(bundle, memory)
     sparse = compiled(model, device).create_infer_request()
-    model, stream = stream_model(bundle, memory, "cell")
-    dense = compiled(model, device).create_infer_request()
-    tail = compiled(tail_at(bundle, batch=1), device).create_infer_request()
 
     def of_rows(features: Floats) -> tuple[Floats, Floats]:
         logits = _run(sparse, [features])[0]
         return logits[:-1], logits[-1]
 
-    def of_tail(features: Floats) -> tuple[Floats, Floats]:
-        cells = [np.array(each) for each, _ in _masked_logits(stream, dense, [features])]
-        return np.concatenate(cells), _run(tail, [features])[0].reshape(-1)
-
+    of_tail = dense_logits(bundle, device, memory)
     error = rows.largest_error(of_rows, of_tail, bundle.manifest.boundary_shapes[0])
     if not error <= rows.TOLERANCE:
         raise NotWorthIt(f"rows differ from the dense tail by {error:.1e} of the spread")
     return error
+
+
+def dense_logits(bundle: Bundle, device: str, memory: int) -> rows.Logits:
+    """Return the slow way from a feature map to its logits: the whole tail for each cell."""
+    model, stream = stream_model(bundle, memory, "cell")
+    dense = compiled(model, device).create_infer_request()
+    tail = compiled(tail_at(bundle, batch=1), device).create_infer_request()
+
+    def run(features: Floats) -> tuple[Floats, Floats]:
+        cells = [np.array(each) for each, _ in _masked_logits(stream, dense, [features])]
+        return np.concatenate(cells), _run(tail, [features])[0].reshape(-1)
+
+    return run
 
 
 def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:

@@ -18,21 +18,26 @@ CELLS = "cells"
 
 
 class Graph:
-    """An ONNX graph in the making: each operation returns the name of its output."""
+    """An ONNX graph in the making: each operation returns the name of its output.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: what all names begin with.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def add(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Append an operation."""
-        name = output or f"made:{len(self.nodes)}"
+        name = output or f"{self.prefix}made:{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
         return name
 
     def constant(self, values: Any, dtype: Any = np.int64) -> str:
         """Append a constant."""
-        name = f"constant:{len(self.constants)}"
+        name = f"{self.prefix}constant:{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.array(values, dtype), name))
         return name
 
@@ -58,7 +63,7 @@ def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelPr
         inputs.append(helper.make_tensor_value_info(name, kind, shape))
         masked = f"masked:{name}"
         if index == 0:
-            _masked(graph, name, kind, masked, manifest, mask)
+            add_mask(graph, name, kind, masked, manifest, mask)
             as_float = graph.add("Cast", name, to=TensorProto.FLOAT)
             graph.add("ReduceSum", as_float, output=TOTAL, keepdims=0)
         elif is_batched(shape):
@@ -76,14 +81,21 @@ def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelPr
     )
 
 
-def _masked(
-    graph: Graph, feature: str, kind: int, output: str, manifest: Manifest, mask: Mask
+def add_mask(
+    graph: Graph,
+    feature: str,
+    kind: int,
+    output: str,
+    manifest: Manifest,
+    mask: Mask,
+    cells: str = CELLS,
 ) -> None:
+    """Append the masking of a feature map [1,C,H,W] by the cell numbers `cells` [b]."""
     height, width = manifest.cut.grid
     channels = manifest.cut.shape[0]
     last = manifest.cut.channels_last
     values = graph.constant([0, 1], np.float32)
-    one_hot = graph.add("OneHot", CELLS, graph.constant(height * width), values, axis=-1)
+    one_hot = graph.add("OneHot", cells, graph.constant(height * width), values, axis=-1)
     plane = graph.add("Reshape", one_hot, graph.constant([-1, 1, height, width]))
     if mask != "cell":
         kernel = graph.constant(GAUSSIAN[None, None], np.float32)

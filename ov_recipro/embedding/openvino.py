@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,26 +12,31 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.bundle import Bundle, Manifest
+from ov_recipro.embedding.common import (
+    FEATURE_VECTOR,
+    SALIENCY_CLASSES,
+    SALIENCY_MAP,
+    Classes,
+    Scaling,
+    check_count,
+    described,
+    indices_of,
+    model_info,
+    score_of,
+)
 from ov_recipro.errors import ReciproError
-from ov_recipro.labels import checked_labels, find_class
-from ov_recipro.metadata import MODEL_API_RESIZES
 from ov_recipro.plans import rows
 from ov_recipro.plans.rows.pixelwise import ELEMENTWISE
 from ov_recipro.plans.stream.openvino import masked
-from ov_recipro.preprocess import Preprocessing, changed
+from ov_recipro.preprocess import Preprocessing
 from ov_recipro.runtimes.openvino import rows_model, rows_refusal, stream_plan, tail_at
 from ov_recipro.runtimes.openvino_models import as_file, core, read, reason
-from ov_recipro.saliency import Score, default_score
+from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_float32 import name_of, ports
 from ov_recipro.splitting import cached_split
 
-SALIENCY_MAP = "saliency_map"
-SALIENCY_CLASSES = "saliency_classes"
-FEATURE_VECTOR = "feature_vector"
 _FLOATS = (ov.Type.f32, ov.Type.f16)
 _LARGE = 4096  # bytes from which it pays to share a constant
-Scaling = Literal["uint8", "float", "raw"]
-Classes = Literal["all"] | int | Sequence[int | str]
 
 
 def embed(
@@ -88,14 +90,8 @@ def embed(
             constants=constants,
         )
         whole = model.clone() if isinstance(model, ov.Model) else read(path)
-    manifest = dataclasses.replace(
-        bundle.manifest,
-        preprocessing=changed(bundle.manifest.preprocessing, preprocessing),
-        labels=checked_labels(
-            bundle.manifest.labels if labels is None else tuple(labels), bundle.manifest.classes
-        ),
-    )
-    bundle = Bundle(bundle.folder, manifest)
+    bundle = described(bundle, preprocessing, labels)
+    manifest = bundle.manifest
     known = _tensors(whole)
     sources = [_find(known, name, path) for name in _boundary(manifest)]
     if isinstance(classes, int):
@@ -105,7 +101,7 @@ def embed(
     for result in _attached(_pinned(branch), names, sources):
         whole.add_results([result])
     whole.validate_nodes_and_infer_types()
-    _complete(whole, manifest, score or _score_of(manifest))
+    _complete(whole, manifest, score or score_of(manifest))
     return whole
 
 
@@ -150,10 +146,6 @@ def _find(known: Mapping[str, ov.Output], name: str, path: Path) -> ov.Output:
     return known[name]
 
 
-def _score_of(manifest: Manifest) -> Score:
-    return default_score(manifest.activation, manifest.classes)
-
-
 def _branch(
     bundle: Bundle,
     classes: Classes,
@@ -169,12 +161,11 @@ def _branch(
     """
     manifest = bundle.manifest
     logits, parameters = _masked_logits(bundle, memory)
-    scores = _closed(logits, score or _score_of(manifest))
+    scores = _closed(logits, score or score_of(manifest))
     height, width = manifest.cut.grid
     extra: dict[str, ov.Output] = {}
     if isinstance(classes, int):
-        if not 0 < classes <= manifest.classes:
-            raise ReciproError(f"There are {manifest.classes} classes, not {classes} to explain.")
+        check_count(classes, manifest)
         said = ops.parameter([1, manifest.classes], np.float32, name="scores")
         parameters.append(said)
         best = ops.topk(said, np.int64(classes), 1, "max", "value", "i64", True)
@@ -182,7 +173,7 @@ def _branch(
         scores = ops.gather(scores, index, np.int64(1))
         extra[SALIENCY_CLASSES] = best.output(1)
     elif classes != "all":
-        scores = ops.gather(scores, _indices(classes, manifest), np.int64(1))
+        scores = ops.gather(scores, indices_of(classes, manifest), np.int64(1))
     count = int(scores.output(0).shape[1])
     by_class = ops.transpose(_scaled(scores, scaling), np.array([1, 0]))
     maps = ops.reshape(by_class, _shape(1, count, height, width), False)
@@ -246,18 +237,6 @@ def _scaled(scores: ov.Node, scaling: Scaling) -> ov.Node:
     if scaling == "float":
         return maps
     return ops.convert(ops.round(ops.multiply(maps, np.float32(255)), "half_to_even"), ov.Type.u8)
-
-
-def _indices(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
-    found: dict[int, None] = {}
-    for each in [classes] if isinstance(classes, str) else classes:
-        index = each if isinstance(each, int) else find_class(each, manifest.labels)
-        if not 0 <= index < manifest.classes:
-            raise ReciproError(f"There is no class {index}: the model has {manifest.classes}.")
-        found[index] = None
-    if not found:
-        raise ReciproError("No class to explain was given.")
-    return np.array(list(found), np.int64)
 
 
 def _share_weights(branch: ov.Model, whole: ov.Model) -> None:
@@ -385,22 +364,7 @@ def _attached(
 
 def _complete(model: ov.Model, manifest: Manifest, score: Score) -> None:
     """Write down under `model_info` what is known of the model and not yet said there."""
-    info: dict[str, Any] = {
-        "model_type": "Classification",
-        "saliency_layer": manifest.cut.tensor,
-        "saliency_score": score,
-        "ov_recipro_version": version("ov-recipro"),
-    }
-    if manifest.labels is not None:
-        info["labels"] = " ".join("_".join(label.split()) for label in manifest.labels)
-    wanted = manifest.preprocessing
-    if "assumed" not in wanted.source:
-        info["mean_values"] = " ".join(f"{value:g}" for value in wanted.mean)
-        info["scale_values"] = " ".join(f"{value:g}" for value in wanted.scale)
-        info["reverse_input_channels"] = str(wanted.channels == "RGB")
-        info["pad_value"] = str(wanted.pad_value)
-        if wanted.resize in MODEL_API_RESIZES:
-            info["resize_type"] = wanted.resize
+    info = model_info(manifest, score)
     for key, value in info.items():
         if not model.has_rt_info(["model_info", key]):
             model.set_rt_info(value, ["model_info", key])

@@ -1,0 +1,84 @@
+"""What embedded models have in common, whatever their format."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+
+from ov_recipro.bundle import Bundle, Manifest
+from ov_recipro.errors import ReciproError
+from ov_recipro.labels import checked_labels, find_class
+from ov_recipro.metadata import MODEL_API_RESIZES
+from ov_recipro.preprocess import Preprocessing, changed
+from ov_recipro.saliency import Score, default_score
+
+SALIENCY_MAP = "saliency_map"
+SALIENCY_CLASSES = "saliency_classes"
+FEATURE_VECTOR = "feature_vector"
+Scaling = Literal["uint8", "float", "raw"]
+Classes = Literal["all"] | int | Sequence[int | str]
+
+
+def described(
+    bundle: Bundle,
+    preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None,
+    labels: Sequence[str] | None,
+) -> Bundle:
+    """Return the bundle with other preprocessing or labels."""
+    manifest = bundle.manifest
+    names = manifest.labels if labels is None else tuple(labels)
+    manifest = dataclasses.replace(
+        manifest,
+        preprocessing=changed(manifest.preprocessing, preprocessing),
+        labels=checked_labels(names, manifest.classes),
+    )
+    return Bundle(bundle.folder, manifest)
+
+
+def score_of(manifest: Manifest) -> Score:
+    """Return the score that a model has by default."""
+    return default_score(manifest.activation, manifest.classes)
+
+
+def indices_of(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
+    """Return the classes asked for, each once, as int64."""
+    found: dict[int, None] = {}
+    for each in [classes] if isinstance(classes, str) else classes:
+        index = each if isinstance(each, int) else find_class(each, manifest.labels)
+        if not 0 <= index < manifest.classes:
+            raise ReciproError(f"There is no class {index}: the model has {manifest.classes}.")
+        found[index] = None
+    if not found:
+        raise ReciproError("No class to explain was given.")
+    return np.array(list(found), np.int64)
+
+
+def check_count(count: int, manifest: Manifest) -> None:
+    """Raise ReciproError where there are not so many classes."""
+    if not 0 < count <= manifest.classes:
+        raise ReciproError(f"There are {manifest.classes} classes, not {count} to explain.")
+
+
+def model_info(manifest: Manifest, score: Score) -> dict[str, str]:
+    """Return what is known of a model, as OpenVINO Model API reads it."""
+    info: dict[str, str] = {
+        "model_type": "Classification",
+        "saliency_layer": manifest.cut.tensor,
+        "saliency_score": str(score),
+        "ov_recipro_version": version("ov-recipro"),
+    }
+    if manifest.labels is not None:
+        info["labels"] = " ".join("_".join(label.split()) for label in manifest.labels)
+    wanted = manifest.preprocessing
+    if "assumed" not in wanted.source:
+        info["mean_values"] = " ".join(f"{value:g}" for value in wanted.mean)
+        info["scale_values"] = " ".join(f"{value:g}" for value in wanted.scale)
+        info["reverse_input_channels"] = str(wanted.channels == "RGB")
+        info["pad_value"] = str(wanted.pad_value)
+        if wanted.resize in MODEL_API_RESIZES:
+            info["resize_type"] = wanted.resize
+    return info

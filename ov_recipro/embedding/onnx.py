@@ -1,0 +1,348 @@
+"""Embedding into ONNX: the model's own graph, and behind it the explaining part in standard ops."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from ov_recipro.bundle import Bundle, Manifest
+from ov_recipro.embedding.common import (
+    FEATURE_VECTOR,
+    SALIENCY_CLASSES,
+    SALIENCY_MAP,
+    Classes,
+    Scaling,
+    check_count,
+    described,
+    indices_of,
+    model_info,
+    score_of,
+)
+from ov_recipro.errors import ReciproError
+from ov_recipro.output import write_whole
+from ov_recipro.plans import rows
+from ov_recipro.plans.closed_form import NoClosedForm, closed_form
+from ov_recipro.plans.stream import StreamPlan
+from ov_recipro.plans.stream.onnx import Graph, add_mask
+from ov_recipro.plans.stream.plan import is_batched
+from ov_recipro.preprocess import Preprocessing
+from ov_recipro.runtimes.openvino import dense_logits, stream_plan
+from ov_recipro.runtimes.openvino_models import core, runner
+from ov_recipro.saliency import Score
+from ov_recipro.splitting import cached_split
+
+_PREFIX = "explain/"
+_LEAST_OPSET = 13
+_LARGE = 1 << 30  # bytes of weights; a model in memory has 2 GiB at most
+
+
+def embed_onnx(
+    path: Path,
+    *,
+    layer: str = "auto",
+    exact: bool = False,
+    output: str | None = None,
+    image_shape: Sequence[int] | None = None,
+    constants: Mapping[str, float] | None = None,
+    classes: Classes = "all",
+    scaling: Scaling = "uint8",
+    score: Score | None = None,
+    feature_vector: bool = False,
+    batch_memory: int = 256 << 20,
+    preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
+    labels: Sequence[str] | None = None,
+) -> onnx.ModelProto:
+    """Return an ONNX model with a further output `saliency_map`, for ONNX Runtime and Triton.
+
+    Arguments, outputs and errors are those of `ov_recipro.embed`. The explaining part uses
+    operations of the standard alone: the closed form where the tail has one, else the tail on
+    batches of masked maps in a Scan.
+    """
+    if path.suffix != ".onnx":
+        raise ReciproError(f"{path}: an ONNX model is only made of an ONNX model.")
+    bundle = cached_split(
+        path, layer=layer, exact=exact, output=output, image_shape=image_shape, constants=constants
+    )
+    bundle = described(bundle, preprocessing, labels)
+    manifest = bundle.manifest
+    if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGE:
+        raise ReciproError(f"{path} is too large to be embedded in ONNX; OpenVINO's form can.")
+    model = onnx.load(path)
+    opset = _opset(model)
+    tail = onnx.load(bundle.tail)
+    if opset < _LEAST_OPSET or _opset(tail) != opset:
+        raise ReciproError(
+            f"{path} has opset {opset}; embedding in ONNX takes {_LEAST_OPSET} or later. "
+            "onnx.version_converter raises it."
+        )
+    sources = list(manifest.head.outputs[: len(manifest.tail.inputs)])
+    if isinstance(classes, int):
+        check_count(classes, manifest)
+        sources.append(manifest.output)
+    known = {name for node in model.graph.node for name in node.output}
+    for name in sources:
+        if name not in known:
+            raise ReciproError(f"{path} itself has no tensor '{name}'.")
+    closed = _closed_form(bundle, tail, batch_memory)
+    part = onnx.compose.add_prefix(tail if closed is None else closed, f"{_PREFIX}tail/")
+    _share_weights(part, model)
+    plan = None if closed is not None else stream_plan(bundle, batch_memory)
+    chosen = score or score_of(manifest)
+    branch = _Branch(manifest, part, plan, opset, classes, scaling, chosen, feature_vector)
+    graph = Graph(_PREFIX)
+    if _is_single(model, manifest):
+        made = branch.explain(graph, sources)
+        for name, port in made.items():
+            graph.add("Identity", port, output=name)
+    else:
+        made = branch.explain_each(graph, sources)
+    model.graph.node.extend(graph.nodes)
+    model.graph.initializer.extend([*part.graph.initializer, *graph.constants])
+    model.graph.output.extend(branch.declared(made, 1 if _is_single(model, manifest) else "batch"))
+    for key, value in model_info(manifest, chosen).items():
+        if f"model_info {key}" not in {entry.key for entry in model.metadata_props}:
+            model.metadata_props.add(key=f"model_info {key}", value=value)
+    return model
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """The explaining part.
+
+    Attributes:
+        manifest: of the bundle; opset: of the model.
+        part: the tail, or its closed form, with names of its own.
+        plan: how the tail runs over the cells; None for the closed form.
+        classes, scaling, score, feature_vector: see `embed`.
+    """
+
+    manifest: Manifest
+    part: onnx.ModelProto
+    plan: StreamPlan | None
+    opset: int
+    classes: Classes
+    scaling: Scaling
+    score: Score
+    feature_vector: bool
+
+    def explain(self, graph: Graph, sources: list[str]) -> dict[str, str]:
+        """Append what explains one image; return the tensors by the outputs' names."""
+        manifest = self.manifest
+        height, width = manifest.cut.grid
+        count = len(manifest.tail.inputs)
+        features = [
+            graph.add("Cast", name, to=value.type.tensor_type.elem_type)
+            for name, value in zip(sources[:count], self.part.graph.input, strict=True)
+        ]
+        scores = self._logits(graph, features)
+        if self.score == "softmax":
+            scores = graph.add("Softmax", scores, axis=1)
+        elif self.score == "sigmoid":
+            scores = graph.add("Sigmoid", scores)
+        made = {}
+        if isinstance(self.classes, int):
+            flat = graph.add("Reshape", sources[-1], graph.constant([1, -1]))
+            values, best = f"{graph.prefix}values", f"{graph.prefix}best"
+            k = graph.constant([self.classes])
+            graph.nodes.append(helper.make_node("TopK", [flat, k], [values, best], axis=1))
+            made[SALIENCY_CLASSES] = best
+            index = graph.add("Reshape", best, graph.constant([-1]))
+            scores = graph.add("Gather", scores, index, axis=1)
+        elif self.classes != "all":
+            index = graph.constant(indices_of(self.classes, manifest))
+            scores = graph.add("Gather", scores, index, axis=1)
+        by_class = graph.add("Transpose", self._scaled(graph, scores), perm=[1, 0])
+        shape = graph.constant([1, -1, height, width])
+        made[SALIENCY_MAP] = graph.add("Reshape", by_class, shape)
+        if self.feature_vector:
+            axes = [1, 2] if manifest.cut.channels_last else [2, 3]
+            made[FEATURE_VECTOR] = self._reduced(graph, "ReduceMean", features[0], axes, 0)
+        return made
+
+    def explain_each(self, graph: Graph, sources: list[str]) -> dict[str, str]:
+        """Append a Scan that explains a batch image by image."""
+        body = Graph(f"{_PREFIX}image/")
+        inputs, given = [], []
+        for index in range(len(sources)):
+            slice_ = f"{body.prefix}slice:{index}"
+            inputs.append(helper.make_empty_tensor_value_info(slice_))
+            size = body.add("Concat", body.constant([1]), body.add("Shape", slice_), axis=0)
+            given.append(body.add("Reshape", slice_, size))
+        made = self.explain(body, given)
+        outputs = []
+        for name, port in made.items():
+            inner = body.add("Squeeze", port, body.constant([0]), output=f"{body.prefix}{name}")
+            outputs.append(helper.make_empty_tensor_value_info(inner))
+        scan = helper.make_graph(body.nodes, "image", inputs, outputs, body.constants)
+        graph.nodes.append(
+            helper.make_node("Scan", sources, list(made), body=scan, num_scan_inputs=len(sources))
+        )
+        return made
+
+    def declared(self, made: dict[str, str], batch: int | str) -> list[onnx.ValueInfoProto]:
+        """Return the outputs' names, types and shapes."""
+        manifest = self.manifest
+        if isinstance(self.classes, int):
+            count = self.classes
+        elif self.classes == "all":
+            count = manifest.classes
+        else:
+            count = len(indices_of(self.classes, manifest))
+        maps = TensorProto.UINT8 if self.scaling == "uint8" else TensorProto.FLOAT
+        known: dict[str, tuple[int, list[int | str]]] = {
+            SALIENCY_MAP: (maps, [batch, count, *manifest.cut.grid]),
+            SALIENCY_CLASSES: (TensorProto.INT64, [batch, count]),
+            FEATURE_VECTOR: (TensorProto.FLOAT, [batch, manifest.cut.shape[0]]),
+        }
+        ordered = [name for name in known if name in made]
+        return [helper.make_tensor_value_info(name, *known[name]) for name in ordered]
+
+    def _logits(self, graph: Graph, features: list[str]) -> str:
+        """Append the logits [N,classes] of all cells."""
+        names = [value.name for value in self.part.graph.input]
+        end = self.part.graph.output[0].name
+        if self.plan is None:
+            graph.nodes.extend(_reading(self.part, dict(zip(names, features, strict=True))))
+        else:
+            end = self._scan(graph, features, names, end)
+        cells = self.manifest.cut.grid[0] * self.manifest.cut.grid[1]
+        flat = graph.add("Reshape", end, graph.constant([-1, self.manifest.classes]))
+        return graph.add("Slice", flat, graph.constant([0]), graph.constant([cells]),
+                         graph.constant([0]))  # fmt: skip
+
+    def _scan(self, graph: Graph, features: list[str], names: list[str], end: str) -> str:
+        """Append a Scan of the tail over batches of cells; return its logits."""
+        assert self.plan is not None  # noqa: S101 - asked for only then
+        body = Graph(f"{_PREFIX}cells/")
+        cells = f"{body.prefix}numbers"
+        given = {}
+        for index, (name, feature) in enumerate(zip(names, features, strict=True)):
+            shape = self.manifest.boundary_shapes[index]
+            given[name] = feature
+            if index == 0:
+                kind = self.part.graph.input[0].type.tensor_type.elem_type
+                masked = f"{body.prefix}masked"
+                add_mask(body, feature, kind, masked, self.manifest, "cell", cells)
+                given[name] = masked
+            elif is_batched(shape):
+                size = body.constant([self.plan.batch, *shape[1:]])
+                given[name] = body.add("Expand", feature, size)
+        body.nodes.extend(_reading(self.part, given))
+        scan = helper.make_graph(
+            body.nodes,
+            "cells",
+            [helper.make_tensor_value_info(cells, TensorProto.INT64, [self.plan.batch])],
+            [helper.make_empty_tensor_value_info(end)],
+            body.constants,
+        )
+        numbers = graph.constant(np.stack(list(self.plan.batches())))
+        logits = f"{graph.prefix}masked logits"
+        graph.nodes.append(
+            helper.make_node("Scan", [numbers], [logits], body=scan, num_scan_inputs=1)
+        )
+        return logits
+
+    def _scaled(self, graph: Graph, scores: str) -> str:
+        """Append the scaling of scores [N,T] (Eq. 6)."""
+        if self.scaling == "raw":
+            return scores
+        low = self._reduced(graph, "ReduceMin", scores, [0], 1)
+        span = graph.add("Sub", self._reduced(graph, "ReduceMax", scores, [0], 1), low)
+        positive = graph.add("Greater", span, graph.constant(0, np.float32))
+        safe = graph.add("Where", positive, span, graph.constant(1, np.float32))
+        maps = graph.add("Div", graph.add("Sub", scores, low), safe)
+        if self.scaling == "float":
+            return maps
+        levels = graph.add("Round", graph.add("Mul", maps, graph.constant(255, np.float32)))
+        return graph.add("Cast", levels, to=TensorProto.UINT8)
+
+    def _reduced(self, graph: Graph, op: str, source: str, axes: list[int], keep: int) -> str:
+        """Append a reduction; its axes are an input from opset 18 on."""
+        if self.opset >= 18:
+            return graph.add(op, source, graph.constant(axes), keepdims=keep)
+        return graph.add(op, source, axes=axes, keepdims=keep)
+
+
+def _closed_form(bundle: Bundle, tail: onnx.ModelProto, memory: int) -> onnx.ModelProto | None:
+    """Return the tail's closed form, if it has one and that gives what the tail gives."""
+    if rows.applies(bundle.manifest, "cell") is not None:
+        return None
+    shape = bundle.manifest.boundary_shapes[0]
+    try:
+        closed = closed_form(tail, shape)
+    except NoClosedForm:
+        return None
+    model = core().read_model(closed.SerializeToString())
+    model.reshape(list(shape))
+    run = runner(model)
+
+    def of_closed(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits = run([features])[0].reshape(-1, bundle.manifest.classes)
+        return logits[:-1], logits[-1]
+
+    error = rows.largest_error(of_closed, dense_logits(bundle, "CPU", memory), shape)
+    return closed if error <= rows.TOLERANCE else None
+
+
+def _share_weights(part: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Let the part read the model's own weights where they are the same, and keep the others."""
+    held = {_bytes_of(tensor): tensor.name for tensor in model.graph.initializer}
+    shared = {
+        tensor.name: held[_bytes_of(tensor)]
+        for tensor in part.graph.initializer
+        if _bytes_of(tensor) in held
+    }
+    for node in part.graph.node:
+        node.input[:] = [shared.get(name, name) for name in node.input]
+    read = {name for node in part.graph.node for name in node.input}
+    own = [tensor for tensor in part.graph.initializer if tensor.name in read]
+    del part.graph.initializer[:]
+    part.graph.initializer.extend(own)
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
+    values = onnx.numpy_helper.to_array(tensor)
+    return tensor.data_type, tuple(tensor.dims), hashlib.sha256(values.tobytes()).digest()
+
+
+def _reading(part: onnx.ModelProto, given: Mapping[str, str]) -> list[onnx.NodeProto]:
+    """Return the part's nodes, reading other tensors for its inputs."""
+    nodes = []
+    for node in part.graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [given.get(name, name) for name in node.input]
+        nodes.append(copy)
+    return nodes
+
+
+def _is_single(model: onnx.ModelProto, manifest: Manifest) -> bool:
+    """Whether the model takes one image at a time."""
+    (image,) = [value for value in model.graph.input if value.name == manifest.image.name]
+    first = image.type.tensor_type.shape.dim[0]
+    return bool(first.HasField("dim_value") and first.dim_value == 1)
+
+
+def save_onnx(model: onnx.ModelProto, path: Path, force: bool = False) -> None:
+    """Write an ONNX model; the file is whole or not there.
+
+    Raises:
+        ReciproError: the file exists and `force` is not set, or it can't be written.
+    """
+    if path.exists() and not force:
+        raise ReciproError(f"{path} exists; --force replaces it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReciproError(f"{path} can't be written: {error.strerror}.") from error
+    write_whole(path, model.SerializeToString())
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
