@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx.backend.test
 import pytest
+from forms import float_lite0, models  # noqa: F401 - fixtures
 
 from ov_recipro.explainer import Explainer, bundled_model
 

@@ -169,25 +169,61 @@ def test_the_file_grows_little(tmp_path: Path) -> None:
     assert sizes[1] - sizes[0] < 0.3e6
 
 
-def test_model_api_needs_nothing_of_ours(tmp_path: Path, lite0: Path, cat: Path) -> None:
+def model_api(path: Path) -> Any:
+    """Open a model as users of OpenVINO Model API do, in float32."""
+    from model_api.adapters import OpenvinoAdapter, create_core
     from model_api.models import ClassificationModel
 
+    adapter = OpenvinoAdapter(create_core(), str(path), device="CPU", plugin_config=F32)
+    return ClassificationModel(adapter, preload=True)
+
+
+def test_model_api_needs_nothing_of_ours(tmp_path: Path, lite0: Path, cat: Path) -> None:
     done = run("embed", lite0, "-o", "out/lite0.xml", "--feature-vector", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    client = ClassificationModel.create_model(str(tmp_path / "out" / "lite0.xml"), device="CPU")
-    pixels = read_image(cat)
+    client = model_api(tmp_path / "out" / "lite0.xml")
+    pixels = read_image(cat)[20:244, 100:324]  # of the input's size: nothing is resized
     result = client(pixels)
     expected = Explainer(lite0)(pixels, "top1")
-    assert result.top_labels[0].name == "Egyptian_cat"
-    assert result.top_labels[0].confidence == pytest.approx(expected.targets[0].score, abs=0.02)
+    target = expected.targets[0]
+    assert result.top_labels[0].name == str(target.label).replace(" ", "_")
+    assert result.top_labels[0].confidence == pytest.approx(target.score, abs=1e-4)
     assert result.feature_vector.shape == (1, 1280)
-    assert (result.saliency_map.dtype, result.saliency_map.shape) == (np.uint8, (1, 1000, 7, 7))
-    ours = expected.maps[0]
-    theirs = result.saliency_map[0, expected.targets[0].index] / 255
-    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.98
-    info = core().read_model(tmp_path / "out" / "lite0.xml").get_rt_info("model_info").astype(dict)
-    assert info["model_type"].astype(str) == "Classification"
-    assert info["saliency_layer"].astype(str) == "/swish_1/Clip_output_0"
+    assert result.saliency_map.dtype == np.uint8
+    assert result.saliency_map.shape == (1, 1000, 7, 7)
+    maps = result.saliency_map[0, target.index] / 255
+    np.testing.assert_allclose(maps, expected.maps[0], atol=1 / 255)
+    whole = read_image(cat)  # resized by Model API's own interpolation
+    resized = client(whole)
+    ours = Explainer(lite0)(whole, 285).maps[0]
+    assert np.corrcoef(ours.ravel(), resized.saliency_map[0, 285].ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("form", ["ir", "ir16", "ir8"])
+def test_model_api_on_other_forms(
+    form: str, models: dict[str, Path], explainer: Explainer, cat: Path, tmp_path: Path
+) -> None:
+    told: dict[str, Any] = {"preprocessing": explainer.preprocessing, "labels": explainer.labels}
+    save(embed(models[form], **told), tmp_path / "m.xml")
+    pixels = read_image(cat)[20:244, 100:324]
+    result = model_api(tmp_path / "m.xml")(pixels)
+    expected = Explainer(models[form], **told)(pixels, "top1")
+    target = expected.targets[0]
+    assert result.top_labels[0].name == str(target.label).replace(" ", "_")
+    maps = result.saliency_map[0, target.index] / 255
+    np.testing.assert_allclose(maps, expected.maps[0], atol=1 / 255)
+
+
+@pytest.mark.parametrize("form", ["qdq", "ir8"])
+def test_8_bit_models_keep_their_head_and_get_a_float32_tail(
+    form: str, models: dict[str, Path], image: np.ndarray
+) -> None:
+    got = infer(embed(models[form], scaling="float"), image)
+    plain = infer(core().read_model(models[form]), image)
+    np.testing.assert_array_equal(got["logits"], next(iter(plain.values())))
+    expected = Explainer(models[form]).explain_tensor(image, "top3")
+    classes = [target.index for target in expected.targets]
+    np.testing.assert_allclose(got["saliency_map"][0, classes], expected.maps, atol=1e-4)
 
 
 def test_what_a_model_says_is_completed_and_not_changed(lite0: Path) -> None:
