@@ -106,6 +106,17 @@ def test_chosen_classes(lite0: Path, image: np.ndarray) -> None:
             embed(lite0, classes=wrong)
 
 
+def test_an_open_shape_is_given(tmp_path: Path) -> None:
+    b = Builder(shape=("n", 3, "h", "w"))
+    b.head(b.add("Relu", b.conv("image", 4, output="feature", strides=[2, 2])))
+    path = b.save(tmp_path / "m.onnx")
+    model = embed(path, layer="feature", image_shape=(1, 3, 12, 16), scaling="raw")
+    x = np.random.default_rng(0).standard_normal((1, 3, 12, 16)).astype(np.float32)
+    explainer = Explainer(path, layer="feature", image_shape=(1, 3, 12, 16))
+    expected = explainer.explain_tensor(x, range(5)).raw
+    np.testing.assert_allclose(infer(model, x)["saliency_map"][0], expected, rtol=1e-4)
+
+
 def test_a_flat_class_is_all_zeros(tmp_path: Path) -> None:
     b = Builder()
     b.head(b.add("Mul", b.conv("image", 4, output="feature"), b.constant(0)))

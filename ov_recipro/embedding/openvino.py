@@ -93,6 +93,8 @@ def embed(
     bundle = described(bundle, preprocessing, labels)
     manifest = bundle.manifest
     known = _tensors(whole)
+    if image_shape is not None:
+        whole.reshape({known[manifest.image.name]: ov.PartialShape(list(image_shape))})
     sources = [_find(known, name, path) for name in _boundary(manifest)]
     if isinstance(classes, int):
         sources.append(_find(known, manifest.output, path))
