@@ -19,7 +19,7 @@ from ov_recipro.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images import read_image
-from ov_recipro.labels import checked_labels, find_class
+from ov_recipro.labels import checked_labels, class_index
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
@@ -241,17 +241,10 @@ class Explainer:
             if isinstance(target, str) and (top := _TOP.fullmatch(target)):
                 if logits is not None:
                     found.update(dict.fromkeys(best_classes(logits, int(top[1]))))
-            elif isinstance(target, int) or target.lstrip("+-").isdigit():
-                found[self._checked_index(int(target))] = None
             else:
-                found[find_class(target, self.labels)] = None
+                classes = self.bundle.manifest.classes
+                found[class_index(target, self.labels, classes)] = None
         return list(found)
-
-    def _checked_index(self, index: int) -> int:
-        classes = self.bundle.manifest.classes
-        if not 0 <= index < classes:
-            raise ReciproError(f"There is no class {index}: the model has 0 to {classes - 1}.")
-        return index
 
     def _label(self, index: int) -> str | None:
         return self.labels[index] if self.labels is not None else None

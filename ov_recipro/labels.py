@@ -67,6 +67,20 @@ def checked_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...
     return None if labels is None else tuple(labels)
 
 
+def class_index(target: str | int, labels: Sequence[str] | None, classes: int) -> int:
+    """Return the index of a class given by its name (see `find_class`) or number.
+
+    Raises:
+        ReciproError: there is no such class.
+    """
+    if not isinstance(target, int) and not target.lstrip("+-").isdigit():
+        return find_class(target, labels)
+    index = int(target)
+    if not 0 <= index < classes:
+        raise ReciproError(f"There is no class {index}: the model has 0 to {classes - 1}.")
+    return index
+
+
 def find_class(name: str, labels: Sequence[str] | None) -> int:
     """Return the index of the class called `name`.
 

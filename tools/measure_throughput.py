@@ -21,7 +21,7 @@ from ov_recipro import Explainer
 from ov_recipro.images import find_images, read_image
 from ov_recipro.ordered import in_order
 from ov_recipro.preprocess import prepare
-from ov_recipro.runtimes.openvino import whole
+from ov_recipro.runtimes.openvino import plain_model
 from ov_recipro.runtimes.openvino_models import compiled
 
 
@@ -55,9 +55,7 @@ def main() -> None:
 def plain_runner(explainer: Explainer) -> Callable[[Iterable[Path]], Iterable[np.ndarray]]:
     """Return what gives the logits of photographs, as `Explainer.stream` gives explanations."""
     bundle = explainer.bundle
-    model = whole(bundle)
-    logits = ov.Model([model.get_results()[-1]], model.get_parameters(), "plain")
-    ready = compiled(logits, "CPU", hint="throughput")
+    ready = compiled(plain_model(bundle), "CPU", hint="throughput")
     free: SimpleQueue[ov.InferRequest] = SimpleQueue()
     for _ in range(explainer.workers - 1):
         free.put(ready.create_infer_request())
@@ -83,9 +81,8 @@ def cost_ratio(explainer: Explainer, paths: list[Path]) -> float:
         prepare(read_image(path), explainer.preprocessing, entry.channels_last, entry.dtype)[0]
         for path in islice(paths, 50)
     ]
-    model = whole(explainer.bundle)
-    logits = ov.Model([model.get_results()[-1]], model.get_parameters(), "plain")
-    request = compiled(logits, "CPU", hint="throughput").create_infer_request()
+    ready = compiled(plain_model(explainer.bundle), "CPU", hint="throughput")
+    request = ready.create_infer_request()
     times: tuple[list[float], list[float]] = ([], [])
     for image in images:
         calls = (lambda x: request.infer([x], share_inputs=True), explainer.explain_tensor)

@@ -108,4 +108,4 @@ def _classes(targets: tuple[str, ...]) -> Any:
         return int(top[1])
     if any(each == "all" or re.fullmatch(r"top\d+", each) for each in targets):
         raise click.UsageError("'all' and 'top...' can't be combined with others.")
-    return [int(each) if each.isdigit() else each for each in targets]
+    return list(targets)

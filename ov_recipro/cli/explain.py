@@ -231,8 +231,10 @@ def _progress(inputs: Sequence[Input], quiet: bool) -> Iterator[Callable[[], Non
     """Show a progress bar on a terminal's stderr for more than one image or frame."""
     from ov_recipro.video import count_frames
 
-    total = sum(count_frames(each.path) if each.is_video else 1 for each in inputs)
-    if quiet or total < 2 or not sys.stderr.isatty():
+    total = 0
+    if not quiet and sys.stderr.isatty():
+        total = sum(count_frames(each.path) if each.is_video else 1 for each in inputs)
+    if total < 2:
         yield lambda: None
         return
     from rich.console import Console

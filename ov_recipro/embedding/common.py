@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ov_recipro.bundle import Bundle, Manifest
 from ov_recipro.errors import ReciproError
-from ov_recipro.labels import checked_labels, find_class
+from ov_recipro.labels import checked_labels, class_index
 from ov_recipro.metadata import MODEL_API_RESIZES
 from ov_recipro.preprocess import Preprocessing, changed
 from ov_recipro.saliency import Score, default_score
@@ -48,10 +49,7 @@ def indices_of(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
     """Return the classes asked for, each once, as int64."""
     found: dict[int, None] = {}
     for each in [classes] if isinstance(classes, str) else classes:
-        index = each if isinstance(each, int) else find_class(each, manifest.labels)
-        if not 0 <= index < manifest.classes:
-            raise ReciproError(f"There is no class {index}: the model has {manifest.classes}.")
-        found[index] = None
+        found[class_index(each, manifest.labels, manifest.classes)] = None
     if not found:
         raise ReciproError("No class to explain was given.")
     return np.array(list(found), np.int64)
@@ -61,6 +59,16 @@ def check_count(count: int, manifest: Manifest) -> None:
     """Raise ReciproError where there are not so many classes."""
     if not 0 < count <= manifest.classes:
         raise ReciproError(f"There are {manifest.classes} classes, not {count} to explain.")
+
+
+def check_new(path: Path, force: bool) -> None:
+    """Make a file's folder; raise ReciproError where the file exists and `force` is not set."""
+    if path.exists() and not force:
+        raise ReciproError(f"{path} exists; --force replaces it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReciproError(f"{path} can't be written: {error.strerror or error}.") from error
 
 
 def model_info(manifest: Manifest, score: Score) -> dict[str, str]:

@@ -19,6 +19,7 @@ from ov_recipro.embedding.common import (
     Classes,
     Scaling,
     check_count,
+    check_new,
     described,
     indices_of,
     model_info,
@@ -93,10 +94,10 @@ def embed_onnx(
     part = onnx.compose.add_prefix(tail if closed is None else closed, f"{_PREFIX}tail/")
     _share_weights(part, model)
     plan = None if closed is not None else stream_plan(bundle, batch_memory)
-    chosen = score or score_of(manifest)
-    branch = _Branch(manifest, part, plan, opset, classes, scaling, chosen, feature_vector)
-    graph = Graph(_PREFIX)
-    if _is_single(model, manifest):
+    score = score or score_of(manifest)
+    branch = _Branch(manifest, part, plan, opset, classes, scaling, score, feature_vector)
+    graph, single = Graph(_PREFIX), _is_single(model, manifest)
+    if single:
         made = branch.explain(graph, sources)
         for name, port in made.items():
             graph.add("Identity", port, output=name)
@@ -104,9 +105,10 @@ def embed_onnx(
         made = branch.explain_each(graph, sources)
     model.graph.node.extend(graph.nodes)
     model.graph.initializer.extend([*part.graph.initializer, *graph.constants])
-    model.graph.output.extend(branch.declared(made, 1 if _is_single(model, manifest) else "batch"))
-    for key, value in model_info(manifest, chosen).items():
-        if f"model_info {key}" not in {entry.key for entry in model.metadata_props}:
+    model.graph.output.extend(branch.declared(made, 1 if single else "batch"))
+    said = {entry.key for entry in model.metadata_props}
+    for key, value in model_info(manifest, score).items():
+        if f"model_info {key}" not in said:
             model.metadata_props.add(key=f"model_info {key}", value=value)
     return model
 
@@ -294,9 +296,9 @@ def _share_weights(part: onnx.ModelProto, model: onnx.ModelProto) -> None:
     """Let the part read the model's own weights where they are the same, and keep the others."""
     held = {_bytes_of(tensor): tensor.name for tensor in model.graph.initializer}
     shared = {
-        tensor.name: held[_bytes_of(tensor)]
+        tensor.name: held[content]
         for tensor in part.graph.initializer
-        if _bytes_of(tensor) in held
+        if (content := _bytes_of(tensor)) in held
     }
     for node in part.graph.node:
         node.input[:] = [shared.get(name, name) for name in node.input]
@@ -335,12 +337,7 @@ def save_onnx(model: onnx.ModelProto, path: Path, force: bool = False) -> None:
     Raises:
         ReciproError: the file exists and `force` is not set, or it can't be written.
     """
-    if path.exists() and not force:
-        raise ReciproError(f"{path} exists; --force replaces it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReciproError(f"{path} can't be written: {error.strerror}.") from error
+    check_new(path, force)
     write_whole(path, model.SerializeToString())
 
 

@@ -19,6 +19,7 @@ from ov_recipro.embedding.common import (
     Classes,
     Scaling,
     check_count,
+    check_new,
     described,
     indices_of,
     model_info,
@@ -98,12 +99,13 @@ def embed(
     sources = [_find(known, name, path) for name in _boundary(manifest)]
     if isinstance(classes, int):
         sources.append(_find(known, manifest.output, path))
+    score = score or score_of(manifest)
     branch, names = _branch(bundle, classes, scaling, score, feature_vector, batch_memory)
     _share_weights(branch, whole)
     for result in _attached(_pinned(branch), names, sources):
         whole.add_results([result])
     whole.validate_nodes_and_infer_types()
-    _complete(whole, manifest, score or score_of(manifest))
+    _complete(whole, manifest, score)
     return whole
 
 
@@ -115,10 +117,8 @@ def save(model: ov.Model, path: Path, force: bool = False, compress_to_fp16: boo
     """
     if path.suffix != ".xml":
         raise ReciproError(f"{path}: an OpenVINO model's name ends in .xml.")
-    if path.exists() and not force:
-        raise ReciproError(f"{path} exists; --force replaces it.")
+    check_new(path, force)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
             work = Path(folder) / path.name
             ov.save_model(model, work, compress_to_fp16=compress_to_fp16)
@@ -152,7 +152,7 @@ def _branch(
     bundle: Bundle,
     classes: Classes,
     scaling: Scaling,
-    score: Score | None,
+    score: Score,
     feature_vector: bool,
     memory: int,
 ) -> tuple[ov.Model, tuple[str, ...]]:
@@ -163,7 +163,7 @@ def _branch(
     """
     manifest = bundle.manifest
     logits, parameters = _masked_logits(bundle, memory)
-    scores = _closed(logits, score or score_of(manifest))
+    scores = _closed(logits, score)
     height, width = manifest.cut.grid
     extra: dict[str, ov.Output] = {}
     if isinstance(classes, int):
@@ -194,18 +194,16 @@ def _masked_logits(bundle: Bundle, memory: int) -> tuple[ov.Output, list[ov.Node
     if reason is None:
         model, _ = rows_model(bundle, memory, plain=False)
         return model.get_results()[0].input_value(0), list(model.get_parameters())
-    shapes = manifest.boundary_shapes
     plan = stream_plan(bundle, memory)
+    tail = tail_at(bundle, plan.batch)
+    parameters = [
+        ops.parameter(list(shape), each.get_element_type(), name=each.get_friendly_name())
+        for each, shape in zip(tail.get_parameters(), manifest.boundary_shapes, strict=True)
+    ]
     parts: list[ov.Output] = []
-    parameters: list[ov.Node] = []
     for cells in plan.batches():
-        model = masked(tail_at(bundle, plan.batch), manifest, plan.batch, "cell")
+        model = masked(tail.clone(), manifest, plan.batch, "cell")
         *given, numbers = model.get_parameters()
-        if not parameters:
-            parameters = [
-                ops.parameter(list(shape), each.get_element_type(), name=each.get_friendly_name())
-                for each, shape in zip(given, shapes, strict=True)
-            ]
         for old, new in zip([*given, numbers], [*parameters, ops.constant(cells)], strict=True):
             for reader in old.output(0).get_target_inputs():
                 reader.replace_source_output(new.output(0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -58,23 +59,18 @@ def closed_form(tail: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProt
     cells = height * width
 
     made = Graph()
-    zeros = made.constant(np.zeros((1, shape[1], 1, 1)), np.float32)
-    if _element_type(tail) != TensorProto.FLOAT:
-        zeros = made.add("Cast", zeros, to=_element_type(tail))
+    kind = int(tail.graph.input[0].type.tensor_type.elem_type)
+    zeros = _constant(made, np.zeros((1, shape[1], 1, 1)), kind)
     background = _copied(made, pixelwise, feature, zeros) if pixelwise else zeros
     spatial = pool.input[0]
     by_pixel = made.add("Transpose", spatial, perm=[0, 2, 3, 1])
     rows = made.add("Reshape", by_pixel, made.constant([cells, -1]))
     empty = made.add("Reshape", background, made.constant([1, -1]))
-    kind = _element_type(tail)
-    others = _number(made, cells - 1, kind)
-    each = made.add("Add", rows, made.add("Mul", empty, others))
-    ones = made.constant(np.ones((1, cells)), np.float32)  # a sum in every opset's words
-    if kind != TensorProto.FLOAT:
-        ones = made.add("Cast", ones, to=kind)
-    whole = made.add("MatMul", ones, rows)
+    each = made.add("Add", rows, made.add("Mul", empty, _constant(made, cells - 1, kind)))
+    ones = _constant(made, np.ones((1, cells)), kind)
+    whole = made.add("MatMul", ones, rows)  # a sum in every opset's words
     pooled = made.add("Concat", each, whole, axis=0)
-    pooled = made.add("Div", pooled, _number(made, cells, kind))
+    pooled = made.add("Div", pooled, _constant(made, cells, kind))
     if _keeps_axes(pool):
         target = made.constant([cells + 1, -1, 1, 1])
     else:
@@ -174,13 +170,10 @@ def _copied(made: Graph, nodes: list[onnx.NodeProto], feature: str, source: str)
     return names[nodes[-1].output[0]]
 
 
-def _number(made: Graph, value: int, kind: int) -> str:
-    number = made.constant(value, np.float32)
-    return number if kind == TensorProto.FLOAT else made.add("Cast", number, to=kind)
-
-
-def _element_type(tail: onnx.ModelProto) -> int:
-    return int(tail.graph.input[0].type.tensor_type.elem_type)
+def _constant(made: Graph, values: npt.ArrayLike, kind: int) -> str:
+    """Append a constant of an ONNX element type."""
+    name = made.constant(values, np.float32)
+    return name if kind == TensorProto.FLOAT else made.add("Cast", name, to=kind)
 
 
 def _numbers(node: onnx.NodeProto, name: str) -> list[int]:

@@ -17,11 +17,10 @@ from ov_recipro.bundle import Bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
-from ov_recipro.plans.stream import Mask, StreamPlan, plan_stream
+from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
-from ov_recipro.plans.stream.openvino import activation_bytes
 from ov_recipro.runtimes.base import Array, Device, Floats, Hint, Inference, PlanName, Precision
-from ov_recipro.runtimes.openvino import tail_at
+from ov_recipro.runtimes.openvino import stream_plan
 
 _CUDA = "CUDAExecutionProvider"
 _SILENT, _WARNINGS = 4, 2  # ONNX Runtime's log levels; the second is its own default
@@ -75,11 +74,7 @@ class ONNXRuntime:
         tail = onnx.load(bundle.tail, load_external_data=False)
         types = [value.type.tensor_type.elem_type for value in tail.graph.input]
         self._mask = self._device.session(mask_model(manifest, types, mask))
-        self._stream = plan_stream(
-            cells=manifest.cut.grid[0] * manifest.cut.grid[1],
-            bytes_per_cell=activation_bytes(tail_at(bundle, batch=1)),
-            batch_memory=batch_memory if manifest.any_batch else 1,
-        )
+        self._stream = stream_plan(bundle, batch_memory)
         self.plan = self._stream
         self._closed = None
         self.reason = "asked for" if plan == "stream" else rows.applies(manifest, mask)

@@ -230,10 +230,14 @@ def _run(request: ov.InferRequest, inputs: list[Array]) -> list[Array]:
 
 def plain_runner(bundle: Bundle, device: str, precision: Precision) -> Callable[[Array], Floats]:
     """Compile a bundle's whole model, to its logits alone, as a pipeline would that only infers."""
-    model = whole(bundle)
-    logits = ov.Model([model.get_results()[-1]], model.get_parameters(), "plain")
-    request = compiled(logits, device, precision).create_infer_request()
+    request = compiled(plain_model(bundle), device, precision).create_infer_request()
     return lambda image: np.array(_run(request, [image])[0])
+
+
+def plain_model(bundle: Bundle) -> ov.Model:
+    """Return the model from the image to the logits alone."""
+    model = whole(bundle)
+    return ov.Model([model.get_results()[-1]], model.get_parameters(), "plain")
 
 
 def whole(bundle: Bundle) -> ov.Model:

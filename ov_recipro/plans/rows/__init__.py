@@ -10,7 +10,6 @@ constants. What no rule covers is computed densely from there on.
 from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt
 from ov_recipro.plans.rows.cost import (
     NO_SAVING,
-    Step,
     downstream,
     estimate,
     key_of,
@@ -38,7 +37,6 @@ __all__ = [
     "Lowered",
     "NotWorthIt",
     "RowsPlan",
-    "Step",
     "Verdict",
     "applies",
     "build",
