@@ -151,12 +151,16 @@ def test_the_explaining_part_keeps_float32(layer: str, lite0: Path, image: np.nd
     assert "bf16" not in kinds.values(), kinds
 
 
-def test_the_loop_over_an_open_batch_keeps_float32(lite0: Path, image: np.ndarray) -> None:
+@pytest.mark.parametrize("layer", ["auto", "blocks.14"])
+def test_the_loop_over_an_open_batch_keeps_float32(
+    layer: str, lite0: Path, image: np.ndarray
+) -> None:
     native = {"PERFORMANCE_HINT": "LATENCY"}
-    got = infer(embed(lite0, layer="blocks.14", scaling="float"), image, **native)
-    expected = Explainer(lite0, layer="blocks.14", precision="native").explain_tensor(image, "top3")
+    got = infer(embed(lite0, layer=layer, scaling="float"), image, **native)
+    np.testing.assert_array_equal(got["logits"], infer(lite0, image, **native)["logits"])
+    expected = Explainer(lite0, layer=layer, precision="native").explain_tensor(image, "top3")
     classes = [target.index for target in expected.targets]
-    np.testing.assert_allclose(got["saliency_map"][0, classes], expected.maps, atol=0.5 / 255)
+    np.testing.assert_allclose(got["saliency_map"][0, classes], expected.maps, atol=2 / 255)
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -346,7 +346,7 @@ def _attached(
         loop = ops.tensor_iterator()
         loop.set_body(branch)
         for parameter, port in zip(branch.get_parameters(), given, strict=True):
-            loop.set_sliced_input(parameter, port, 0, 1, 1, -1, 0)
+            loop.set_sliced_input(parameter, _detached(port), 0, 1, 1, -1, 0)
         ends = [loop.get_concatenated_slices(r.output(0), 0, 1, 1, -1, 0) for r in results]
     else:
         for parameter, port in zip(branch.get_parameters(), given, strict=True):
@@ -360,6 +360,21 @@ def _attached(
         result.set_friendly_name(name)
         made.append(result)
     return made
+
+
+def _detached(port: ov.Output) -> ov.Output:
+    """Return a copy of a feature map that leaves the precision of what computes it alone.
+
+    OpenVINO 2026.4's CPU keeps in float32 all that lies between a model's results and the last
+    convolutions or products before them, and does not look into a loop for those. A convolution
+    with ones stands in front of it, so that the model's own operations still round as before.
+    """
+    sizes = port.get_partial_shape()
+    if len(sizes) != 4 or sizes[1].is_dynamic or port.get_element_type() != ov.Type.f32:
+        return port
+    ones = np.ones((sizes[1].get_length(), 1, 1, 1, 1), np.float32)
+    copy = ops.group_convolution(port, ones, [1, 1], [0, 0], [0, 0], [1, 1])
+    return copy.output(0)
 
 
 def _complete(model: ov.Model, manifest: Manifest, score: Score) -> None:
