@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ov_recipro.errors import ReciproError
 
-_SYNSET = re.compile(r"n\d{8}\s+")
+_SYNSET = re.compile(r"(n\d{8})\s+")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -40,6 +40,30 @@ def read_labels(path: Path) -> tuple[str, ...]:
         ) from error
     lines = text.rstrip().splitlines()
     return tuple(_SYNSET.sub("", line, count=1).strip() for line in lines)
+
+
+def read_synsets(path: Path) -> tuple[str, ...] | None:
+    """Read the WordNet ids ("n02123045") of the classes from a label file, None without any.
+
+    They begin the lines of text, are the first of JSON's pairs, or the column "wnid" of a table.
+
+    Raises:
+        ReciproError: see `read_labels`.
+    """
+    if len(read_labels(path)) == 0:
+        return None
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".json":
+        data = json.loads(text)
+        pairs = _ordered({int(i): p for i, p in data.items()}) if isinstance(data, dict) else data
+        found = [str(pair[0]) if isinstance(pair, list) else "" for pair in pairs]
+    elif path.suffix == ".tsv":
+        rows = csv.DictReader(text.splitlines(), delimiter="\t")
+        found = _ordered({int(row["index"]): row.get("wnid") or "" for row in rows})
+    else:
+        matches = [_SYNSET.match(line) for line in text.rstrip().splitlines()]
+        found = [match[1] if match else "" for match in matches]
+    return tuple(found) if all(found) else None
 
 
 def _from_json(text: str) -> tuple[str, ...]:

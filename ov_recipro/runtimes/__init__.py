@@ -28,7 +28,7 @@ def open_runtime(
     Raises:
         ReciproError: the device is not there or can't run the model, or `plan` does not apply.
     """
-    if _is_onnxruntimes(device):
+    if not runs_on_openvino(device):
         from ov_recipro.runtimes.onnxruntime import ONNXRuntime
 
         return ONNXRuntime(bundle, device, precision, batch_memory, mask, plan, hint)
@@ -39,7 +39,7 @@ def open_runtime(
 
 def plain_runner(bundle: Bundle, device: str, precision: Precision) -> Callable[[Array], Floats]:
     """Make a bundle's whole model ready, to its logits alone, as a pipeline that only infers."""
-    if _is_onnxruntimes(device):
+    if not runs_on_openvino(device):
         from ov_recipro.runtimes import onnxruntime
 
         return onnxruntime.plain_runner(bundle, device, precision)
@@ -55,5 +55,6 @@ def describe_devices() -> list[Device]:
     return [*openvino_models.describe_devices(), *onnxruntime.describe_devices()]
 
 
-def _is_onnxruntimes(device: str) -> bool:
-    return device == "ort-cpu" or device.partition(":")[0] == "cuda"
+def runs_on_openvino(device: str) -> bool:
+    """Whether a device's name is one for OpenVINO, or one for ONNX Runtime."""
+    return device != "ort-cpu" and device.partition(":")[0] != "cuda"

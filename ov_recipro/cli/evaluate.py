@@ -1,0 +1,283 @@
+"""`ov-recipro evaluate`: how faithful maps are, over a dataset."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.cli.tables import aligned, markdown
+from ov_recipro.errors import ReciproError
+
+if TYPE_CHECKING:
+    from ov_recipro.evaluation import Evaluation, Row
+    from ov_recipro.metrics import Mean
+
+RESULT = "evaluation"
+
+
+@click.command("evaluate")
+@click.argument("dataset", type=FILE)
+@click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
+@click.option("-d", "--device", default="CPU", show_default=True, help="One of OpenVINO's devices.")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    default=Path("evaluation"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the tables and the records of each image.",
+)
+@click.option(
+    "--methods",
+    default="recipro",
+    show_default=True,
+    metavar="NAME,...",
+    help="Methods to compare, or all.",
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["poppi", "byun"]),
+    default="poppi",
+    show_default=True,
+    help="How to measure: as Poppi et al. and RISE do, or as the authors of Recipro-CAM did.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images, evenly spread.")
+@click.option(
+    "--step",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Pixels between two points of deletion and insertion ('poppi').  [default: a row]",
+)
+@click.option(
+    "--boxes", type=FILE, help="Boxes: a folder of Pascal VOC XML files, or a COCO JSON file."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Images in hand at once.",
+)
+@cut_options
+@click.option(
+    "--precision",
+    type=click.Choice(["f32", "native"]),
+    default="f32",
+    show_default=True,
+    help="Of the model; the tail always runs in float32.",
+)
+@preprocessing_options
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No notes and no progress bar.")
+def command(
+    dataset: Path,
+    model: Path | None,
+    device: str,
+    output: Path,
+    methods: str,
+    profile: Any,
+    limit: int | None,
+    step: int | None,
+    boxes: Path | None,
+    workers: int,
+    layer: str,
+    exact: bool,
+    output_name: str | None,
+    input_shape: tuple[int, ...] | None,
+    constants: tuple[tuple[str, float], ...],
+    precision: Any,
+    labels: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **preprocessing: Any,
+) -> None:
+    """Measure how faithful saliency maps are, over a dataset.
+
+    DATASET is a folder with a folder of images for each class (called by label, number or WordNet
+    id), a .csv or .tsv table with the columns path and label, or a flat folder of images. What is
+    measured is kept image by image: the same command goes on where an earlier run ended.
+    """
+    from ov_recipro.datasets import classes_of, read_boxes, read_dataset, spread
+    from ov_recipro.evaluation import Evaluation
+    from ov_recipro.explainer import Explainer, default_model
+    from ov_recipro.labels import read_labels
+    from ov_recipro.methods import Subject, find_methods
+    from ov_recipro.output import open_folder, write_whole
+
+    names = find_methods([name.strip() for name in methods.split(",")])
+    open_folder(output)
+    if model is None:
+        model = default_model()
+        note(f"Model: {model}", quiet)
+    explainer = Explainer(
+        model,
+        layer=layer,
+        exact=exact,
+        output=output_name,
+        image_shape=input_shape,
+        constants=dict(constants),
+        device=device,
+        precision=precision,
+        hint="throughput",
+        preprocessing=lambda found: overridden(found, **preprocessing),
+        labels=read_labels(labels) if labels is not None else None,
+    )
+    classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, labels)
+    samples = spread(read_dataset(dataset, classes), limit)
+    evaluation = Evaluation(
+        Subject(explainer),
+        samples,
+        names,
+        profile,
+        output,
+        step=step,
+        boxes=read_boxes(boxes, classes) if boxes is not None else None,
+    )
+    if evaluation.kept:
+        note(f"{evaluation.kept} of {len(samples) * len(names)} measurements are kept.", quiet)
+    try:
+        with _progress(len(samples), quiet) as advance:
+            for outcome in evaluation.run(workers):
+                if outcome.error is not None:
+                    note(f"Error: {outcome.error}")
+                advance()
+    finally:
+        rows = evaluation.rows()
+        if rows:
+            provenance = _provenance(evaluation)
+            table = [_header(rows), *(_shown(row, rows) for row in rows)]
+            text = f"{markdown(table)}\n\n{provenance}\n"
+            write_whole(output / f"{RESULT}.md", text.encode())
+            write_whole(output / f"{RESULT}.csv", _csv(rows).encode())
+            write_whole(output / f"{RESULT}.json", evaluation.record())
+    if not rows:
+        raise ReciproError("No image could be measured.")
+    if as_json:
+        click.echo(evaluation.record(), nl=False)
+    else:
+        click.echo(aligned(table))
+        note(provenance, quiet)
+    if evaluation.failed:
+        raise ReciproError(
+            f"{len(evaluation.failed)} of {len(samples)} images could not be measured."
+        )
+
+
+_COLUMNS = {
+    "drop": "drop ↓",
+    "increase": "increase ↑",
+    "deletion": "deletion ↓",
+    "insertion": "insertion ↑",
+    "coherency": "coherency ↑",
+    "complexity": "complexity ↓",
+    "adcc": "ADCC ↑",
+    "pointing": "pointing ↑",
+    "energy": "energy ↑",
+}
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """Return the measures that were taken; some need boxes."""
+    taken = [row.summary for row in rows if row.summary is not None]
+    return [name for name in _COLUMNS if any(getattr(each, name) is not None for each in taken)]
+
+
+def _header(rows: Sequence[Row]) -> tuple[str, ...]:
+    return ("method", *(_COLUMNS[name] for name in _columns(rows)), "flat", "images")
+
+
+def _shown(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    names = _columns(rows)
+    if row.summary is None:
+        return (row.method, f"not applicable: {row.not_applicable}", *("" for _ in names), "")
+    means = [getattr(row.summary, name) for name in names]
+    return (
+        row.method,
+        *map(_percent, means),
+        str(row.summary.flat),
+        str(row.summary.images),
+    )
+
+
+def _percent(mean: Mean | None) -> str:
+    if mean is None:
+        return ""
+    return f"{100 * mean.value:.2f} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    names = _columns(rows)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    ends = ("", "_low", "_high")
+    heads = [f"{name}{end}" for name in names for end in ends]
+    writer.writerow(
+        ["method", *heads, "images", "boxed", "flat", "undefined_coherency", "not_applicable"]
+    )
+    for row in rows:
+        found = row.summary
+        if found is None:
+            writer.writerow([row.method, *("" for _ in heads), "", "", "", "", row.not_applicable])
+            continue
+        means = [getattr(found, name) for name in names]
+        values = [
+            value for m in means for value in ((m.value, m.low, m.high) if m else ("", "", ""))
+        ]
+        counts = [found.images, found.boxed, found.flat, found.undefined]
+        writer.writerow([row.method, *values, *counts, ""])
+    return file.getvalue()
+
+
+def _provenance(evaluation: Evaluation) -> str:
+    """Return, in words, all that the numbers depend on."""
+    settings = evaluation.settings()
+    how = evaluation.subject.explainer.preprocessing
+    undefined = sum(row.summary.undefined for row in evaluation.rows() if row.summary)
+    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
+    step = f", {evaluation.step} pixels a step" if evaluation.step else ""
+    return (
+        f"Values x100, in brackets bootstrap 95% intervals over the images. Profile "
+        f"{evaluation.profile}{step}; {len(evaluation.samples) - len(evaluation.failed)} images; "
+        f"model {settings['model']} (sha256 {settings['sha256'][:12]}), layer {settings['layer']}; "
+        f"{settings['device']}, {settings['precision']}; {how.resize} to "
+        f"{how.size[1]}x{how.size[0]}, crop fraction {how.crop_fraction}, {how.interpolation} "
+        f"({how.source}); undefined coherencies counted as 0: {undefined}; {versions}."
+    )
+
+
+@contextmanager
+def _progress(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Show a progress bar with the time that is left on a terminal's stderr."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("Measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Measuring", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,122 @@
+"""Measuring one map of one image, by one of the two profiles in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, islice
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+
+from ov_recipro.methods import Method, Subject
+from ov_recipro.metrics import (
+    Box,
+    Measurement,
+    area,
+    blurred,
+    by_saliency,
+    coherency,
+    complexity,
+    drop,
+    energy_inside,
+    points_inside,
+    replaced,
+    replaced_by_cell,
+    upsampled,
+)
+from ov_recipro.saliency import Floats, saliency_maps
+
+Profile = Literal["poppi", "byun"]
+"""How metrics are taken: as Poppi et al. (2021) with RISE's curves, or as Recipro-CAM's authors
+scored their own rows: of the true class, maps enlarged by bicubic interpolation, coherency and
+complexity of the native map, curves cell by cell."""
+
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+
+
+def measure(
+    subject: Subject,
+    method: Method,
+    image: Floats,
+    index: int,
+    profile: Profile,
+    step: int | None = None,
+    boxes: Sequence[Box] = (),
+) -> Measurement:
+    """Make a method's map of an image and measure it.
+
+    Args:
+        subject: the model.
+        method: see `methods.METHODS`.
+        image: [C,H,W] in the units of the model's input.
+        index: the class to explain.
+        profile: see `Profile`.
+        step: pixels that turn between two points of deletion and insertion under "poppi"; by
+            default as many as the image is wide.
+        boxes: around the class's objects, in pixels of `image`.
+
+    Raises:
+        NotApplicable: the model does not allow the method.
+        ReciproError: the model gives NaN.
+    """
+    size = (image.shape[1], image.shape[2])
+    score = float(subject.scores(image)[index])
+    saliency = _scaled(method(subject, image, index))
+    large = upsampled(saliency, size, "bicubic" if profile == "byun" else "bilinear")
+    shown = image * large
+    explained = float(subject.scores(shown)[index])
+    again = _scaled(method(subject, shown, index))
+    if profile == "byun":
+        alike, cover = coherency(saliency, again), complexity(saliency)
+        deletion, insertion = _curves_by_cell(subject, image, saliency, index)
+    else:
+        alike, cover = coherency(large, upsampled(again, size, "bilinear")), complexity(large)
+        deletion, insertion = curves(subject, image, large, index, step)
+    return Measurement(
+        score=score,
+        explained=explained,
+        drop=drop(score, explained),
+        increase=explained > score,
+        coherency=alike,
+        complexity=cover,
+        deletion=deletion,
+        insertion=insertion,
+        flat=bool(saliency.min() == saliency.max()),
+        pointing=points_inside(large, boxes) if boxes else None,
+        energy=energy_inside(large, boxes) if boxes else None,
+    )
+
+
+def curves(
+    subject: Subject, image: Floats, large: Floats, index: int, step: int | None = None
+) -> tuple[float, float]:
+    """Return the areas below RISE's deletion and insertion curves of a map [H,W]."""
+    order, step = by_saliency(large), step or image.shape[2]
+    deletion = subject.curve(replaced(image, np.zeros_like(image), order, step), index)
+    insertion = subject.curve(replaced(blurred(image), image, order, step), index)
+    return area(deletion, len(deletion) - 1), area(insertion, len(insertion) - 1)
+
+
+def _curves_by_cell(
+    subject: Subject, image: Floats, saliency: Floats, index: int
+) -> tuple[float, float]:
+    """Return the areas as Recipro-CAM's authors take them.
+
+    The deletion curve starts at the image; the insertion curve, from the image's mean colour, after
+    the first cell, and ends with the image. A map finer than the feature map is first averaged to
+    the latter's grid.
+    """
+    height, width = subject.explainer.bundle.manifest.cut.grid
+    if saliency.size > height * width:
+        small = cv2.resize(saliency, (width, height), interpolation=cv2.INTER_AREA)
+        saliency = np.asarray(small, np.float32)
+    canvas = np.broadcast_to(image.mean(axis=(1, 2), keepdims=True), image.shape)
+    deletion = subject.curve(replaced_by_cell(image, np.zeros_like(image), saliency), index)
+    inserted = chain(islice(replaced_by_cell(canvas, image, saliency), 1, None), [image])
+    insertion = subject.curve(inserted, index)
+    return area(deletion, len(deletion)), area(insertion, len(insertion))
+
+
+def _scaled(saliency: Floats) -> Floats:
+    return np.asarray(saliency_maps(saliency[None])[0])

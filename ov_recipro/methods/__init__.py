@@ -1,0 +1,67 @@
+"""Methods to compare: each makes a map of an image and a class from forward passes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.methods import activation, perturbation, sanity
+from ov_recipro.methods.subject import NotApplicable, Seen, Subject
+from ov_recipro.plans.stream import Mask
+from ov_recipro.saliency import Floats, Score
+
+Method: TypeAlias = Callable[[Subject, Floats, int], Floats]
+"""From a model, an image [C,H,W] in its input's units and a class to a map [h,w] of any range.
+
+Raises NotApplicable where the model does not allow it.
+"""
+
+
+def _recipro(
+    mask: Mask, score: Score | None, subject: Subject, image: Floats, index: int
+) -> Floats:
+    return subject.reciprocal(image, index, mask, score)
+
+
+METHODS: dict[str, Method] = {
+    "recipro": partial(_recipro, "cell", None),
+    "recipro-logit": partial(_recipro, "cell", "none"),
+    "recipro-spread": partial(_recipro, "spread", None),
+    "recipro-spread-logit": partial(_recipro, "spread", "none"),
+    "recipro-weight": partial(_recipro, "weight", None),
+    "recipro-weight-logit": partial(_recipro, "weight", "none"),
+    "cam": activation.cam,
+    "grad-cam": activation.grad_cam,
+    "grad-cam++": activation.grad_cam_plus_plus,
+    "smooth-grad-cam++": activation.smooth_grad_cam_plus_plus,
+    "eigen-cam": activation.eigen_cam,
+    "ablation-cam": activation.ablation_cam,
+    "score-cam": perturbation.score_cam,
+    "rise": perturbation.rise,
+    "fake-cam": sanity.fake_cam,
+    "gaussian": sanity.centre_gaussian,
+    "random": sanity.random_map,
+}
+"""By the names that users give."""
+
+
+def find_methods(names: Sequence[str]) -> list[str]:
+    """Return the methods that names mean, each once; "all" means every one.
+
+    Raises:
+        ReciproError: there is no such method.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        if name == "all":
+            found.update(dict.fromkeys(METHODS))
+        elif name in METHODS:
+            found[name] = None
+        else:
+            raise ReciproError(f"There is no method '{name}'; there are: {', '.join(METHODS)}.")
+    return list(found)
+
+
+__all__ = ["METHODS", "Method", "NotApplicable", "Seen", "Subject", "find_methods"]

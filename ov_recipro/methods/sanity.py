@@ -1,0 +1,31 @@
+"""Maps that know nothing of the model: what a metric says of these shows what it is worth."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import numpy as np
+
+from ov_recipro.methods.subject import Subject
+from ov_recipro.saliency import Floats
+
+
+def fake_cam(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001
+    """Fake-CAM (Poppi et al., 2021): ones but for one pixel."""
+    saliency = np.ones(image.shape[1:], np.float32)
+    saliency[0, 0] = 0
+    return saliency
+
+
+def centre_gaussian(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001
+    """A Gaussian in the image's middle, its sigma a quarter of each side."""
+    height, width = image.shape[1:]
+    y = (np.arange(height) + 0.5) / height - 0.5
+    x = (np.arange(width) + 0.5) / width - 0.5
+    return np.asarray(np.exp(-8 * (y[:, None] ** 2 + x[None] ** 2)))
+
+
+def random_map(subject: Subject, image: Floats, index: int) -> Floats:
+    """Uniform noise on the feature map's grid, another for each image and class."""
+    generator = np.random.default_rng([crc32(image.tobytes()), index])
+    return generator.random(subject.explainer.bundle.manifest.cut.grid)

@@ -1,0 +1,179 @@
+"""A model under study: what methods and metrics may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.explainer import Explainer
+from ov_recipro.ordered import in_order
+from ov_recipro.plans.stream import Mask
+from ov_recipro.runtimes import runs_on_openvino
+from ov_recipro.runtimes.base import Array
+from ov_recipro.runtimes.openvino_parts import Parts
+from ov_recipro.saliency import Floats, Score, class_scores, default_score
+
+
+class NotApplicable(ReciproError):
+    """A method that the model does not allow; the message says why."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model makes of an image.
+
+    Attributes:
+        features: the feature map [K,H,W] at the cut, float32.
+        bypass: the tensors that go round the cut.
+        logits: float32 [classes].
+    """
+
+    features: Floats
+    bypass: list[Array]
+    logits: Floats
+
+
+class Subject:
+    """A model under study, for images as float32 [C,H,W] in the units of its input.
+
+    Its methods may be called from several threads.
+
+    Args:
+        explainer: says which model, layer, device, precision and preprocessing.
+
+    Attributes:
+        probability: how its logits become the scores that metrics compare: its own closing
+            sigmoid, else softmax.
+        parallel: images that the device infers at once.
+
+    Raises:
+        ReciproError: the explainer's device is not one of OpenVINO's.
+    """
+
+    def __init__(self, explainer: Explainer) -> None:
+        if not runs_on_openvino(explainer.device):
+            raise ReciproError(
+                f"Measuring runs on OpenVINO's devices, and '{explainer.device}' is none."
+            )
+        self.explainer = explainer
+        manifest = explainer.bundle.manifest
+        self.probability: Score = default_score(manifest.activation, manifest.classes)
+        self._cut = manifest.cut
+        self._entry = manifest.image
+        self._parts = Parts(explainer.bundle, explainer.device, explainer.precision)
+        self.parallel = self._parts.parallel
+        self._lock = Lock()
+        self._explainers = {(explainer.mask, explainer.score): explainer}
+        self._linear: Floats | NotApplicable | None = None
+
+    def image(self, tensor: Array) -> Floats:
+        """Return the model's input, such as [1,3,H,W], as an image [C,H,W]."""
+        planes = tensor[0].transpose(2, 0, 1) if self._entry.channels_last else tensor[0]
+        return np.ascontiguousarray(planes, np.float32)
+
+    def tensor(self, image: Floats) -> Array:
+        """Return an image [C,H,W] as the model's input; integers are rounded."""
+        kind = np.dtype(self._entry.dtype)
+        planes = image.transpose(1, 2, 0) if self._entry.channels_last else image
+        if np.issubdtype(kind, np.integer):
+            limits = np.iinfo(kind)
+            planes = np.clip(np.rint(planes), limits.min, limits.max)
+        return np.ascontiguousarray(planes[None], kind)
+
+    def see(self, image: Floats) -> Seen:
+        """Run the model on an image."""
+        (features, *bypass), logits = self._parts.infer(self.tensor(image))
+        if not np.isfinite(logits).all():
+            raise ReciproError("The model gives NaN or infinite numbers for this image.")
+        maps = features[0].transpose(2, 0, 1) if self._cut.channels_last else features[0]
+        return Seen(np.asarray(maps, np.float32), bypass, logits)
+
+    def scores(self, image: Floats) -> npt.NDArray[np.float64]:
+        """Return the classes' scores [classes] for an image."""
+        return class_scores(self.see(image).logits, self.probability)
+
+    def logits_of_all(self, images: Iterable[Floats]) -> Floats:
+        """Return the logits [n,classes] of images, several at once; they are copied when drawn."""
+        copies = (np.array(image) for image in images)
+        return np.stack(list(in_order(lambda image: self.see(image).logits, copies, self.parallel)))
+
+    def curve(self, images: Iterable[Floats], index: int) -> list[float]:
+        """Return the scores of one class along a series of images."""
+        scores = class_scores(self.logits_of_all(images), self.probability)
+        return [float(value) for value in scores[:, index]]
+
+    def tail(self, features: Floats, bypass: list[Array]) -> Floats:
+        """Return the logits [n,classes] of feature maps [n,K,H,W], in float32."""
+        maps = features.transpose(0, 2, 3, 1) if self._cut.channels_last else features
+        return self._parts.tail(maps, bypass)
+
+    def reciprocal(self, image: Floats, index: int, mask: Mask, score: Score | None) -> Floats:
+        """Return the Recipro-CAM map [H,W] of a class; its own score where none is given."""
+        explainer = self._explainer(mask, score or self.explainer.score)
+        return np.asarray(explainer.explain_tensor(self.tensor(image), index).maps[0])
+
+    def pooled_weights(self) -> Floats:
+        """Return W [classes,K] of a tail whose logits are W times the channels' means, and a bias.
+
+        Found by running the tail, so that any graph of this form will do: an affine tail that does
+        not mind where in a channel a value stands can be no other.
+
+        Raises:
+            NotApplicable: the tail is of another form.
+        """
+        with self._lock:
+            if self._linear is None:
+                try:
+                    self._linear = self._find_weights()
+                except NotApplicable as failure:
+                    self._linear = failure
+        if isinstance(self._linear, NotApplicable):
+            raise self._linear
+        return self._linear
+
+    def _find_weights(self) -> Floats:
+        if len(self.explainer.bundle.manifest.boundary_shapes) > 1:
+            raise NotApplicable("tensors go round the cut")
+        channels, height, width = self._cut.shape
+        random = np.random.default_rng(0)
+        one, other = random.standard_normal((2, channels, height, width)).astype(np.float32)
+        order = random.permutation(height * width)
+        moved = one.reshape(channels, -1)[:, order].reshape(one.shape)
+        nothing = np.zeros_like(one)
+        logits = self.tail(np.stack([nothing, one, other, one + other, moved]), [])
+        zero, first, second, both, shuffled = logits.astype(np.float64)
+        near = 1e-4 * max(np.abs(first - zero).max(), np.abs(second - zero).max())
+        if not np.abs(both - first - second + zero).max() <= near:
+            raise NotApplicable("the tail is not linear")
+        if not np.abs(shuffled - first).max() <= near:
+            raise NotApplicable("the tail does not begin with a global average pool")
+        found = []
+        for start in range(0, channels, 64):
+            chosen = range(start, min(start + 64, channels))
+            planes = np.zeros((len(chosen), channels, height, width), np.float32)
+            for row, channel in enumerate(chosen):
+                planes[row, channel] = 1
+            found.append(self.tail(planes, []))
+        return np.asarray((np.concatenate(found) - zero).T, np.float32)
+
+    def _explainer(self, mask: Mask, score: Score) -> Explainer:
+        key = (mask, score)
+        with self._lock:
+            if key not in self._explainers:
+                base = self.explainer
+                self._explainers[key] = Explainer(
+                    base.bundle,
+                    device=base.device,
+                    precision=base.precision,
+                    score=score,
+                    mask=mask,
+                    hint="throughput",
+                    preprocessing=base.preprocessing,
+                    labels=base.labels,
+                )
+            return self._explainers[key]

@@ -1,0 +1,329 @@
+"""How faithful saliency maps are: the metrics of the field, in numpy.
+
+Average drop and increase: Chattopadhyay et al., "Grad-CAM++", 2018. Coherency, complexity and ADCC:
+Poppi et al., "Revisiting the evaluation of class activation mapping for explainability", 2021.
+Deletion and insertion: Petsiuk et al., "RISE", 2018. Pointing game: Zhang et al., "Top-down neural
+attention by excitation backprop", 2016; its energy form: Wang et al., "Score-CAM", 2020. All values
+are fractions; tables show them times 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Literal, TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ov_recipro.saliency import Floats
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels; right and bottom lie outside."""
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+_KINDS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+_BLUR_SIDE, _BLUR_SIGMA = 11, 5.0
+_RESAMPLES = 2000
+
+
+def upsampled(saliency: Floats, size: tuple[int, int], kind: Interpolation) -> Floats:
+    """Return a map [h,w] at a larger size (H,W), float32, with half-pixel centres, not rescaled.
+
+    "bicubic" overshoots the map's range.
+    """
+    height, width = size
+    values = np.asarray(saliency, np.float32)
+    return np.asarray(cv2.resize(values, (width, height), interpolation=_KINDS[kind]))
+
+
+def drop(score: float, explained: float) -> float:
+    """Return the part of a class's score that is lost when only the explanation is seen, 0..1.
+
+    Args:
+        score: the class's score y on the image.
+        explained: its score o on the image times the map.
+    """
+    return max(0.0, score - explained) / score if score > 0 else 0.0
+
+
+def correlation(one: Floats, other: Floats) -> float | None:
+    """Return Pearson's correlation of two maps' pixels; None where one of them is flat."""
+    a = np.asarray(one, np.float64).ravel()
+    b = np.asarray(other, np.float64).ravel()
+    a, b = a - a.mean(), b - b.mean()
+    norm = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
+    return min(1.0, max(-1.0, float(a @ b) / norm)) if norm > 0 else None
+
+
+def rank_correlation(one: Floats, other: Floats) -> float | None:
+    """Return Spearman's correlation of two maps' pixels; None where one of them is flat."""
+    return correlation(_ranks(one), _ranks(other))
+
+
+def _ranks(values: Floats) -> Floats:
+    """Return each value's rank; equal ones share their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse.reshape(-1)])
+
+
+def coherency(of_image: Floats, of_explanation: Floats) -> float | None:
+    """Return how alike the map of an image and the map of its explanation are, 0..1.
+
+    Where one of them is flat there is no such number: None, which counts as 0.
+    """
+    r = correlation(of_image, of_explanation)
+    return None if r is None else (r + 1) / 2
+
+
+def complexity(saliency: Floats) -> float:
+    """Return how much of the image a map covers: its mean absolute value."""
+    return float(np.abs(np.asarray(saliency, np.float64)).mean())
+
+
+def adcc(average_drop: float, mean_coherency: float, mean_complexity: float) -> float:
+    """Return the harmonic mean of coherency, 1 - complexity and 1 - drop, of a dataset's means."""
+    parts = (mean_coherency, 1 - mean_complexity, 1 - average_drop)
+    return 3 / sum(1 / part for part in parts) if min(parts) > 0 else 0.0
+
+
+def by_saliency(saliency: Floats) -> npt.NDArray[np.intp]:
+    """Return a map's pixels by decreasing saliency; equal ones in raster order."""
+    return np.argsort(-np.asarray(saliency).ravel(), kind="stable")
+
+
+def replaced(
+    start: Floats, end: Floats, order: npt.NDArray[np.intp], step: int
+) -> Iterator[Floats]:
+    """Yield an image [C,H,W] as its pixels turn, `step` at a time, from `start` to `end`.
+
+    All channels of a pixel turn at once. There are ceil(H*W / step) + 1 images, both ends included;
+    each is the same array and holds until the next is asked for. Deletion is from x to 0, insertion
+    from `blurred(x)` to x.
+    """
+    now = np.array(start)
+    pixels, target = now.reshape(len(now), -1), end.reshape(len(end), -1)
+    yield now
+    for first in range(0, len(order), step):
+        chosen = order[first : first + step]
+        pixels[:, chosen] = target[:, chosen]
+        yield now
+
+
+def blurred(image: Floats) -> Floats:
+    """Blur an image [C,H,W] as RISE does where insertion starts: 11x11, nearly a box."""
+    planes = [
+        cv2.filter2D(np.ascontiguousarray(plane), -1, _kernel(), borderType=cv2.BORDER_CONSTANT)
+        for plane in np.asarray(image, np.float32)
+    ]
+    return np.stack(planes)
+
+
+@cache
+def _kernel() -> Floats:
+    """Return an impulse of 11x11 smoothed with sigma 5, its border mirrored."""
+    offsets = np.arange(-round(4 * _BLUR_SIGMA), round(4 * _BLUR_SIGMA) + 1)
+    weights = np.exp(-0.5 * (offsets / _BLUR_SIGMA) ** 2)
+    row = np.zeros(_BLUR_SIDE)
+    for place in range(_BLUR_SIDE):
+        mirrored = (place + offsets) % (2 * _BLUR_SIDE)
+        mirrored = np.minimum(mirrored, 2 * _BLUR_SIDE - 1 - mirrored)
+        row[place] = weights[mirrored == _BLUR_SIDE // 2].sum()
+    row /= weights.sum()
+    return np.asarray(np.outer(row, row), np.float32)
+
+
+def replaced_by_cell(start: Floats, end: Floats, saliency: Floats) -> Iterator[Floats]:
+    """Yield an image [C,H,W] as the boxes of a map's cells turn from `start` to `end`.
+
+    As the authors of Recipro-CAM do: a cell of the native map [h,w] is a box of H//h by W//w
+    pixels and one more row and column. There are h*w + 1 images, `start` included.
+    """
+    now = np.array(start)
+    yield now
+    (rows, columns), (height, width) = saliency.shape, start.shape[1:]
+    tall, wide = height // rows, width // columns
+    for cell in by_saliency(saliency):
+        row, column = divmod(int(cell), columns)
+        box = np.s_[
+            :,
+            row * tall : (row + 1) * tall + 1,
+            column * wide : (column + 1) * wide + 1,
+        ]
+        now[box] = end[box]
+        yield now
+
+
+def area(scores: Sequence[float], parts: int) -> float:
+    """Return the area below a curve by trapezoids, of a width of 1/`parts` each."""
+    return (math.fsum(scores) - (scores[0] + scores[-1]) / 2) / parts
+
+
+def points_inside(saliency: Floats, boxes: Sequence[Box]) -> bool:
+    """Whether the pixel of greatest saliency [H,W] lies in one of the boxes (the pointing game)."""
+    y, x = divmod(int(np.argmax(saliency)), saliency.shape[1])
+    return any(
+        left <= x + 0.5 < right and top <= y + 0.5 < bottom for left, top, right, bottom in boxes
+    )
+
+
+def energy_inside(saliency: Floats, boxes: Sequence[Box]) -> float:
+    """Return the part of a map's sum [H,W] that lies in the boxes, 0..1; 0 for a map of zeros."""
+    values = np.maximum(np.asarray(saliency, np.float64), 0)
+    height, width = values.shape
+    y, x = np.mgrid[:height, :width] + 0.5
+    inside = np.zeros((height, width), bool)
+    for left, top, right, bottom in boxes:
+        inside |= (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    total = values.sum()
+    return float(values[inside].sum() / total) if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One map, measured.
+
+    Attributes:
+        score: of the class on the image, y; explained: on the image times the map, o.
+        drop, increase: see `drop`; whether o > y.
+        coherency: None where it is undefined.
+        complexity: see `complexity`.
+        deletion, insertion: areas below the curves.
+        flat: the map says nothing: all its cells are the same.
+        pointing, energy: see `points_inside` and `energy_inside`; None without boxes.
+    """
+
+    score: float
+    explained: float
+    drop: float
+    increase: bool
+    coherency: float | None
+    complexity: float
+    deletion: float
+    insertion: float
+    flat: bool
+    pointing: bool | None = None
+    energy: float | None = None
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images, and the ends of its bootstrap 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A dataset's means; None where nothing was measured of a kind.
+
+    Attributes:
+        images: number of images; boxed: those with boxes.
+        flat: number of flat maps; undefined: of undefined coherencies, which count as 0.
+        drop, increase, deletion, insertion, coherency, complexity, adcc, pointing, energy: see
+            `Measurement` and `adcc`.
+    """
+
+    images: int
+    boxed: int
+    flat: int
+    undefined: int
+    drop: Mean
+    increase: Mean
+    deletion: Mean
+    insertion: Mean
+    coherency: Mean
+    complexity: Mean
+    adcc: Mean
+    pointing: Mean | None
+    energy: Mean | None
+
+
+class Tally:
+    """Measurements of many images, gathered in any order, also by several processes.
+
+    The summary depends on what was gathered alone, to the last digit.
+    """
+
+    def __init__(self) -> None:
+        self._measured: dict[str, Measurement] = {}
+
+    def update(self, image: str, measurement: Measurement) -> None:
+        """Add an image's measurement; a second one of the same image replaces the first."""
+        self._measured[image] = measurement
+
+    def merge(self, other: Tally) -> None:
+        """Add what another tally has gathered."""
+        self._measured.update(other._measured)
+
+    def __len__(self) -> int:
+        return len(self._measured)
+
+    def summary(self) -> Summary:
+        """Return the means with their intervals.
+
+        Raises:
+            ValueError: nothing was gathered.
+        """
+        rows = [self._measured[image] for image in sorted(self._measured)]
+        if not rows:
+            raise ValueError("a tally of nothing has no means")
+        columns = {
+            each.name: np.array([float(getattr(row, each.name) or 0) for row in rows])
+            for each in fields(Measurement)
+        }
+        boxed = np.array([row.pointing is not None for row in rows])
+        count = len(rows)
+        names = ("drop", "increase", "deletion", "insertion", "coherency", "complexity")
+        values = np.stack([columns[name] for name in names])
+        drawn = _resampled_means(values)
+        means = {
+            name: _mean(columns[name], resampled)
+            for name, resampled in zip(names, drawn, strict=True)
+        }
+        whole = adcc(means["drop"].value, means["coherency"].value, means["complexity"].value)
+        resampled = np.array([adcc(*three) for three in drawn[[0, 4, 5]].T])
+        inside: dict[str, Mean | None] = {"pointing": None, "energy": None}
+        if boxed.any():
+            pair = np.stack([columns[name][boxed] for name in inside])
+            for name, of_one, some in zip(inside, pair, _resampled_means(pair), strict=True):
+                inside[name] = _mean(of_one, some)
+        return Summary(
+            images=count,
+            boxed=int(boxed.sum()),
+            flat=sum(row.flat for row in rows),
+            undefined=sum(row.coherency is None for row in rows),
+            adcc=Mean(whole, *_interval(resampled)),
+            pointing=inside["pointing"],
+            energy=inside["energy"],
+            **means,
+        )
+
+
+def _mean(values: Floats, resampled: Floats) -> Mean:
+    return Mean(math.fsum(values.tolist()) / len(values), *_interval(resampled))
+
+
+def _resampled_means(values: Floats) -> Floats:
+    """Return the means [kinds,resamples] of bootstrap samples of values [kinds,images]."""
+    count = values.shape[1]
+    generator = np.random.default_rng(0)
+    return np.stack(
+        [
+            values @ generator.multinomial(count, np.full(count, 1 / count)) / count
+            for _ in range(_RESAMPLES)
+        ],
+        axis=1,
+    )
+
+
+def _interval(resampled: Floats) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(low), float(high)

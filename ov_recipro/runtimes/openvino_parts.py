@@ -1,0 +1,98 @@
+"""OpenVINO: a bundle's whole model and its tail, to be run one by one from several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+
+import numpy as np
+import openvino as ov
+
+from ov_recipro.bundle import Bundle
+from ov_recipro.plans.stream.openvino import activation_bytes
+from ov_recipro.plans.stream.plan import is_batched
+from ov_recipro.runtimes.base import Array, Floats, Precision
+from ov_recipro.runtimes.openvino import tail_at, whole
+from ov_recipro.runtimes.openvino_models import Runner, check_device, compiled
+
+
+class Parts:
+    """A bundle's model as deployed, and its tail.
+
+    Args:
+        bundle: what `split` made.
+        device: an OpenVINO device.
+        precision: of the whole model; the tail always runs in float32.
+        batch_memory: bytes that the tail's activations may take in one inference.
+
+    Attributes:
+        parallel: images that the device infers at once.
+    """
+
+    def __init__(
+        self, bundle: Bundle, device: str, precision: Precision, batch_memory: int = 256 << 20
+    ) -> None:
+        check_device(device)
+        model = compiled(whole(bundle), device, precision, "throughput")
+        self.parallel = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._whole = _shared(model)
+        self._shapes = bundle.manifest.boundary_shapes
+        self._classes = bundle.manifest.classes
+        most = max(1, batch_memory // max(1, activation_bytes(tail_at(bundle, batch=1))))
+        self._batch = min(64, most) if bundle.manifest.any_batch else 1
+        self._tail = _shared(compiled(tail_at(bundle, self._batch), device))
+
+    def infer(self, image: Array) -> tuple[list[Array], Floats]:
+        """Run the whole model on one image.
+
+        Returns:
+            The feature map and the tensors that go round it, and the logits [classes].
+        """
+        values = self._whole([image])
+        return values[: len(self._shapes)], np.asarray(values[-1], np.float32).reshape(-1)
+
+    def tail(self, features: Array, bypass: list[Array]) -> Floats:
+        """Run the tail on feature maps [n,C,H,W] (or [n,H,W,C]) of an image.
+
+        Args:
+            features: float32; they are converted to what the tail takes.
+            bypass: the tensors of that image that go round them.
+
+        Returns:
+            Logits [n,classes].
+        """
+        beside = [
+            np.repeat(value, self._batch, axis=0) if is_batched(value.shape) else value
+            for value in bypass
+        ]
+        found = []
+        for start in range(0, len(features), self._batch):
+            some = features[start : start + self._batch]
+            filled = np.zeros((self._batch, *some.shape[1:]), some.dtype)
+            filled[: len(some)] = some
+            logits = self._tail([filled, *beside])[0].reshape(self._batch, self._classes)
+            found.append(np.asarray(logits[: len(some)], np.float32))
+        return np.concatenate(found)
+
+
+def _shared(model: ov.CompiledModel) -> Runner:
+    """Return a function from a model's inputs to its outputs that any thread may call."""
+    free: SimpleQueue[ov.InferRequest] = SimpleQueue()
+
+    def run(inputs: Sequence[Array]) -> list[Array]:
+        try:
+            request = free.get_nowait()
+        except Empty:
+            request = model.create_infer_request()
+        try:
+            for index, value in enumerate(inputs):
+                kind = model.inputs[index].get_element_type().to_dtype()
+                request.set_input_tensor(
+                    index, ov.Tensor(np.ascontiguousarray(value, kind), shared_memory=True)
+                )
+            request.infer()
+            return [np.array(tensor.data) for tensor in request.output_tensors]
+        finally:
+            free.put(request)
+
+    return run
