@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from ov_recipro.errors import ReciproError
     from ov_recipro.explainer import Explainer
     from ov_recipro.explanation import Explanation, Prediction, Target
+    from ov_recipro.methods import Subject
     from ov_recipro.preprocess import Preprocessing
     from ov_recipro.splitting import split
+    from ov_recipro.verification import Verification, verify
 
 __all__ = [
     "Bundle",
@@ -25,10 +27,13 @@ __all__ = [
     "Prediction",
     "Preprocessing",
     "ReciproError",
+    "Subject",
     "Target",
+    "Verification",
     "embed",
     "open_bundle",
     "split",
+    "verify",
 ]
 
 _HOMES = {
@@ -38,10 +43,13 @@ _HOMES = {
     "Prediction": "explanation",
     "Preprocessing": "preprocess",
     "ReciproError": "errors",
+    "Subject": "methods",
     "Target": "explanation",
+    "Verification": "verification",
     "embed": "embedding",
     "open_bundle": "bundle",
     "split": "splitting",
+    "verify": "verification",
 }
 
 

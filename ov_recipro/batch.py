@@ -13,8 +13,10 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
 from ov_recipro.images import decode_image, find_images, read_image
+from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.preprocess import Image
+from ov_recipro.verification import Verification, verify
 
 STDIN = "-"
 
@@ -57,6 +59,7 @@ class Outcome:
         source: the input.
         error: why it could not be explained; None where it was.
         explanation: of an image.
+        verifications: of its targets, if asked for.
         frames: number of frames of a video.
         drawn: the overlay, or the video of overlays.
     """
@@ -64,6 +67,7 @@ class Outcome:
     source: Input
     error: str | None = None
     explanation: Explanation | None = None
+    verifications: Sequence[Verification] = ()
     frames: int = 0
     drawn: Path | None = None
 
@@ -78,6 +82,7 @@ class Batch:
         folder: where the files go.
         targets: see `Explainer.__call__`; the same for all inputs.
         save_maps: also write the maps.
+        subject: the explainer's model, to verify the maps of images by it.
     """
 
     explainer: Explainer
@@ -85,6 +90,7 @@ class Batch:
     folder: Path
     targets: Sequence[str]
     save_maps: bool
+    subject: Subject | None = None
     _done: dict[int, dict[str, Any]] = field(default_factory=dict)
     _failed: dict[int, dict[str, str]] = field(default_factory=dict)
 
@@ -120,12 +126,13 @@ class Batch:
     def _image(self, number: int, source: Input, stem: str) -> Outcome:
         try:
             explanation = self.explainer(source.read(), self.targets)
+            verifications = verify(self.subject, explanation) if self.subject else ()
         except ReciproError as error:
             return self._error(number, source, error)
         files = output.save_explanation(explanation, self.folder, stem, self.save_maps)
-        self._done[number] = output.image_record(source.name, explanation, files)
+        self._done[number] = output.image_record(source.name, explanation, files, verifications)
         drawn = self.folder / str(files[0]["overlay"])
-        return Outcome(source, explanation=explanation, drawn=drawn)
+        return Outcome(source, explanation=explanation, verifications=verifications, drawn=drawn)
 
     def _video(
         self, number: int, source: Input, stem: str, on_frame: Callable[[], None]

@@ -5,24 +5,26 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import TypeVar
 
 import numpy as np
 
 from ov_recipro.bundle import open_bundle
 from ov_recipro.explainer import Explainer
+from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.plans.rows import RowsPlan
 from ov_recipro.runtimes import plain_runner
 from ov_recipro.runtimes.base import Array, PlanName, Precision
 
 Result = TypeVar("Result")
+_LEAST, _LONGEST = 3, 30.0  # turns of a slow method, and seconds after which there are no more
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,78 @@ def measure(folder: Path, device: str, precision: Precision, plan: PlanName, run
         peak_rss_mb=_in_new_process(partial(explain, only_plain=False)),
         runs=runs,
     )
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """What a method's map costs.
+
+    Attributes:
+        method: its name; layer, device, precision: how.
+        plain_ms, method_ms: medians of one plain inference and of one map, taken in turns.
+        ratio: method_ms / plain_ms; not_applicable: why there are none.
+        runs: number of turns; a slow method has fewer.
+    """
+
+    method: str
+    layer: str
+    device: str
+    precision: str
+    plain_ms: float | None
+    method_ms: float | None
+    ratio: float | None
+    not_applicable: str | None
+    runs: int
+
+
+def measure_methods(
+    folder: Path, device: str, precision: Precision, methods: Sequence[str], runs: int
+) -> list[MethodRow]:
+    """Measure methods on one bundle, one image at a time, in one process of its own.
+
+    Args:
+        folder: the bundle.
+        device, precision: see `ov_recipro.Explainer`.
+        methods: names of `methods.METHODS`.
+        runs: turns of one plain inference and one map; at most half a minute for each method.
+    """
+    return _in_new_process(partial(_methods_in_turns, folder, device, precision, methods, runs))
+
+
+def _methods_in_turns(
+    folder: Path, device: str, precision: Precision, methods: Sequence[str], runs: int
+) -> list[MethodRow]:
+    bundle = open_bundle(folder)
+    subject = Subject(Explainer(bundle, device=device, precision=precision))
+    tensor = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)
+    image = subject.image(tensor)
+    plain = plain_runner(bundle, device, precision)
+    rows = []
+    for name in methods:
+        found = partial(METHODS[name], subject, image, 0)
+        layer = bundle.manifest.cut.tensor
+        try:
+            found()  # warms up
+        except NotApplicable as refusal:
+            rows.append(
+                MethodRow(name, layer, device, precision, None, None, None, str(refusal), 0)
+            )
+            continue
+        times: tuple[list[float], list[float]] = ([], [])
+        calls: tuple[Callable[[], object], ...] = (partial(plain, tensor), found)
+        began = time.perf_counter()
+        while len(times[0]) < runs and (
+            len(times[0]) < _LEAST or time.perf_counter() - began < _LONGEST
+        ):
+            for call, taken in zip(calls, times, strict=True):
+                started = time.perf_counter()
+                call()
+                taken.append(1e3 * (time.perf_counter() - started))
+        one, other = map(median, times)
+        rows.append(
+            MethodRow(name, layer, device, precision, one, other, other / one, None, len(times[0]))
+        )
+    return rows
 
 
 @dataclass(frozen=True)

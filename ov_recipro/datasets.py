@@ -131,13 +131,13 @@ def _from_table(path: Path, classes: Classes) -> list[Sample]:
         raise ReciproError(f"{path} can't be read: {reason}.") from error
     rows = list(csv.reader(text.splitlines(), delimiter=_TABLES[path.suffix.lower()]))
     rows = [row for row in rows if any(map(str.strip, row))]
-    if not rows:
-        raise ReciproError(f"{path} is empty.")
     places = (0, 1)
-    header = [cell.strip().lower() for cell in rows[0]]
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if "path" in header and "label" in header:
         places = (header.index("path"), header.index("label"))
         rows = rows[1:]
+    if not rows:
+        raise ReciproError(f"{path} names no images.")
     samples = {}
     for number, row in enumerate(rows, start=1):
         if len(row) <= max(places):

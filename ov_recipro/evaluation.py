@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ class Evaluation:
         """Return what a measurement depends on, beside the image."""
         explainer = self.subject.explainer
         manifest = explainer.bundle.manifest
-        boxes = hashlib.sha256(msgspec.json.encode(self.boxes, order="deterministic")).hexdigest()
+        boxes = hashlib.sha256(json.dumps(self.boxes, sort_keys=True).encode()).hexdigest()
         settings = {
             "schema_version": SCHEMA_VERSION,
             "model": manifest.source.name,

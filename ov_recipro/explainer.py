@@ -104,8 +104,9 @@ class Explainer:
                 _check_cost(self.bundle, sparse, max_cost, given)
         manifest = self.bundle.manifest
         self.device = device
-        self.precision = precision
-        self.mask = mask
+        self.precision: Precision = precision
+        self.hint: Hint = hint
+        self.mask: Mask = mask
         self.score: Score = score or default_score(manifest.activation, manifest.classes)
         self.preprocessing = changed(manifest.preprocessing, preprocessing)
         self.labels = checked_labels(

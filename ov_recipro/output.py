@@ -17,6 +17,7 @@ import numpy as np
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
+from ov_recipro.verification import Verification
 
 SCHEMA_VERSION = 1
 RECORD = "explanations.json"
@@ -105,16 +106,22 @@ def save_explanation(
 
 
 def image_record(
-    path: str, explanation: Explanation, files: Sequence[dict[str, str | None]]
+    path: str,
+    explanation: Explanation,
+    files: Sequence[dict[str, str | None]],
+    verifications: Sequence[Verification] = (),
 ) -> dict[str, Any]:
-    """Return one image's entry of the JSON record."""
+    """Return one image's entry of the JSON record; verifications are of its targets, if any."""
+    targets = [
+        msgspec.to_builtins(target) | written
+        for target, written in zip(explanation.targets, files, strict=True)
+    ]
+    for target, verification in zip(targets, verifications, strict=False):
+        target["verification"] = msgspec.to_builtins(verification)
     return {
         "path": path,
         "predictions": msgspec.to_builtins(explanation.predictions),
-        "targets": [
-            msgspec.to_builtins(target) | written
-            for target, written in zip(explanation.targets, files, strict=True)
-        ],
+        "targets": targets,
         "milliseconds": round(explanation.milliseconds, 3),
     }
 

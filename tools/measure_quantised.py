@@ -1,8 +1,9 @@
 """Measure what an 8-bit tail does to the maps, and what the float32 tail keeps.
 
-For each quantised model: the rank correlation (Spearman) of its maps with the float model's, for
-the float model's top-1 class at the last layer, with the tail in 8 bits as deployed (a mask in the
-whole model, one cell at a time) and with ours.
+For each quantised model, with the tail in 8 bits as deployed (a mask in the whole model, one cell
+at a time) and with ours: the rank correlation (Spearman) of its maps with the float model's, for
+the float model's top-1 class at the last layer, and the metrics of faithfulness, by profile
+"poppi", 8 rows of pixels a step.
 
     python tools/measure_quantised.py FLOAT.onnx QUANTISED... --images FOLDER --limit 50
 """
@@ -10,28 +11,22 @@ whole model, one cell at a time) and with ours.
 from __future__ import annotations
 
 import argparse
+import threading
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro import Explainer
+from ov_recipro.cli.tables import markdown
+from ov_recipro.faithfulness import measure
 from ov_recipro.images import find_images, read_image
+from ov_recipro.methods import METHODS, Method, Subject
+from ov_recipro.metrics import Tally, rank_correlation
 from ov_recipro.preprocess import prepare
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks, ties sharing their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse.reshape(-1)]
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the rank correlation; 0 where one of the maps is flat."""
-    a, b = ranks(a), ranks(b)
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
+from ov_recipro.saliency import class_scores
 
 
 def masked_model(path: Path, tensor: str, shape: tuple[int, ...]) -> ov.CompiledModel:
@@ -54,10 +49,25 @@ def masked_model(path: Path, tensor: str, shape: tuple[int, ...]) -> ov.Compiled
     return ov.Core().compile_model(masked, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax over the last axis."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+def eight_bit_tail(path: Path, explainer: Explainer) -> Method:
+    """Return Recipro-CAM as it is with the deployed model's own tail."""
+    manifest = explainer.bundle.manifest
+    height, width = manifest.cut.grid
+    model = masked_model(path, manifest.cut.tensor, manifest.image.shape)
+    local = threading.local()
+
+    def logits(subject: Subject, image: np.ndarray, index: int) -> np.ndarray:
+        if not hasattr(local, "request"):
+            local.request = model.create_infer_request()
+        rows = []
+        for cell in range(height * width):
+            mask = np.zeros((1, 1, height, width), np.float32)
+            mask.flat[cell] = 1
+            found = local.request.infer([subject.tensor(image), mask])[0]
+            rows.append(class_scores(found[0], "softmax")[index])
+        return np.array(rows).reshape(height, width)
+
+    return logits
 
 
 def main() -> None:
@@ -67,46 +77,50 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--limit", type=int, default=50)
     arguments = parser.parse_args()
-    images = find_images([arguments.images])
-    images = images[:: max(1, len(images) // arguments.limit)][: arguments.limit]
-    expected = Explainer(arguments.float_model)
-    print(
-        "| model | Spearman, 8-bit tail | ours | distinct values, 8-bit tail | ours | same top-1 |"
-    )
-    print("|---|---|---|---|---|---|")
+    paths = find_images([arguments.images])
+    paths = [paths[n * len(paths) // arguments.limit] for n in range(arguments.limit)]
+    expected = Explainer(arguments.float_model, hint="throughput")
+    like_float, faithful = [_LIKE], [_FAITHFUL]
     for path in arguments.quantised:
-        ours = Explainer(path, preprocessing=expected.preprocessing)
-        manifest = ours.bundle.manifest
-        height, width = manifest.cut.grid
-        eight_bit = masked_model(path, manifest.cut.tensor, manifest.image.shape)
-        rows = []
-        for image in images:
-            reference = expected(image)
+        ours = Explainer(path, preprocessing=expected.preprocessing, hint="throughput")
+        subject = Subject(ours)
+        methods = {"8-bit tail": eight_bit_tail(path, ours), "float32 tail": METHODS["recipro"]}
+        tallies = {name: Tally() for name in methods}
+        ranks: dict[str, list[float]] = {name: [] for name in methods}
+        distinct: dict[str, list[int]] = {name: [] for name in methods}
+        same = 0
+        for file in paths:
+            reference = expected(file)
             index = reference.predictions[0].index
-            explanation = ours(image, index)
-            tensor, _ = prepare(read_image(image), ours.preprocessing)
-            logits = []
-            for cell in range(height * width):
-                mask = np.zeros((1, 1, height, width), np.float32)
-                mask.flat[cell] = 1
-                logits.append(eight_bit([tensor, mask])[0][0].astype(np.float64))
-            lost = softmax(np.stack(logits))[:, index]
-            rows.append(
+            image = subject.image(prepare(read_image(file), ours.preprocessing)[0])
+            top = int(subject.scores(image).argmax())
+            same += top == index
+            for name, method in methods.items():
+                raw = method(subject, image, index)
+                ranks[name].append(rank_correlation(raw, reference.maps[0]) or 0)
+                distinct[name].append(len(np.unique(raw.astype(np.float32))))
+                step = 8 * image.shape[2]
+                measured = measure(subject, method, image, top, "poppi", step)
+                tallies[name].update(str(file), measured)
+        for name, tally in tallies.items():
+            row = [path.name, name, f"{np.mean(ranks[name]):.3f}", f"{median(distinct[name]):.0f}"]
+            like_float.append((*row, f"{same}/{len(paths)}"))
+            found = tally.summary()
+            means = [getattr(found, each) for each in _MEANS]
+            faithful.append(
                 (
-                    spearman(lost, reference.raw),
-                    spearman(explanation.raw, reference.raw),
-                    len(np.unique(np.stack(logits)[:, index])),
-                    explanation.targets[0].distinct_values,
-                    explanation.predictions[0].index == index,
+                    path.name,
+                    name,
+                    *(f"{100 * m.value:.2f} ({100 * m.low:.1f}-{100 * m.high:.1f})" for m in means),
+                    str(found.flat),
                 )
             )
-        mean = np.mean(rows, axis=0)
-        median = np.median(rows, axis=0)
-        print(
-            f"| {path.name} | {mean[0]:.3f} | {mean[1]:.3f} | {median[2]:.0f} | {median[3]:.0f} | "
-            f"{sum(row[4] for row in rows)}/{len(rows)} |",
-            flush=True,
-        )
+        print(markdown(like_float), "", markdown(faithful), "", sep="\n", flush=True)
+
+
+_LIKE = ("model", "maps by", "Spearman with the float model's", "distinct values", "same top-1")
+_MEANS = ("drop", "increase", "deletion", "insertion", "coherency", "complexity", "adcc")
+_FAITHFUL = ("model", "maps by", *_MEANS, "flat")
 
 
 if __name__ == "__main__":

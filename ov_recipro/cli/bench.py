@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from ov_recipro.cli.options import FILE, Constant, Numbers, note
+from ov_recipro.cli.options import FILE, Constant, Numbers, methods_of, note
 from ov_recipro.cli.tables import aligned, markdown
 
 if TYPE_CHECKING:
-    from ov_recipro.bench import Row
+    from ov_recipro.bench import MethodRow, Row
 
 
 @click.command("bench")
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 @click.option(
     "--against", type=click.Choice(["rows", "stream"]), help="A second plan to measure beside it."
 )
+@click.option(
+    "--methods", metavar="NAME,...", help="Measure these methods instead, see 'evaluate'; or all."
+)
 @click.option("--runs", type=click.IntRange(min=3), default=20, show_default=True)
 @click.option("--output-name", metavar="NAME", help="The model output with the class scores.")
 @click.option("--input-shape", type=Numbers(4, int), help="Shape of the image input, if open.")
@@ -59,6 +62,7 @@ def command(
     precisions: tuple[Any, ...],
     plan: Any,
     against: Any,
+    methods: str | None,
     runs: int,
     output_name: str | None,
     input_shape: tuple[int, ...] | None,
@@ -68,15 +72,18 @@ def command(
 ) -> None:
     """Measure plain inference against explaining, in turns in one process.
 
+    With --methods, each method's map against plain inference, one image at a time.
+
     Memory is the peak of a process of its own. The ratio includes the explanation's own inference;
     the bound is what the multiply-accumulates alone allow. Times are medians and quartiles.
     """
-    from ov_recipro.bench import measure
+    from ov_recipro.bench import measure, measure_methods
     from ov_recipro.explainer import default_model
     from ov_recipro.splitting import cached_split
 
     path = default_model() if model is None else model
-    rows = []
+    names = methods_of(methods) if methods is not None else []
+    rows: list[Row | MethodRow] = []
     for layer, device, precision in product(layers, devices, precisions):
         if path.is_dir():
             folder = path
@@ -88,6 +95,11 @@ def command(
                 image_shape=input_shape,
                 constants=dict(constants),
             ).folder
+        if names:
+            if sys.stderr.isatty():
+                note(f"Measuring {len(names)} methods at {layer} on {device}, {precision} ...")
+            rows += measure_methods(folder, device, precision, names, runs)
+            continue
         for each in dict.fromkeys((plan, against or plan)):
             if sys.stderr.isatty():
                 note(f"Measuring {layer} on {device}, {precision}, plan {each} ...")
@@ -95,7 +107,7 @@ def command(
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
-    table = [_HEADER, *map(_shown, rows)]
+    table = [_METHODS_HEADER if names else _HEADER, *map(_shown, rows)]
     click.echo(markdown(table) if as_markdown else aligned(table))
 
 
@@ -105,7 +117,17 @@ _HEADER = (
 )  # fmt: skip
 
 
-def _shown(row: Row) -> tuple[str, ...]:
+_METHODS_HEADER = ("method", "layer", "device", "precision", "plain ms", "method ms", "ratio")
+
+
+def _shown(row: Row | MethodRow) -> tuple[str, ...]:
+    from ov_recipro.bench import Row
+
+    if not isinstance(row, Row):
+        how = (row.method, row.layer, row.device, row.precision)
+        if row.plain_ms is None:
+            return (*how, "", "", f"not applicable: {row.not_applicable}")
+        return (*how, f"{row.plain_ms:.2f}", f"{row.method_ms:.2f}", f"{row.ratio:.2f}")
     return (
         row.layer,
         row.grid,

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.cli.options import (
+    FILE,
+    cut_options,
+    methods_of,
+    note,
+    overridden,
+    preprocessing_options,
+)
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.errors import ReciproError
 
@@ -110,10 +117,10 @@ def command(
     from ov_recipro.evaluation import Evaluation
     from ov_recipro.explainer import Explainer, default_model
     from ov_recipro.labels import read_labels
-    from ov_recipro.methods import Subject, find_methods
+    from ov_recipro.methods import Subject
     from ov_recipro.output import open_folder, write_whole
 
-    names = find_methods([name.strip() for name in methods.split(",")])
+    names = methods_of(methods)
     open_folder(output)
     if model is None:
         model = default_model()
@@ -241,12 +248,14 @@ def _provenance(evaluation: Evaluation) -> str:
     """Return, in words, all that the numbers depend on."""
     settings = evaluation.settings()
     how = evaluation.subject.explainer.preprocessing
-    undefined = sum(row.summary.undefined for row in evaluation.rows() if row.summary)
+    summaries = [row.summary for row in evaluation.rows() if row.summary]
+    undefined = sum(summary.undefined for summary in summaries)
+    images = max((summary.images for summary in summaries), default=0)
     versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
     step = f", {evaluation.step} pixels a step" if evaluation.step else ""
     return (
         f"Values x100, in brackets bootstrap 95% intervals over the images. Profile "
-        f"{evaluation.profile}{step}; {len(evaluation.samples) - len(evaluation.failed)} images; "
+        f"{evaluation.profile}{step}; {images} images; "
         f"model {settings['model']} (sha256 {settings['sha256'][:12]}), layer {settings['layer']}; "
         f"{settings['device']}, {settings['precision']}; {how.resize} to "
         f"{how.size[1]}x{how.size[0]}, crop fraction {how.crop_fraction}, {how.interpolation} "

@@ -99,6 +99,11 @@ _MANY = 8  # images for which it pays to start with several at once
 )
 @preprocessing_options
 @click.option("--save-maps", is_flag=True, help="Also write the maps as .npz.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Measure each image's maps against random ones and say what they are worth.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress bar.")
 def command(
@@ -120,6 +125,7 @@ def command(
     hint: Any,
     labels: Path | None,
     save_maps: bool,
+    verify: bool,
     as_json: bool,
     quiet: bool,
     **preprocessing: Any,
@@ -160,7 +166,12 @@ def command(
     explainer.find_targets(targets)
     _say_how(explainer, quiet)
 
-    batch = Batch(explainer, inputs, output, targets, save_maps)
+    subject = None
+    if verify:
+        from ov_recipro.methods import Subject
+
+        subject = Subject(explainer)
+    batch = Batch(explainer, inputs, output, targets, save_maps, subject)
     failed = 0
     try:
         with _progress(inputs, quiet or as_json) as advance:
@@ -223,6 +234,13 @@ def _print(outcome: Outcome) -> None:
                 click.echo(
                     f"  class {target.index}: all cells score the same; the map says nothing"
                 )
+        for target, found in zip(outcome.explanation.targets, outcome.verifications, strict=False):
+            click.echo(
+                f"  {target.label or target.index}: {found.verdict} (insertion "
+                f"{found.insertion:.3f}, of random maps up to {max(found.random_insertion):.3f}; "
+                f"deletion {found.deletion:.3f}, of random maps down to "
+                f"{min(found.random_deletion):.3f})"
+            )
     click.echo(f"  {outcome.drawn}")
 
 

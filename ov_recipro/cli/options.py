@@ -122,6 +122,13 @@ def preprocessing_options(function: Function) -> Function:
     return function
 
 
+def methods_of(text: str) -> list[str]:
+    """Return the methods named in a comma-separated list; "all" means every one."""
+    from ov_recipro.methods import find_methods
+
+    return find_methods([name.strip() for name in text.split(",")])
+
+
 def overridden(
     preprocessing: Preprocessing,
     **given: Any,

@@ -44,7 +44,7 @@ class Subject:
     Its methods may be called from several threads.
 
     Args:
-        explainer: says which model, layer, device, precision and preprocessing.
+        explainer: says which model, layer, device, precision, hint and preprocessing.
 
     Attributes:
         probability: how its logits become the scores that metrics compare: its own closing
@@ -65,7 +65,7 @@ class Subject:
         self.probability: Score = default_score(manifest.activation, manifest.classes)
         self._cut = manifest.cut
         self._entry = manifest.image
-        self._parts = Parts(explainer.bundle, explainer.device, explainer.precision)
+        self._parts = Parts(explainer.bundle, explainer.device, explainer.precision, explainer.hint)
         self.parallel = self._parts.parallel
         self._lock = Lock()
         self._explainers = {(explainer.mask, explainer.score): explainer}
@@ -172,7 +172,7 @@ class Subject:
                     precision=base.precision,
                     score=score,
                     mask=mask,
-                    hint="throughput",
+                    hint=base.hint,
                     preprocessing=base.preprocessing,
                     labels=base.labels,
                 )

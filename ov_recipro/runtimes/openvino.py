@@ -19,7 +19,13 @@ from ov_recipro.plans.rows import NotWorthIt, RowsPlan, Verdict, macs_of
 from ov_recipro.plans.stream import Mask, StreamPlan, batched, plan_stream
 from ov_recipro.plans.stream.openvino import activation_bytes, masked
 from ov_recipro.runtimes.base import Array, Floats, Hint, Inference, PlanName, Precision
-from ov_recipro.runtimes.openvino_models import check_device, compiled, core, read
+from ov_recipro.runtimes.openvino_models import (
+    check_device,
+    compiled,
+    core,
+    parallel_requests,
+    read,
+)
 
 _Infer: TypeAlias = Callable[[Array], Inference]
 
@@ -87,14 +93,10 @@ class OpenVINORuntime:
     def _compiled(self, model: ov.Model, precision: Precision = "f32") -> ov.CompiledModel:
         return compiled(model, self._device, precision, self._hint)
 
-    def _count_requests(self, model: ov.CompiledModel) -> None:
-        best = model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self.parallel = 1 if self._hint == "latency" else int(best)
-
     def _stream(self) -> Callable[[], _Infer]:
         """Compile the model, and the tail on batches of masked maps."""
         plain = self._compiled(whole(self._bundle), self._precision)
-        self._count_requests(plain)
+        self.parallel = parallel_requests(plain, self._hint)
         model, self.plan = stream_model(self._bundle, self._batch_memory, self._mask)
         return _apart(plain, self._compiled(model), self.plan)
 
@@ -111,10 +113,10 @@ class OpenVINORuntime:
         if self._precision == "f32":
             model, self.plan = fused_model(bundle, self._batch_memory)
             together = self._compiled(model)
-            self._count_requests(together)
+            self.parallel = parallel_requests(together, self._hint)
             return _together(together)
         plain = self._compiled(whole(bundle), self._precision)
-        self._count_requests(plain)
+        self.parallel = parallel_requests(plain, self._hint)
         model, self.plan = rows_model(bundle, self._batch_memory)
         return _apart(plain, self._compiled(model), self.plan)
 

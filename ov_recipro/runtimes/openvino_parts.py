@@ -11,9 +11,14 @@ import openvino as ov
 from ov_recipro.bundle import Bundle
 from ov_recipro.plans.stream.openvino import activation_bytes
 from ov_recipro.plans.stream.plan import is_batched
-from ov_recipro.runtimes.base import Array, Floats, Precision
+from ov_recipro.runtimes.base import Array, Floats, Hint, Precision
 from ov_recipro.runtimes.openvino import tail_at, whole
-from ov_recipro.runtimes.openvino_models import Runner, check_device, compiled
+from ov_recipro.runtimes.openvino_models import (
+    Runner,
+    check_device,
+    compiled,
+    parallel_requests,
+)
 
 
 class Parts:
@@ -23,6 +28,7 @@ class Parts:
         bundle: what `split` made.
         device: an OpenVINO device.
         precision: of the whole model; the tail always runs in float32.
+        hint: "latency" for one image at a time, or "throughput" for several at once.
         batch_memory: bytes that the tail's activations may take in one inference.
 
     Attributes:
@@ -30,11 +36,16 @@ class Parts:
     """
 
     def __init__(
-        self, bundle: Bundle, device: str, precision: Precision, batch_memory: int = 256 << 20
+        self,
+        bundle: Bundle,
+        device: str,
+        precision: Precision,
+        hint: Hint,
+        batch_memory: int = 256 << 20,
     ) -> None:
         check_device(device)
-        model = compiled(whole(bundle), device, precision, "throughput")
-        self.parallel = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        model = compiled(whole(bundle), device, precision, hint)
+        self.parallel = parallel_requests(model, hint)
         self._whole = _shared(model)
         self._shapes = bundle.manifest.boundary_shapes
         self._classes = bundle.manifest.classes

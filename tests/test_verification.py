@@ -1,0 +1,92 @@
+"""Verdicts on maps, and what methods cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import fails, run
+from graphs import Builder
+
+from ov_recipro import Explainer, ReciproError
+from ov_recipro.methods import Subject
+from ov_recipro.verification import RANDOM_MAPS, judge, random_maps, verify
+
+
+def test_the_rule() -> None:
+    deletions, insertions = (0.3, 0.4), (0.5, 0.6)
+    assert judge(0.2, 0.7, deletions, insertions, flat=False) == "supported"
+    assert judge(0.2, 0.55, deletions, insertions, flat=False) == "weak"
+    assert judge(0.3, 0.7, deletions, insertions, flat=False) == "weak"
+    assert judge(0.35, 0.55, deletions, insertions, flat=False) == "no better than random"
+    assert judge(0.2, 0.7, deletions, insertions, flat=True) == "no better than random"
+
+
+def test_in_the_record_and_in_words(tmp_path: Path, coffee: Path) -> None:
+    result = run("explain", coffee, "--verify", "-t", "espresso", "-t", "cup", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "  espresso: supported (insertion 0." in result.stdout
+    record = json.loads((tmp_path / "explanations" / "explanations.json").read_text())
+    espresso, cup = (target["verification"] for target in record["images"][0]["targets"])
+    assert espresso["verdict"] == "supported"
+    assert espresso["rule"].startswith("supported: insertion above")
+    for found in (espresso, cup):
+        deletions = tuple(found["random_deletion"])
+        insertions = tuple(found["random_insertion"])
+        assert len(deletions) == len(insertions) == RANDOM_MAPS
+        verdict = judge(found["deletion"], found["insertion"], deletions, insertions, flat=False)
+        assert found["verdict"] == verdict
+    assert espresso["insertion"] > max(espresso["random_insertion"])
+    assert espresso["deletion"] < min(espresso["random_deletion"])
+
+
+def test_a_flat_map_is_no_better_than_random(tmp_path: Path, cat: Path) -> None:
+    b = Builder()
+    b.head(b.add("Mul", b.conv("image", 4, output="feature", strides=[2, 2]), b.constant(0)))
+    explainer = Explainer(b.save(tmp_path / "m.onnx"), layer="feature")
+    explanation = explainer(cat)
+    assert explanation.targets[0].flat
+    (found,) = verify(Subject(explainer), explanation)
+    assert (found.verdict, found.coherency) == ("no better than random", None)
+    assert found.complexity == 0
+
+
+def test_random_maps_are_the_same_for_the_same_image(explainer: Explainer) -> None:
+    subject = Subject(explainer)
+    image = np.random.default_rng(0).standard_normal((3, 224, 224)).astype(np.float32)
+    one, again = random_maps(subject, image), random_maps(subject, image)
+    np.testing.assert_array_equal(one, again)
+    assert len({each.tobytes() for each in one}) == RANDOM_MAPS
+    assert np.abs(one[0] - random_maps(subject, image + 1)[0]).max() > 0.1
+
+
+def test_a_tensors_explanation_has_no_image(explainer: Explainer) -> None:
+    image = np.zeros((1, 3, 224, 224), np.float32)
+    with pytest.raises(ReciproError, match="tensor"):
+        verify(Subject(explainer), explainer.explain_tensor(image))
+
+
+def test_another_runtimes_device(tmp_path: Path, cat: Path) -> None:
+    fails(run("explain", cat, "--verify", "-d", "ort-cpu", cwd=tmp_path), "OpenVINO's devices")
+
+
+def test_what_methods_cost(tmp_path: Path) -> None:
+    b = Builder()
+    feature = b.add("Relu", b.conv("image", 4, strides=[2, 2]), output="feature")
+    b.linear(b.add("Flatten", feature), 4 * 64)
+    b.save(tmp_path / "m.onnx")
+    names = "recipro,score-cam,grad-cam"
+    arguments = ["bench", "-m", "m.onnx", "--methods", names, "--runs", "3"]
+    result = run(*arguments, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    ours, masks, none = json.loads(result.stdout)
+    assert (ours["method"], ours["runs"], ours["layer"]) == ("recipro", 3, "feature")
+    assert ours["ratio"] == pytest.approx(ours["method_ms"] / ours["plain_ms"])
+    assert masks["method_ms"] > 0
+    assert none["ratio"] is None
+    assert "pool" in none["not_applicable"]
+    shown = run(*arguments, "--markdown", cwd=tmp_path).stdout
+    assert shown.startswith("| method | layer |")
+    assert "not applicable: the tail does not begin" in shown
