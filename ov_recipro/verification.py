@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Literal
 from zlib import crc32
 
@@ -18,12 +20,14 @@ from ov_recipro.saliency import Floats
 
 Verdict = Literal["supported", "weak", "no better than random"]
 
-RANDOM_MAPS = 5
-_POINTS = 14  # steps of a curve
+RANDOM_MAPS = 8
+STEPS = 14  # of a curve
+_SUPPORTED, _WEAK = 2.0, 1.0
 
 RULE = (
-    f"supported: insertion above and deletion below those of all {RANDOM_MAPS} random maps; weak: "
-    "one of the two; else, or if the map is flat: no better than random"
+    f"insertion minus deletion, against {RANDOM_MAPS} random maps: supported if more than "
+    f"{_SUPPORTED:g} of their standard deviations above their mean, weak if more than {_WEAK:g}; "
+    "else, or if the map is flat, no better than random"
 )
 
 
@@ -35,6 +39,7 @@ class Verification:
         drop, increase, coherency, complexity: see `metrics.Measurement`.
         deletion, insertion: areas below curves of 14 steps.
         random_deletion, random_insertion: those of random maps on the same grid, each.
+        deviations: see `rule`: how far insertion minus deletion is above that of random maps.
         verdict: by `rule`.
         rule: in words.
     """
@@ -47,6 +52,7 @@ class Verification:
     insertion: float
     random_deletion: tuple[float, ...]
     random_insertion: tuple[float, ...]
+    deviations: float
     verdict: Verdict
     rule: str = RULE
 
@@ -78,10 +84,11 @@ def verify_class(subject: Subject, image: Floats, index: int) -> Verification:
     def own(subject: Subject, image: Floats, index: int) -> Floats:
         return subject.reciprocal(image, index, subject.explainer.mask, None)
 
-    step = -(-image.shape[1] * image.shape[2] // _POINTS)
+    step = -(-image.shape[1] * image.shape[2] // STEPS)
     found = measure(subject, own, image, index, "poppi", step)
     random = [curves(subject, image, large, index, step) for large in random_maps(subject, image)]
     deletions, insertions = zip(*random, strict=True)
+    deviations = deviations_above((found.deletion, found.insertion), random)
     return Verification(
         drop=found.drop,
         increase=found.increase,
@@ -91,7 +98,8 @@ def verify_class(subject: Subject, image: Floats, index: int) -> Verification:
         insertion=found.insertion,
         random_deletion=deletions,
         random_insertion=insertions,
-        verdict=judge(found.deletion, found.insertion, deletions, insertions, found.flat),
+        deviations=deviations,
+        verdict="no better than random" if found.flat else judge(deviations),
     )
 
 
@@ -103,15 +111,20 @@ def random_maps(subject: Subject, image: Floats) -> list[Floats]:
     return [upsampled(random.random(grid), size, "bilinear") for _ in range(RANDOM_MAPS)]
 
 
-def judge(
-    deletion: float,
-    insertion: float,
-    random_deletion: tuple[float, ...],
-    random_insertion: tuple[float, ...],
-    flat: bool,
-) -> Verdict:
-    """Apply `RULE`."""
-    better = (insertion > max(random_insertion)) + (deletion < min(random_deletion))
-    if flat or not better:
-        return "no better than random"
-    return "supported" if better == 2 else "weak"
+def deviations_above(found: tuple[float, float], random: Sequence[tuple[float, float]]) -> float:
+    """Return how many standard deviations of random maps a map is above their mean.
+
+    Args:
+        found: the map's deletion and insertion; what counts is their difference.
+        random: those of random maps. Where these are all alike there is no scale: 0.
+    """
+    margins = [insertion - deletion for deletion, insertion in random]
+    spread = stdev(margins)
+    return (found[1] - found[0] - fmean(margins)) / spread if spread > 0 else 0.0
+
+
+def judge(deviations: float) -> Verdict:
+    """Apply `RULE`'s limits."""
+    if deviations > _SUPPORTED:
+        return "supported"
+    return "weak" if deviations > _WEAK else "no better than random"

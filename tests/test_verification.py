@@ -12,16 +12,22 @@ from graphs import Builder
 
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.methods import Subject
-from ov_recipro.verification import RANDOM_MAPS, judge, random_maps, verify
+from ov_recipro.verification import (
+    RANDOM_MAPS,
+    RULE,
+    deviations_above,
+    judge,
+    random_maps,
+    verify,
+)
 
 
 def test_the_rule() -> None:
-    deletions, insertions = (0.3, 0.4), (0.5, 0.6)
-    assert judge(0.2, 0.7, deletions, insertions, flat=False) == "supported"
-    assert judge(0.2, 0.55, deletions, insertions, flat=False) == "weak"
-    assert judge(0.3, 0.7, deletions, insertions, flat=False) == "weak"
-    assert judge(0.35, 0.55, deletions, insertions, flat=False) == "no better than random"
-    assert judge(0.2, 0.7, deletions, insertions, flat=True) == "no better than random"
+    random = [(0.3, 0.5), (0.3, 0.6), (0.3, 0.7)]  # margins 0.2, 0.3, 0.4: mean 0.3, deviation 0.1
+    assert deviations_above((0.2, 0.7), random) == pytest.approx(2)
+    assert deviations_above((0.3, 0.5), random) == pytest.approx(-1)
+    assert deviations_above((0.1, 0.9), [(0.2, 0.2)] * 3) == 0
+    assert [judge(2.1), judge(2.0), judge(1.0)] == ["supported", "weak", "no better than random"]
 
 
 def test_in_the_record_and_in_words(tmp_path: Path, coffee: Path) -> None:
@@ -31,15 +37,13 @@ def test_in_the_record_and_in_words(tmp_path: Path, coffee: Path) -> None:
     record = json.loads((tmp_path / "explanations" / "explanations.json").read_text())
     espresso, cup = (target["verification"] for target in record["images"][0]["targets"])
     assert espresso["verdict"] == "supported"
-    assert espresso["rule"].startswith("supported: insertion above")
+    assert espresso["rule"] == RULE
     for found in (espresso, cup):
-        deletions = tuple(found["random_deletion"])
-        insertions = tuple(found["random_insertion"])
-        assert len(deletions) == len(insertions) == RANDOM_MAPS
-        verdict = judge(found["deletion"], found["insertion"], deletions, insertions, flat=False)
-        assert found["verdict"] == verdict
-    assert espresso["insertion"] > max(espresso["random_insertion"])
-    assert espresso["deletion"] < min(espresso["random_deletion"])
+        pairs = list(zip(found["random_deletion"], found["random_insertion"], strict=True))
+        assert len(pairs) == RANDOM_MAPS
+        above = deviations_above((found["deletion"], found["insertion"]), pairs)
+        assert found["deviations"] == pytest.approx(above)
+        assert found["verdict"] == judge(above)
 
 
 def test_a_flat_map_is_no_better_than_random(tmp_path: Path, cat: Path) -> None:

@@ -237,9 +237,8 @@ def _print(outcome: Outcome) -> None:
         for target, found in zip(outcome.explanation.targets, outcome.verifications, strict=False):
             click.echo(
                 f"  {target.label or target.index}: {found.verdict} (insertion "
-                f"{found.insertion:.3f}, of random maps up to {max(found.random_insertion):.3f}; "
-                f"deletion {found.deletion:.3f}, of random maps down to "
-                f"{min(found.random_deletion):.3f})"
+                f"{found.insertion:.3f}, deletion {found.deletion:.3f}; "
+                f"{found.deviations:+.1f} deviations from random maps)"
             )
     click.echo(f"  {outcome.drawn}")
 
