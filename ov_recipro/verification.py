@@ -14,7 +14,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness import curves, measure
 from ov_recipro.methods import Subject
-from ov_recipro.metrics import upsampled
+from ov_recipro.metrics import Measurement, upsampled
 from ov_recipro.preprocess import prepare
 from ov_recipro.saliency import Floats
 
@@ -33,23 +33,17 @@ RULE = (
 
 @dataclass(frozen=True)
 class Verification:
-    """What speaks for a target's map and against it; fractions, as in `metrics`, "poppi".
+    """What speaks for a target's map and against it.
 
     Attributes:
-        drop, increase, coherency, complexity: see `metrics.Measurement`.
-        deletion, insertion: areas below curves of 14 steps.
+        measured: the map, by the profile "poppi" with curves of 14 steps.
         random_deletion, random_insertion: those of random maps on the same grid, each.
         deviations: see `rule`: how far insertion minus deletion is above that of random maps.
         verdict: by `rule`.
         rule: in words.
     """
 
-    drop: float
-    increase: bool
-    coherency: float | None
-    complexity: float
-    deletion: float
-    insertion: float
+    measured: Measurement
     random_deletion: tuple[float, ...]
     random_insertion: tuple[float, ...]
     deviations: float
@@ -90,12 +84,7 @@ def verify_class(subject: Subject, image: Floats, index: int) -> Verification:
     deletions, insertions = zip(*random, strict=True)
     deviations = deviations_above((found.deletion, found.insertion), random)
     return Verification(
-        drop=found.drop,
-        increase=found.increase,
-        coherency=found.coherency,
-        complexity=found.complexity,
-        deletion=found.deletion,
-        insertion=found.insertion,
+        measured=found,
         random_deletion=deletions,
         random_insertion=insertions,
         deviations=deviations,

@@ -41,7 +41,8 @@ def test_in_the_record_and_in_words(tmp_path: Path, coffee: Path) -> None:
     for found in (espresso, cup):
         pairs = list(zip(found["random_deletion"], found["random_insertion"], strict=True))
         assert len(pairs) == RANDOM_MAPS
-        above = deviations_above((found["deletion"], found["insertion"]), pairs)
+        measured = found["measured"]
+        above = deviations_above((measured["deletion"], measured["insertion"]), pairs)
         assert found["deviations"] == pytest.approx(above)
         assert found["verdict"] == judge(above)
 
@@ -53,8 +54,8 @@ def test_a_flat_map_is_no_better_than_random(tmp_path: Path, cat: Path) -> None:
     explanation = explainer(cat)
     assert explanation.targets[0].flat
     (found,) = verify(Subject(explainer), explanation)
-    assert (found.verdict, found.coherency) == ("no better than random", None)
-    assert found.complexity == 0
+    assert (found.verdict, found.measured.coherency) == ("no better than random", None)
+    assert found.measured.complexity == 0
 
 
 def test_random_maps_are_the_same_for_the_same_image(explainer: Explainer) -> None:

@@ -14,11 +14,10 @@ import click
 
 from ov_recipro.cli.options import (
     FILE,
-    cut_options,
+    explainer_options,
     methods_of,
     note,
-    overridden,
-    preprocessing_options,
+    open_explainer,
 )
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.errors import ReciproError
@@ -32,8 +31,6 @@ RESULT = "evaluation"
 
 @click.command("evaluate")
 @click.argument("dataset", type=FILE)
-@click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
-@click.option("-d", "--device", default="CPU", show_default=True, help="One of OpenVINO's devices.")
 @click.option(
     "-o",
     "--output",
@@ -74,21 +71,11 @@ RESULT = "evaluation"
     show_default=True,
     help="Images in hand at once.",
 )
-@cut_options
-@click.option(
-    "--precision",
-    type=click.Choice(["f32", "native"]),
-    default="f32",
-    show_default=True,
-    help="Of the model; the tail always runs in float32.",
-)
-@preprocessing_options
+@explainer_options
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress bar.")
 def command(
     dataset: Path,
-    model: Path | None,
-    device: str,
     output: Path,
     methods: str,
     profile: Any,
@@ -96,16 +83,9 @@ def command(
     step: int | None,
     boxes: Path | None,
     workers: int,
-    layer: str,
-    exact: bool,
-    output_name: str | None,
-    input_shape: tuple[int, ...] | None,
-    constants: tuple[tuple[str, float], ...],
-    precision: Any,
-    labels: Path | None,
     as_json: bool,
     quiet: bool,
-    **preprocessing: Any,
+    **options: Any,
 ) -> None:
     """Measure how faithful saliency maps are, over a dataset.
 
@@ -115,30 +95,13 @@ def command(
     """
     from ov_recipro.datasets import classes_of, read_boxes, read_dataset, spread
     from ov_recipro.evaluation import Evaluation
-    from ov_recipro.explainer import Explainer, default_model
-    from ov_recipro.labels import read_labels
     from ov_recipro.methods import Subject
     from ov_recipro.output import open_folder, write_whole
 
     names = methods_of(methods)
     open_folder(output)
-    if model is None:
-        model = default_model()
-        note(f"Model: {model}", quiet)
-    explainer = Explainer(
-        model,
-        layer=layer,
-        exact=exact,
-        output=output_name,
-        image_shape=input_shape,
-        constants=dict(constants),
-        device=device,
-        precision=precision,
-        hint="throughput",
-        preprocessing=lambda found: overridden(found, **preprocessing),
-        labels=read_labels(labels) if labels is not None else None,
-    )
-    classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, labels)
+    explainer = open_explainer(quiet, hint="throughput", **options)
+    classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, options["labels"])
     samples = spread(read_dataset(dataset, classes), limit)
     evaluation = Evaluation(
         Subject(explainer),

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ov_recipro.cli.options import (
-    FILE,
-    cut_options,
-    note,
-    overridden,
-    preprocessing_options,
-)
+from ov_recipro.cli.options import FILE, explainer_options, note, open_explainer
 from ov_recipro.errors import ReciproError
 from ov_recipro.saliency import Score
 
@@ -29,14 +23,6 @@ _MANY = 8  # images for which it pays to start with several at once
 
 @click.command("explain")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("-m", "--model", type=FILE, help="An .onnx file or a bundle.")
-@click.option(
-    "-d",
-    "--device",
-    default="CPU",
-    show_default=True,
-    help="An OpenVINO device, ort-cpu, cuda or cuda:1.",
-)
 @click.option(
     "-o",
     "--output",
@@ -56,7 +42,7 @@ _MANY = 8  # images for which it pays to start with several at once
     metavar="CLASS",
     help="What to explain: top1, top5, a class index or name; repeatable.",
 )
-@cut_options
+@explainer_options
 @click.option(
     "--score",
     type=click.Choice(get_args(Score)),
@@ -68,13 +54,6 @@ _MANY = 8  # images for which it pays to start with several at once
     default="cell",
     show_default=True,
     help="One cell, or one of the two Gaussian variants.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["f32", "native"]),
-    default="f32",
-    show_default=True,
-    help="Of the head; the tail always runs in float32.",
 )
 @click.option(
     "--batch-memory",
@@ -97,7 +76,6 @@ _MANY = 8  # images for which it pays to start with several at once
     type=click.Choice(["latency", "throughput"]),
     help="One image at a time, or several at once.  [default: throughput for many images]",
 )
-@preprocessing_options
 @click.option("--save-maps", is_flag=True, help="Also write the maps as .npz.")
 @click.option(
     "--verify",
@@ -108,27 +86,15 @@ _MANY = 8  # images for which it pays to start with several at once
 @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress bar.")
 def command(
     images: tuple[str, ...],
-    model: Path | None,
-    device: str,
     output: Path,
     targets: tuple[str, ...],
-    layer: str,
-    exact: bool,
-    output_name: str | None,
-    input_shape: tuple[int, ...] | None,
-    constants: tuple[tuple[str, float], ...],
-    score: Any,
-    mask: Any,
-    precision: Any,
     batch_memory: int,
-    max_cost: float,
-    hint: Any,
-    labels: Path | None,
+    hint: str | None,
     save_maps: bool,
     verify: bool,
     as_json: bool,
     quiet: bool,
-    **preprocessing: Any,
+    **options: Any,
 ) -> None:
     """Explain what a model says of images.
 
@@ -138,30 +104,14 @@ def command(
     """
     from ov_recipro import output as files
     from ov_recipro.batch import Batch, find_inputs
-    from ov_recipro.explainer import Explainer, default_model
-    from ov_recipro.labels import read_labels
 
     files.open_folder(output)
     inputs = find_inputs(images)
-    if model is None:
-        model = default_model()
-        note(f"Model: {model}", quiet)
-    explainer = Explainer(
-        model,
-        layer=layer,
-        exact=exact,
-        output=output_name,
-        image_shape=input_shape,
-        constants=dict(constants),
-        device=device,
-        precision=precision,
-        score=score,
-        mask=mask,
+    explainer = open_explainer(
+        quiet,
         batch_memory=batch_memory << 20,
-        max_cost=max_cost,
         hint=hint or ("throughput" if _are_many(inputs) else "latency"),
-        preprocessing=lambda found: overridden(found, **preprocessing),
-        labels=read_labels(labels) if labels is not None else None,
+        **options,
     )
     explainer.find_targets(targets)
     _say_how(explainer, quiet)
@@ -237,7 +187,7 @@ def _print(outcome: Outcome) -> None:
         for target, found in zip(outcome.explanation.targets, outcome.verifications, strict=False):
             click.echo(
                 f"  {target.label or target.index}: {found.verdict} (insertion "
-                f"{found.insertion:.3f}, deletion {found.deletion:.3f}; "
+                f"{found.measured.insertion:.3f}, deletion {found.measured.deletion:.3f}; "
                 f"{found.deviations:+.1f} deviations from random maps)"
             )
     click.echo(f"  {outcome.drawn}")

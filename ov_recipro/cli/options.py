@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from ov_recipro.preprocess import Interpolation, Preprocessing, Resize
+from ov_recipro.runtimes.base import Precision
+
+if TYPE_CHECKING:
+    from ov_recipro.explainer import Explainer
+
+_OVERRIDES = ("mean", "scale", "channels", "resize", "crop_fraction", "interpolation")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -120,6 +126,66 @@ def preprocessing_options(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def explainer_options(function: Function) -> Function:
+    """Add the options that say which model is explained and how; see `open_explainer`."""
+    for option in (
+        preprocessing_options,
+        click.option(
+            "--precision",
+            type=click.Choice(get_args(Precision)),
+            default="f32",
+            show_default=True,
+            help="Of the head; the tail always runs in float32.",
+        ),
+        cut_options,
+        click.option(
+            "-d",
+            "--device",
+            default="CPU",
+            show_default=True,
+            help="An OpenVINO device, ort-cpu, cuda or cuda:1.",
+        ),
+        click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle."),
+    ):
+        function = option(function)
+    return function
+
+
+def open_explainer(
+    quiet: bool,
+    *,
+    model: Path | None,
+    output_name: str | None,
+    input_shape: tuple[int, ...] | None,
+    constants: tuple[tuple[str, float], ...],
+    labels: Path | None,
+    **options: Any,
+) -> Explainer:
+    """Make the explainer that the options describe.
+
+    Args:
+        quiet: do not note which model is taken where none is named.
+        model, output_name, input_shape, constants, labels: as `explainer_options` give them.
+        options: the others of these, and arguments of `ov_recipro.Explainer`.
+    """
+    from ov_recipro.explainer import Explainer, default_model
+    from ov_recipro.labels import read_labels
+
+    if model is None:
+        model = default_model()
+        note(f"Model: {model}", quiet)
+    overrides = {name: options.pop(name) for name in _OVERRIDES}
+    return Explainer(
+        model,
+        output=output_name,
+        image_shape=input_shape,
+        constants=dict(constants),
+        preprocessing=lambda found: overridden(found, **overrides),
+        labels=read_labels(labels) if labels is not None else None,
+        **options,
+    )
 
 
 def methods_of(text: str) -> list[str]:
