@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ov_recipro import output, video
+from ov_recipro.draw import DEFAULT, Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
@@ -82,6 +83,7 @@ class Batch:
         folder: where the files go.
         targets: see `Explainer.__call__`; the same for all inputs.
         save_maps: also write the maps.
+        style: how overlays are drawn.
         subject: the explainer's model, to verify the maps of images by it.
     """
 
@@ -90,6 +92,7 @@ class Batch:
     folder: Path
     targets: Sequence[str]
     save_maps: bool
+    style: Style = DEFAULT
     subject: Subject | None = None
     _done: dict[int, dict[str, Any]] = field(default_factory=dict)
     _failed: dict[int, dict[str, str]] = field(default_factory=dict)
@@ -129,7 +132,7 @@ class Batch:
             verifications = verify(self.subject, explanation) if self.subject else ()
         except ReciproError as error:
             return self._error(number, source, error)
-        files = output.save_explanation(explanation, self.folder, stem, self.save_maps)
+        files = output.save_explanation(explanation, self.folder, stem, self.save_maps, self.style)
         self._done[number] = output.image_record(source.name, explanation, files, verifications)
         drawn = self.folder / str(files[0]["overlay"])
         return Outcome(source, explanation=explanation, verifications=verifications, drawn=drawn)
@@ -142,7 +145,7 @@ class Batch:
 
         def overlays(frames: Iterator[Image]) -> Iterator[Image]:
             for explanation in self.explainer.stream(frames, self.targets):
-                yield explanation.overlay()
+                yield explanation.overlay(style=self.style)
                 shown.append(explanation.targets[0])
                 on_frame()
 

@@ -2,37 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from ov_recipro.errors import ReciproError
 from ov_recipro.preprocess import Image, Window
+from ov_recipro.saliency import Floats
 
-ALPHA = 0.5
-COLORMAP = cv2.COLORMAP_INFERNO
+Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "turbo"]
+"""All but the last rise evenly in lightness, and are told apart without red or green."""
+
+COLORMAPS: tuple[Colormap, ...] = get_args(Colormap)
+_CONTOURS = (0.25, 0.5, 0.75)
 
 
-def overlay(image: Image, saliency: npt.NDArray[np.float32], window: Window) -> Image:
+@dataclass(frozen=True)
+class Style:
+    """How a map is drawn.
+
+    Attributes:
+        colormap: from low to high saliency.
+        alpha: the heat's share of each pixel, 0..1.
+        cells: draw the feature map's cells as they are, instead of smoothly.
+        contour: draw lines at a quarter, half and three quarters of the range onto the image,
+            instead of heat.
+    """
+
+    colormap: Colormap = "inferno"
+    alpha: float = 0.5
+    cells: bool = False
+    contour: bool = False
+
+    def __post_init__(self) -> None:
+        if self.colormap not in COLORMAPS:
+            raise ReciproError(f"There is no colormap '{self.colormap}': {', '.join(COLORMAPS)}.")
+        if not 0 <= self.alpha <= 1:
+            raise ReciproError(f"Alpha is between 0 and 1, not {self.alpha}.")
+
+
+DEFAULT = Style()
+
+
+def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAULT) -> Image:
     """Blend a saliency map into its image.
 
     Args:
         image: uint8 [H,W,3] BGR.
         saliency: float32 [h,w], 0..1.
         window: the part of the image that the model saw; the rest stays as it is.
+        style: how it is drawn.
 
     Returns:
         uint8 [H,W,3] BGR of the image's own size.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = (round(edge) for edge in window)
-    heat = cv2.resize(
+    large = cv2.resize(
         np.asarray(saliency, np.float32),
         (max(1, right - left), max(1, bottom - top)),
-        interpolation=cv2.INTER_LINEAR,
+        interpolation=cv2.INTER_NEAREST if style.cells else cv2.INTER_LINEAR,
     )
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-    heat = heat[y0 - top : y1 - top, x0 - left : x1 - left]
-    coloured = cv2.applyColorMap(np.rint(255 * heat).astype(np.uint8), COLORMAP)
+    heat = np.asarray(large[y0 - top : y1 - top, x0 - left : x1 - left], np.float32)
     drawn = image.copy()
-    drawn[y0:y1, x0:x1] = cv2.addWeighted(coloured, ALPHA, image[y0:y1, x0:x1], 1 - ALPHA, 0)
+    if style.contour:
+        _draw_contours(drawn[y0:y1, x0:x1], heat, style.colormap)
+        return drawn
+    coloured = cv2.LUT(_three(np.rint(255 * heat).astype(np.uint8)), palette(style.colormap))
+    drawn[y0:y1, x0:x1] = cv2.addWeighted(
+        coloured, style.alpha, image[y0:y1, x0:x1], 1 - style.alpha, 0
+    )
     return drawn
+
+
+def palette(colormap: Colormap) -> Image:
+    """Return the colours of the values 0..255, uint8 [1,256,3] BGR."""
+    kind = getattr(cv2, f"COLORMAP_{colormap.upper()}")
+    return np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], kind), np.uint8)
+
+
+def _three(values: Image) -> Image:
+    return np.asarray(cv2.cvtColor(values, cv2.COLOR_GRAY2BGR), np.uint8)
+
+
+def _draw_contours(image: Image, heat: Floats, colormap: Colormap) -> None:
+    """Draw lines of equal saliency, each on a dark rim so that it shows on any image."""
+    width = max(1, round(max(image.shape[:2]) / 300))
+    colours = palette(colormap)[0]
+    for level in _CONTOURS:
+        lines, _ = cv2.findContours(
+            np.asarray(heat >= level, np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+        )
+        bright = tuple(int(part) for part in colours[round(255 * (0.4 + 0.6 * level))])
+        cv2.drawContours(image, lines, -1, (0, 0, 0), 3 * width, cv2.LINE_AA)
+        cv2.drawContours(image, lines, -1, bright, width, cv2.LINE_AA)

@@ -66,11 +66,12 @@ class Explanation:
     window: Window | None
     milliseconds: float
 
-    def overlay(self, target: str | int | None = None) -> Image:
+    def overlay(self, target: str | int | None = None, style: draw.Style = draw.DEFAULT) -> Image:
         """Draw a target's map onto the image.
 
         Args:
             target: class name or index of an explained class; the first target by default.
+            style: colours, opacity, cells or contours.
 
         Returns:
             uint8 [h,w,3] BGR of the image's own size.
@@ -80,7 +81,7 @@ class Explanation:
         """
         if self.image is None or self.window is None:
             raise ReciproError("A tensor was explained, not an image: nothing to draw onto.")
-        return draw.overlay(self.image, self.maps[self._position(target)], self.window)
+        return draw.overlay(self.image, self.maps[self._position(target)], self.window, style)
 
     def _position(self, target: str | int | None) -> int:
         if target is None:

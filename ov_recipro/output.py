@@ -14,6 +14,7 @@ import cv2
 import msgspec
 import numpy as np
 
+from ov_recipro.draw import Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
@@ -71,7 +72,7 @@ def _first_stem(stem: str) -> str:
 
 
 def save_explanation(
-    explanation: Explanation, folder: Path, stem: str, save_maps: bool
+    explanation: Explanation, folder: Path, stem: str, save_maps: bool, style: Style
 ) -> list[dict[str, str | None]]:
     """Write an explanation's overlays and, if asked, its maps.
 
@@ -99,7 +100,7 @@ def save_explanation(
     files: list[dict[str, str | None]] = []
     for position, target in enumerate(explanation.targets):
         name = f"{stem}.png" if position == 0 else f"{stem}.{target.index}.png"
-        _, png = cv2.imencode(".png", explanation.overlay(target.index))
+        _, png = cv2.imencode(".png", explanation.overlay(target.index, style))
         write_whole(folder / name, png.tobytes())
         files.append({"overlay": name, "maps": maps})
     return files

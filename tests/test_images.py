@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ov_recipro import ReciproError
-from ov_recipro.draw import overlay
+from ov_recipro.draw import COLORMAPS, Colormap, Style, overlay, palette
 from ov_recipro.images import decode_image, find_images, read_image
 from ov_recipro.metadata import find_labels, find_preprocessing
 from ov_recipro.preprocess import Preprocessing, Resize, prepare
@@ -58,6 +58,43 @@ def test_what_the_model_did_not_see_stays_as_it_is() -> None:
     assert (drawn[:, :100] == 77).all()
     assert (drawn[:, 200:] == 77).all()
     assert (drawn[:, 100:200] != 77).any(axis=2).all()
+
+
+def test_styles() -> None:
+    image = np.full((140, 140, 3), 100, np.uint8)
+    heat = np.zeros((7, 7), np.float32)
+    heat[2, 3] = 1
+    window = (0.0, 0.0, 140.0, 140.0)
+    cells = overlay(image, heat, window, Style(cells=True))
+    assert (cells[40:60, 60:80] == cells[50, 70]).all()
+    assert (cells[39, 60:80] == cells[0, 0]).all()
+    smooth = overlay(image, heat, window)
+    assert len(np.unique(smooth[50, 60:80, 2])) > 2
+    for alpha, expected in ((0.0, image[0, 0]), (1.0, palette("viridis")[0, 0])):
+        drawn = overlay(image, heat, window, Style("viridis", alpha))
+        np.testing.assert_array_equal(drawn[0, 0], expected)
+    lines = overlay(image, heat, window, Style(contour=True))
+    assert (lines[:20] == 100).all()  # the image shows, and lines only around the warm cell
+    assert 0.01 < (lines != 100).any(axis=2).mean() < 0.2
+    flat = overlay(image, 0 * heat, window, Style(contour=True))
+    np.testing.assert_array_equal(flat, image)
+
+
+@pytest.mark.parametrize("colormap", [name for name in COLORMAPS if name != "turbo"])
+def test_colours_rise_evenly_in_lightness(colormap: Colormap) -> None:
+    colours = np.asarray(palette(colormap) / 255, np.float32)
+    lightness = cv2.cvtColor(colours, cv2.COLOR_BGR2Lab)[0, ::17, 0]
+    steps = np.diff(lightness)
+    assert len(steps) == 15
+    assert steps.min() > 0.5 * steps.mean() > 1.5
+    assert steps.max() < 1.5 * steps.mean()
+
+
+def test_styles_that_are_none() -> None:
+    with pytest.raises(ReciproError, match="no colormap 'jet'"):
+        Style("jet")  # type: ignore[arg-type]
+    with pytest.raises(ReciproError, match="between 0 and 1"):
+        Style(alpha=1.5)
 
 
 def test_values_follow_mean_scale_and_channels() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ov_recipro.cli.options import FILE, explainer_options, note, open_explainer
+from ov_recipro.draw import COLORMAPS, DEFAULT, Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.saliency import Score
 
@@ -76,6 +77,22 @@ _MANY = 8  # images for which it pays to start with several at once
     type=click.Choice(["latency", "throughput"]),
     help="One image at a time, or several at once.  [default: throughput for many images]",
 )
+@click.option(
+    "--colormap",
+    type=click.Choice(COLORMAPS),
+    default=DEFAULT.colormap,
+    show_default=True,
+    help="Colours from low to high saliency.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1),
+    default=DEFAULT.alpha,
+    show_default=True,
+    help="Opacity of the heat.",
+)
+@click.option("--cells", is_flag=True, help="Draw the feature map's cells as they are.")
+@click.option("--contour", is_flag=True, help="Draw lines of equal saliency instead of heat.")
 @click.option("--save-maps", is_flag=True, help="Also write the maps as .npz.")
 @click.option(
     "--verify",
@@ -90,6 +107,10 @@ def command(
     targets: tuple[str, ...],
     batch_memory: int,
     hint: str | None,
+    colormap: Any,
+    alpha: float,
+    cells: bool,
+    contour: bool,
     save_maps: bool,
     verify: bool,
     as_json: bool,
@@ -121,7 +142,8 @@ def command(
         from ov_recipro.methods import Subject
 
         subject = Subject(explainer)
-    batch = Batch(explainer, inputs, output, targets, save_maps, subject)
+    style = Style(colormap, alpha, cells, contour)
+    batch = Batch(explainer, inputs, output, targets, save_maps, style, subject)
     failed = 0
     try:
         with _progress(inputs, quiet or as_json) as advance:
