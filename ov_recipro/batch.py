@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ov_recipro import output, video
 from ov_recipro.draw import DEFAULT, Style
 from ov_recipro.errors import ReciproError
@@ -17,6 +19,7 @@ from ov_recipro.images import decode_image, find_images, read_image
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.preprocess import Image
+from ov_recipro.report import Card, card, page
 from ov_recipro.verification import Verification, verify
 
 STDIN = "-"
@@ -84,6 +87,7 @@ class Batch:
         targets: see `Explainer.__call__`; the same for all inputs.
         save_maps: also write the maps.
         style: how overlays are drawn.
+        report: also write a report of the images.
         subject: the explainer's model, to verify the maps of images by it.
     """
 
@@ -94,6 +98,8 @@ class Batch:
     save_maps: bool
     style: Style = DEFAULT
     subject: Subject | None = None
+    report: bool = False
+    _cards: dict[int, Card] = field(default_factory=dict)
     _done: dict[int, dict[str, Any]] = field(default_factory=dict)
     _failed: dict[int, dict[str, str]] = field(default_factory=dict)
 
@@ -116,8 +122,18 @@ class Batch:
             if source.is_video:
                 yield self._video(number, source, stem, on_frame)
 
-    def record(self) -> bytes:
-        """Return the JSON record of what is finished."""
+    def write(self) -> bytes:
+        """Write the record of what is finished and, if asked for, the report; return the former."""
+        record = self._record()
+        data = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        output.write_whole(self.folder / output.RECORD, data)
+        if self.report:
+            cards = [self._cards[number] for number in sorted(self._cards)]
+            html = page(record, cards, self.style)
+            output.write_whole(self.folder / output.REPORT, html)
+        return data
+
+    def _record(self) -> dict[str, Any]:
         done = [self._done[number] for number in sorted(self._done)]
         return output.run_record(
             self.explainer,
@@ -133,7 +149,10 @@ class Batch:
         except ReciproError as error:
             return self._error(number, source, error)
         files = output.save_explanation(explanation, self.folder, stem, self.save_maps, self.style)
-        self._done[number] = output.image_record(source.name, explanation, files, verifications)
+        record = output.image_record(source.name, explanation, files, verifications)
+        if self.report and explanation.image is not None:
+            self._cards[number] = card(record, explanation.image, explanation.raw)
+        self._done[number] = record
         drawn = self.folder / str(files[0]["overlay"])
         return Outcome(source, explanation=explanation, verifications=verifications, drawn=drawn)
 

@@ -22,6 +22,7 @@ from ov_recipro.verification import Verification
 
 SCHEMA_VERSION = 1
 RECORD = "explanations.json"
+REPORT = "report.html"
 
 
 def open_folder(folder: Path) -> None:
@@ -119,8 +120,11 @@ def image_record(
     ]
     for target, verification in zip(targets, verifications, strict=False):
         target["verification"] = msgspec.to_builtins(verification)
+    height, width = explanation.image.shape[:2] if explanation.image is not None else (None, None)
     return {
         "path": path,
+        "size": [height, width],
+        "window": explanation.window,
         "predictions": msgspec.to_builtins(explanation.predictions),
         "targets": targets,
         "milliseconds": round(explanation.milliseconds, 3),
@@ -143,8 +147,8 @@ def run_record(
     images: Sequence[dict[str, Any]],
     videos: Sequence[dict[str, Any]],
     failed: Sequence[dict[str, str]],
-) -> bytes:
-    """Return the JSON record of a run: how it was done, what was explained, and what failed."""
+) -> dict[str, Any]:
+    """Return the record of a run: how it was done, what was explained, and what failed."""
     manifest = explainer.bundle.manifest
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -166,7 +170,7 @@ def run_record(
         "videos": list(videos),
         "errors": list(failed),
     }
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    return dict(msgspec.to_builtins(record))
 
 
 def write_whole(path: Path, data: bytes) -> None:

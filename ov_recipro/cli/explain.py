@@ -93,6 +93,7 @@ _MANY = 8  # images for which it pays to start with several at once
 )
 @click.option("--cells", is_flag=True, help="Draw the feature map's cells as they are.")
 @click.option("--contour", is_flag=True, help="Draw lines of equal saliency instead of heat.")
+@click.option("--report", is_flag=True, help="Also write report.html, to look at all images in.")
 @click.option("--save-maps", is_flag=True, help="Also write the maps as .npz.")
 @click.option(
     "--verify",
@@ -111,6 +112,7 @@ def command(
     alpha: float,
     cells: bool,
     contour: bool,
+    report: bool,
     save_maps: bool,
     verify: bool,
     as_json: bool,
@@ -143,7 +145,7 @@ def command(
 
         subject = Subject(explainer)
     style = Style(colormap, alpha, cells, contour)
-    batch = Batch(explainer, inputs, output, targets, save_maps, style, subject)
+    batch = Batch(explainer, inputs, output, targets, save_maps, style, subject, report)
     failed = 0
     try:
         with _progress(inputs, quiet or as_json) as advance:
@@ -156,8 +158,7 @@ def command(
                 if not outcome.source.is_video:
                     advance()
     finally:
-        record = batch.record()
-        files.write_whole(output / files.RECORD, record)
+        record = batch.write()
     if as_json:
         click.echo(record, nl=False)
     if failed:

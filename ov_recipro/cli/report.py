@@ -1,0 +1,42 @@
+"""`ov-recipro report`: what was explained, as one page to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ov_recipro.cli.options import FILE, note
+from ov_recipro.draw import COLORMAPS, DEFAULT, Style
+from ov_recipro.errors import ReciproError
+
+
+@click.command("report")
+@click.argument("folder", type=FILE, default=Path("explanations"), metavar="[DIR]")
+@click.option(
+    "-o", "--output", type=FILE, metavar="FILE", help="The page.  [default: DIR/report.html]"
+)
+@click.option(
+    "--colormap", type=click.Choice(COLORMAPS), default=DEFAULT.colormap, show_default=True
+)
+def command(folder: Path, output: Path | None, colormap: Any) -> None:
+    """Make one HTML file of what 'explain --save-maps' wrote to DIR.
+
+    The page needs nothing beside it, neither files nor network. 'explain --report' makes it at
+    once. The images must still be where they were.
+    """
+    from ov_recipro.output import REPORT, write_whole
+    from ov_recipro.report import page
+    from ov_recipro.report.saved import read_cards
+
+    run, cards, missing = read_cards(folder)
+    for line in missing:
+        note(f"Error: {line}")
+    if not cards:
+        raise ReciproError(f"{folder}: there is no image to show.")
+    target = output or folder / REPORT
+    write_whole(target, page(run, cards, Style(colormap)))
+    click.echo(str(target))
+    if missing:
+        raise ReciproError(f"{len(missing)} images are not in the report.")

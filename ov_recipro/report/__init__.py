@@ -1,0 +1,161 @@
+"""The report: one HTML file that shows what was explained, with nothing to load beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Any
+
+import cv2
+import jinja2
+
+from ov_recipro.draw import Colormap, Style, palette
+from ov_recipro.preprocess import Image
+from ov_recipro.saliency import Floats
+
+_LONGEST = 640  # pixels of an image's longer side
+_QUALITY = 80
+_FEW = 0.5  # share of different scores below which a map is coarse
+_CLOSE = 0.02  # spread of the scores, as a share of the highest, below which the signal is weak
+
+
+@dataclass(frozen=True)
+class Card:
+    """An image of the report.
+
+    Attributes:
+        record: the image's entry of `explanations.json`.
+        jpeg: the image, made smaller, as a data URI; width, height: its pixels.
+        raw: the raw scores [T][H][W] of the entry's targets.
+    """
+
+    record: Mapping[str, Any]
+    jpeg: str
+    width: int
+    height: int
+    raw: list[list[list[float]]]
+
+
+def card(record: Mapping[str, Any], image: Image, raw: Floats) -> Card:
+    """Make an image's card.
+
+    Args:
+        record: its entry of `explanations.json`.
+        image: uint8 [h,w,3] BGR.
+        raw: scores per cell [T,H,W], float32.
+    """
+    height, width = image.shape[:2]
+    factor = min(1.0, _LONGEST / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    jpeg = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+    rounded = [[[float(f"{v:.6g}") for v in row] for row in each] for each in raw.tolist()]
+    return Card(record, jpeg, *size, rounded)
+
+
+def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
+    """Return the report as HTML.
+
+    Args:
+        run: the record of the run, as `explanations.json` holds it.
+        cards: its images.
+        style: colours and opacity that it opens with.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_part),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["stem"] = lambda name: PurePath(name).name
+    script = _part("page.js")
+    text = environment.get_template("page.html").render(
+        run=run,
+        cards=[_shown(each, run) for each in cards],
+        style=style,
+        colours=_colours(style.colormap),
+        css=_part("page.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        verdicts=list(dict.fromkeys(v for each in cards for v in _verdicts(each))),
+    )
+    return text.encode()
+
+
+def _part(name: str) -> str:
+    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _colours(colormap: Colormap) -> list[list[int]]:
+    """Return a colormap's 256 colours as [red, green, blue]."""
+    return [[int(part) for part in colour[::-1]] for colour in palette(colormap)[0]]
+
+
+def _verdicts(card: Card) -> list[str]:
+    targets = card.record["targets"]
+    return [t["verification"]["verdict"] for t in targets if "verification" in t]
+
+
+def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the template needs of a card."""
+    record = card.record
+    left, top, right, bottom = record["window"]
+    height, width = record["size"]
+    _, rows, columns = run["feature_shape"]
+    targets = [
+        {
+            "name": target["label"] or f"class {target['index']}",
+            "score": target["score"],
+            "remarks": remarks(target, rows * columns, run["score"]),
+            "verification": target.get("verification"),
+        }
+        for target in record["targets"]
+    ]
+    best = record["predictions"][0]
+    return {
+        "path": record["path"],
+        "jpeg": card.jpeg,
+        "width": card.width,
+        "height": card.height,
+        "best": best["label"] or f"class {best['index']}",
+        "confidence": best["score"],
+        "predictions": record["predictions"],
+        "targets": targets,
+        "verdicts": _verdicts(card),
+        "search": " ".join([record["path"], *(t["name"] for t in targets), best["label"] or ""]),
+        "data": {
+            "raw": card.raw,
+            "window": [left / width, top / height, right / width, bottom / height],
+        },
+    }
+
+
+def remarks(target: Mapping[str, Any], cells: int, score: str) -> list[str]:
+    """Return, in words, what speaks against a target's map.
+
+    Args:
+        target: its entry of `explanations.json`.
+        cells: number of cells.
+        score: how logits became scores.
+    """
+    if target["flat"]:
+        return ["All cells score the same: this map says nothing."]
+    found = []
+    if target["distinct_values"] < _FEW * cells:
+        found.append(
+            f"Only {target['distinct_values']} different scores among {cells} cells: the map is "
+            "coarse, perhaps rounding alone."
+        )
+    low, high = target["range"]
+    if score != "none" and high - low < _CLOSE * high:
+        found.append(
+            f"Weak signal: the cells' scores differ by {100 * (high - low) / high:.2g} % at most; "
+            "scaling to the full range makes that look like much."
+        )
+    return found

@@ -1,0 +1,211 @@
+"use strict";
+(() => {
+  const LARGEST = 224; // pixels of a drawn map's longer side; the browser enlarges the rest
+  const colours = JSON.parse(document.getElementById("colours").textContent);
+  const root = document.documentElement;
+  const byId = (id) => document.getElementById(id);
+
+  // The map of scores [H][W]: each scaled to 0..1, all zeros where they are the same.
+  const scaled = (raw) => {
+    const values = raw.flat();
+    const low = Math.min(...values);
+    const span = Math.max(...values) - low;
+    return raw.map((row) => row.map((value) => (span > 0 ? (value - low) / span : 0)));
+  };
+
+  // A value between cells, cells' centres at half pixels, or the cell's own.
+  const sample = (map, y, x, whole) => {
+    const rows = map.length, columns = map[0].length;
+    if (whole) return map[Math.min(rows - 1, Math.floor(y * rows))][Math.min(columns - 1, Math.floor(x * columns))];
+    const v = Math.min(rows - 1, Math.max(0, y * rows - 0.5));
+    const u = Math.min(columns - 1, Math.max(0, x * columns - 0.5));
+    const v0 = Math.floor(v), u0 = Math.floor(u);
+    const v1 = Math.min(rows - 1, v0 + 1), u1 = Math.min(columns - 1, u0 + 1);
+    const above = map[v0][u0] * (1 - u + u0) + map[v0][u1] * (u - u0);
+    const below = map[v1][u0] * (1 - u + u0) + map[v1][u1] * (u - u0);
+    return above * (1 - v + v0) + below * (v - v0);
+  };
+
+  class Card {
+    constructor(element) {
+      this.element = element;
+      this.frame = element.querySelector(".frame");
+      this.canvas = element.querySelector("canvas");
+      this.box = element.querySelector(".cell");
+      this.reading = element.querySelector(".reading");
+      this.select = element.querySelector(".target");
+      this.at = null;
+      this.select.addEventListener("change", () => this.switchTarget());
+      this.frame.addEventListener("pointermove", (event) => this.point(event));
+      this.frame.addEventListener("pointerdown", (event) => this.point(event));
+      this.frame.addEventListener("pointerleave", () => this.leave());
+      this.frame.addEventListener("blur", () => this.leave());
+      this.frame.addEventListener("keydown", (event) => this.step(event));
+    }
+
+    get data() { // read when it is first needed
+      this.parsed ??= JSON.parse(this.element.querySelector("script").textContent);
+      return this.parsed;
+    }
+
+    get target() { return Number(this.select.value); }
+
+    get raw() { return this.data.raw[this.target]; }
+
+    draw() {
+      const map = scaled(this.raw);
+      const [left, top, right, bottom] = this.data.window;
+      const { canvas } = this;
+      Object.assign(canvas.style, {
+        left: `${100 * left}%`, top: `${100 * top}%`,
+        width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%`,
+      });
+      const wide = (right - left) * this.frame.clientWidth, tall = (bottom - top) * this.frame.clientHeight;
+      const factor = LARGEST / Math.max(wide, tall, 1);
+      canvas.width = Math.max(1, Math.round(wide * factor));
+      canvas.height = Math.max(1, Math.round(tall * factor));
+      const context = canvas.getContext("2d");
+      const pixels = context.createImageData(canvas.width, canvas.height);
+      const whole = byId("cells").checked;
+      let place = 0;
+      for (let y = 0; y < canvas.height; y += 1) {
+        for (let x = 0; x < canvas.width; x += 1) {
+          const value = sample(map, (y + 0.5) / canvas.height, (x + 0.5) / canvas.width, whole);
+          const [red, green, blue] = colours[Math.round(255 * value)];
+          pixels.data[place] = red;
+          pixels.data[place + 1] = green;
+          pixels.data[place + 2] = blue;
+          pixels.data[place + 3] = 255;
+          place += 4;
+        }
+      }
+      context.putImageData(pixels, 0, 0);
+      this.drawn = true;
+    }
+
+    switchTarget() {
+      for (const about of this.element.querySelectorAll(".about")) {
+        about.hidden = Number(about.dataset.target) !== this.target;
+      }
+      this.draw();
+      if (this.at) this.show(...this.at);
+    }
+
+    point(event) {
+      const area = this.frame.getBoundingClientRect();
+      const [left, top, right, bottom] = this.data.window;
+      const x = ((event.clientX - area.left) / area.width - left) / (right - left);
+      const y = ((event.clientY - area.top) / area.height - top) / (bottom - top);
+      if (x < 0 || y < 0 || x >= 1 || y >= 1) {
+        this.leave();
+        this.reading.textContent = "The model did not see this part.";
+        return;
+      }
+      this.show(Math.floor(y * this.raw.length), Math.floor(x * this.raw[0].length));
+    }
+
+    step(event) {
+      const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+      const move = moves[event.key];
+      if (!move) return;
+      event.preventDefault();
+      const [row, column] = this.at ? [this.at[0] + move[0], this.at[1] + move[1]] : [0, 0];
+      this.show(
+        Math.min(this.raw.length - 1, Math.max(0, row)),
+        Math.min(this.raw[0].length - 1, Math.max(0, column)),
+      );
+    }
+
+    show(row, column) {
+      this.at = [row, column];
+      const rows = this.raw.length, columns = this.raw[0].length;
+      const [left, top, right, bottom] = this.data.window;
+      const wide = (right - left) / columns, tall = (bottom - top) / rows;
+      Object.assign(this.box.style, {
+        left: `${100 * (left + column * wide)}%`, top: `${100 * (top + row * tall)}%`,
+        width: `${100 * wide}%`, height: `${100 * tall}%`,
+      });
+      this.box.hidden = false;
+      const heat = scaled(this.raw)[row][column];
+      const name = this.select.selectedOptions[0].textContent.trim();
+      this.reading.textContent =
+        `Row ${row + 1} of ${rows}, column ${column + 1} of ${columns}: this cell alone scores ` +
+        `${this.raw[row][column]} for ${name}; heat ${heat.toFixed(2)}.`;
+    }
+
+    leave() {
+      this.at = null;
+      this.box.hidden = true;
+      this.reading.textContent = "Point at a cell to read its score.";
+    }
+  }
+
+  const cards = [...document.querySelectorAll(".card")].map((element) => new Card(element));
+  const cardOf = new Map(cards.map((card) => [card.element, card]));
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      const card = cardOf.get(entry.target);
+      card.near = entry.isIntersecting;
+      if (card.near && !card.drawn) card.draw();
+    }
+  }, { rootMargin: "200px" });
+  for (const card of cards) seen.observe(card.element);
+
+  const opacity = byId("opacity");
+  const setOpacity = () => root.style.setProperty("--opacity", String(opacity.value / 100));
+  opacity.addEventListener("input", setOpacity);
+  setOpacity();
+
+  byId("cells").addEventListener("change", () => {
+    for (const card of cards) {
+      card.drawn = false;
+      if (card.near) card.draw();
+    }
+  });
+
+  const compare = (on) => root.classList.toggle("compare", on);
+  const button = byId("compare");
+  button.addEventListener("pointerdown", () => compare(true));
+  for (const end of ["pointerup", "pointerleave", "pointercancel", "blur"]) {
+    button.addEventListener(end, () => compare(false));
+  }
+  const isTyped = (event) => event.target.matches("input[type=search]");
+  const holds = (event) =>
+    (event.key.toLowerCase() === "c" && !isTyped(event) && !event.ctrlKey && !event.metaKey && !event.altKey) ||
+    (event.target === button && (event.key === " " || event.key === "Enter"));
+  document.addEventListener("keydown", (event) => { if (holds(event)) compare(true); });
+  document.addEventListener("keyup", () => compare(false));
+  window.addEventListener("blur", () => compare(false));
+
+  const find = byId("find"), least = byId("least"), verdict = byId("verdict"), order = byId("order");
+  const RANKS = ["supported", "weak", "no better than random"];
+  const rank = (card) => Math.max(-1, ...card.element.dataset.verdicts.split("|").map((v) => RANKS.indexOf(v)));
+  const confidence = (card) => Number(card.element.dataset.confidence);
+  const orders = {
+    given: () => 0,
+    confident: (a, b) => confidence(b) - confidence(a),
+    unsure: (a, b) => confidence(a) - confidence(b),
+    class: (a, b) => a.element.dataset.class.localeCompare(b.element.dataset.class),
+    verdict: (a, b) => rank(b) - rank(a),
+  };
+  const filter = () => {
+    const words = find.value.trim().toLowerCase().split(/\s+/);
+    let count = 0;
+    for (const card of cards) {
+      const { search, verdicts } = card.element.dataset;
+      const fits = words.every((word) => search.includes(word)) &&
+        confidence(card) >= least.value / 100 &&
+        (!verdict || !verdict.value || verdicts.split("|").includes(verdict.value));
+      card.element.hidden = !fits;
+      count += fits;
+    }
+    byId("least-value").textContent = `${least.value} %`;
+    byId("count").textContent = `${count} of ${cards.length} images`;
+  };
+  for (const control of [find, least, verdict]) control?.addEventListener("input", filter);
+  order.addEventListener("input", () => {
+    const sorted = [...cards].sort((a, b) =>
+      orders[order.value](a, b) || a.element.dataset.number - b.element.dataset.number);
+    byId("cards").replaceChildren(...sorted.map((card) => card.element));
+  });
+})();

@@ -1,0 +1,49 @@
+"""Cards of images that were explained earlier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import msgspec
+import numpy as np
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.images import read_image
+from ov_recipro.output import RECORD, SCHEMA_VERSION
+from ov_recipro.report import Card, card
+
+
+def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
+    """Read what `explain` wrote to a folder.
+
+    Returns:
+        The record, the cards of the images, and why there is none of the others.
+
+    Raises:
+        ReciproError: there is no record, or it is of another version or without maps.
+    """
+    file = folder / RECORD
+    try:
+        run = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise ReciproError(f"{file}: {error.strerror or error}.") from error
+    except msgspec.MsgspecError as error:
+        raise ReciproError(f"{file} is malformed: {error}.") from error
+    if run.get("schema_version") != SCHEMA_VERSION:
+        raise ReciproError(f"{file} is of another version; explain the images again.")
+    cards, missing = [], []
+    for record in run["images"]:
+        maps = record["targets"][0]["maps"]
+        if maps is None:
+            raise ReciproError(f"{folder} holds no maps: explain with --save-maps, or --report.")
+        try:
+            with np.load(folder / maps) as saved:
+                raw = saved["raw"]
+            cards.append(card(record, read_image(Path(record["path"])), raw))
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            missing.append(f"{folder / maps}: {getattr(error, 'strerror', None) or error}.")
+        except ReciproError as error:
+            missing.append(str(error))
+    return run, cards, missing
