@@ -11,6 +11,10 @@ from ov_recipro import draw
 from ov_recipro.errors import ReciproError
 from ov_recipro.labels import find_class
 from ov_recipro.preprocess import Image, Window
+from ov_recipro.saliency import Score
+
+_FEW = 0.5  # share of different scores below which a map is coarse
+_CLOSE = 0.02  # spread of the scores, as a share of the highest, below which the signal is weak
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,29 @@ class Target(Prediction):
     range: tuple[float, float]
     distinct_values: int
     flat: bool
+
+    def remarks(self, cells: int, score: Score) -> list[str]:
+        """Return, in words, what speaks against the class's map.
+
+        Args:
+            cells: number of cells.
+            score: how logits became scores.
+        """
+        if self.flat:
+            return ["All cells score the same: this map says nothing."]
+        found = []
+        if self.distinct_values < _FEW * cells:
+            found.append(
+                f"Only {self.distinct_values} different scores among {cells} cells: the map is "
+                "coarse, perhaps rounding alone."
+            )
+        low, high = self.range
+        if score != "none" and high - low < _CLOSE * high:
+            found.append(
+                f"Weak signal: the cells' scores differ by {100 * (high - low) / high:.2g} % at "
+                "most; scaling to the full range makes that look like much."
+            )
+        return found
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 from command import fails, run
 
-from ov_recipro import Explainer
+from ov_recipro import Explainer, Target
 from ov_recipro.draw import Style
 from ov_recipro.images import read_image
-from ov_recipro.report import card, page, remarks
+from ov_recipro.report import card, page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -266,13 +267,13 @@ def test_what_can_be_missing(folder: Path, tmp_path: Path, cat: Path) -> None:
 
 
 def test_remarks() -> None:
-    target: dict[str, Any] = {"flat": False, "distinct_values": 49, "range": (0.001, 0.002)}
-    assert remarks(target, 49, "softmax") == []
-    assert "says nothing" in remarks(target | {"flat": True}, 49, "softmax")[0]
-    assert "Only 11" in remarks(target | {"distinct_values": 11}, 49, "softmax")[0]
-    weak = target | {"range": (0.00100, 0.00101)}
-    assert "differ by 0.99 %" in remarks(weak, 49, "softmax")[0]
-    assert remarks(weak, 49, "none") == []
+    good = Target(0, "cat", 0.9, range=(0.001, 0.002), distinct_values=49, flat=False)
+    assert good.remarks(49, "softmax") == []
+    assert "says nothing" in replace(good, flat=True).remarks(49, "softmax")[0]
+    assert "Only 11" in replace(good, distinct_values=11).remarks(49, "softmax")[0]
+    weak = replace(good, range=(0.00100, 0.00101))
+    assert "differ by 0.99 %" in weak.remarks(49, "softmax")[0]
+    assert weak.remarks(49, "none") == []
 
 
 def test_250_images_stay_below_40_mb(folder: Path, cat: Path) -> None:

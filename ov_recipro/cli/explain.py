@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ov_recipro.cli.options import FILE, explainer_options, note, open_explainer
-from ov_recipro.draw import COLORMAPS, DEFAULT, Style
+from ov_recipro.cli.terminal import colour_console, picture
+from ov_recipro.draw import COLORMAPS, DEFAULT, Colormap, Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.saliency import Score
 
@@ -154,7 +155,7 @@ def command(
                     failed += 1
                     note(f"Error: {outcome.error}")
                 elif not as_json:
-                    _print(outcome)
+                    _print(outcome, explainer, colormap)
                 if not outcome.source.is_video:
                     advance()
     finally:
@@ -192,27 +193,34 @@ def _say_how(explainer: Explainer, quiet: bool) -> None:
         )
 
 
-def _print(outcome: Outcome) -> None:
-    """Print one input's predictions and where its overlay is."""
-    if outcome.explanation is None:
-        click.echo(f"{outcome.source.name}: {outcome.frames} frames")
+def _print(outcome: Outcome, explainer: Explainer, colormap: Colormap) -> None:
+    """Print one input's predictions, what its maps are worth and where its overlay is.
+
+    In a terminal with colour the predictions are a table with a small map beside it.
+    """
+    found = outcome.explanation
+    if found is None:
+        click.echo(f"{outcome.source.name}: {outcome.frames} frames\n  {outcome.drawn}")
+        return
+    console = colour_console()
+    if console is not None:
+        console.print(outcome.source.name, markup=False, highlight=False)
+        console.print(picture(found, colormap))
     else:
         best = ", ".join(
-            f"{each.label or each.index} {each.score:.3g}"
-            for each in outcome.explanation.predictions
+            f"{each.label or each.index} {each.score:.3g}" for each in found.predictions
         )
         click.echo(f"{outcome.source.name}: {best}")
-        for target in outcome.explanation.targets:
-            if target.flat:
-                click.echo(
-                    f"  class {target.index}: all cells score the same; the map says nothing"
-                )
-        for target, found in zip(outcome.explanation.targets, outcome.verifications, strict=False):
-            click.echo(
-                f"  {target.label or target.index}: {found.verdict} (insertion "
-                f"{found.measured.insertion:.3f}, deletion {found.measured.deletion:.3f}; "
-                f"{found.deviations:+.1f} deviations from random maps)"
-            )
+    _, height, width = found.feature_shape
+    for target in found.targets:
+        for remark in target.remarks(height * width, explainer.score):
+            click.echo(f"  {target.label or target.index}: {remark}")
+    for target, verified in zip(found.targets, outcome.verifications, strict=False):
+        click.echo(
+            f"  {target.label or target.index}: {verified.verdict} (insertion "
+            f"{verified.measured.insertion:.3f}, deletion {verified.measured.deletion:.3f}; "
+            f"{verified.deviations:+.1f} deviations from random maps)"
+        )
     click.echo(f"  {outcome.drawn}")
 
 

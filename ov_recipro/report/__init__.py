@@ -12,15 +12,15 @@ from typing import Any
 
 import cv2
 import jinja2
+import msgspec
 
 from ov_recipro.draw import Colormap, Style, palette
+from ov_recipro.explanation import Target
 from ov_recipro.preprocess import Image
 from ov_recipro.saliency import Floats
 
 _LONGEST = 640  # pixels of an image's longer side
 _QUALITY = 80
-_FEW = 0.5  # share of different scores below which a map is coarse
-_CLOSE = 0.02  # spread of the scores, as a share of the highest, below which the signal is weak
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
         {
             "name": target["label"] or f"class {target['index']}",
             "score": target["score"],
-            "remarks": remarks(target, rows * columns, run["score"]),
+            "remarks": msgspec.convert(target, Target).remarks(rows * columns, run["score"]),
             "verification": target.get("verification"),
         }
         for target in record["targets"]
@@ -134,28 +134,3 @@ def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
             "window": [left / width, top / height, right / width, bottom / height],
         },
     }
-
-
-def remarks(target: Mapping[str, Any], cells: int, score: str) -> list[str]:
-    """Return, in words, what speaks against a target's map.
-
-    Args:
-        target: its entry of `explanations.json`.
-        cells: number of cells.
-        score: how logits became scores.
-    """
-    if target["flat"]:
-        return ["All cells score the same: this map says nothing."]
-    found = []
-    if target["distinct_values"] < _FEW * cells:
-        found.append(
-            f"Only {target['distinct_values']} different scores among {cells} cells: the map is "
-            "coarse, perhaps rounding alone."
-        )
-    low, high = target["range"]
-    if score != "none" and high - low < _CLOSE * high:
-        found.append(
-            f"Weak signal: the cells' scores differ by {100 * (high - low) / high:.2g} % at most; "
-            "scaling to the full range makes that look like much."
-        )
-    return found
