@@ -10,7 +10,17 @@ import click
 
 from ov_recipro.errors import ReciproError
 
-COMMANDS = ("layers", "split", "explain", "report", "embed", "evaluate", "bench", "devices")
+COMMANDS = (
+    "layers",
+    "split",
+    "explain",
+    "report",
+    "compare",
+    "embed",
+    "evaluate",
+    "bench",
+    "devices",
+)
 INTERRUPTED = 130
 
 

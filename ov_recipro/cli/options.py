@@ -130,6 +130,12 @@ def preprocessing_options(function: Function) -> Function:
 
 def explainer_options(function: Function) -> Function:
     """Add the options that say which model is explained and how; see `open_explainer`."""
+    model = click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
+    return model(running_options(function))
+
+
+def running_options(function: Function) -> Function:
+    """Add the options that say how a model is explained."""
     for option in (
         preprocessing_options,
         click.option(
@@ -147,7 +153,6 @@ def explainer_options(function: Function) -> Function:
             show_default=True,
             help="An OpenVINO device, ort-cpu, cuda or cuda:1.",
         ),
-        click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle."),
     ):
         function = option(function)
     return function

@@ -1,0 +1,143 @@
+"""`ov-recipro compare`: two models, or two layers, on the same images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import cv2
+import msgspec
+
+from ov_recipro.cli.options import FILE, note, open_explainer, running_options
+from ov_recipro.cli.tables import aligned
+from ov_recipro.errors import ReciproError
+
+if TYPE_CHECKING:
+    from ov_recipro.comparison import Comparison
+    from ov_recipro.explanation import Prediction
+
+RECORD = "comparison.json"
+
+
+@click.command("compare")
+@click.argument("first", type=FILE, metavar="A")
+@click.argument("second", type=FILE, metavar="B")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    default=Path("comparison"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the overlays, side by side, and the record.",
+)
+@click.option(
+    "-t",
+    "--target",
+    default="top1",
+    show_default=True,
+    metavar="CLASS",
+    help="What to explain: a class index or name, or top1, A's prediction.",
+)
+@click.option("--layer-b", metavar="LAYER", help="Where to cut B.  [default: as --layer]")
+@click.option(
+    "--min-correlation",
+    type=click.FloatRange(-1, 1),
+    metavar="R",
+    help="Exit with 1 where an image's two maps correlate less than this.",
+)
+@running_options
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No notes.")
+def command(
+    first: Path,
+    second: Path,
+    images: tuple[str, ...],
+    output: Path,
+    target: str,
+    layer_b: str | None,
+    min_correlation: float | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Explain images by models A and B, and say where they differ.
+
+    A and B are files or bundles of models of the same classes, such as a float model and its 8-bit
+    form; or the same file, with --layer and --layer-b. Maps of one class are compared, A's
+    prediction unless -t names another, by Pearson's correlation; a flat map counts as 0.
+    """
+    from ov_recipro.comparison import compare, side_by_side
+    from ov_recipro.images import find_images
+    from ov_recipro.output import file_stems, open_folder, write_whole
+
+    open_folder(output)
+    paths = find_images(images)
+    one = open_explainer(quiet, model=first, **options)
+    other = open_explainer(quiet, model=second, **options | {"layer": layer_b or options["layer"]})
+    found: list[Comparison] = []
+    failed: list[str] = []
+    for path, stem in zip(paths, file_stems(paths), strict=True):
+        if sys.stderr.isatty() and not quiet:
+            note(f"Comparing on {path} ...")
+        try:
+            comparison, left, right = compare(one, other, path, target)
+        except ReciproError as error:
+            failed.append(str(error))
+            note(f"Error: {error}")
+            continue
+        found.append(comparison)
+        _, png = cv2.imencode(".png", side_by_side(left, right))
+        write_whole(output / f"{stem}.png", png.tobytes())
+    record = {
+        "first": str(first),
+        "second": str(second),
+        "layers": [each.bundle.manifest.cut.tensor for each in (one, other)],
+        "images": found,
+        "errors": failed,
+    }
+    data = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    write_whole(output / RECORD, data)
+    if as_json:
+        click.echo(data, nl=False)
+    elif found:
+        click.echo(aligned([_HEADER, *map(_row, found)]))
+        note(_summary(found), quiet)
+    if failed:
+        raise ReciproError(f"{len(failed)} of {len(paths)} images could not be compared.")
+    if min_correlation is not None:
+        low = [each for each in found if (each.correlation or 0) < min_correlation]
+        if low:
+            raise ReciproError(
+                f"The maps of {len(low)} of {len(found)} images correlate less than "
+                f"{min_correlation:g}; the least is {min(e.correlation or 0 for e in low):.3f}."
+            )
+
+
+_HEADER = ("image", "A says", "B says", "same", "correlation")
+
+
+def _row(each: Comparison) -> tuple[str, ...]:
+    return (
+        each.image,
+        _said(each.first),
+        _said(each.second),
+        "no" if each.changed else "yes",
+        "flat" if each.correlation is None else f"{each.correlation:.3f}",
+    )
+
+
+def _said(prediction: Prediction) -> str:
+    return f"{prediction.label or prediction.index} {prediction.score:.3g}"
+
+
+def _summary(found: list[Comparison]) -> str:
+    changed = sum(each.changed for each in found)
+    values = [each.correlation or 0 for each in found]
+    return (
+        f"{changed} of {len(found)} predictions differ; correlation of the maps: mean "
+        f"{sum(values) / len(values):.3f}, least {min(values):.3f}."
+    )
