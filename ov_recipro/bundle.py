@@ -143,12 +143,13 @@ class Bundle:
         return self.folder / self.manifest.tail.file
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: str | Path) -> Bundle:
     """Read a bundle.
 
     Raises:
         ReciproError: it is incomplete, malformed or of another schema version.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     try:
         data = path.read_bytes()

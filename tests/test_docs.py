@@ -1,35 +1,111 @@
-"""The examples of the documentation run as they are printed."""
+"""What the documentation shows runs as it is printed."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 from command import run
 
-PIPELINES = Path(__file__).parent.parent / "docs" / "pipelines.md"
-EXAMPLES = re.findall(r"^## (.+?)$.*?```python\n(.*?)```", PIPELINES.read_text(), re.M | re.S)
+from ov_recipro.images import read_image
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted(
+    {
+        command
+        for path in PAGES
+        for command in re.findall(r"^\$ ov-recipro (.*?)(?:  +#.*)?$", path.read_text(), re.M)
+    }
+)
+SLOW = {"--limit 500": "--limit 1"}
+EXAMPLES = re.findall(
+    r"^## (.+?)$.*?```python\n(.*?)```", (ROOT / "docs" / "pipelines.md").read_text(), re.M | re.S
+)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, lite0: Path, cat: Path) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, lite0: Path, cat: Path, models: dict[str, Path]
+) -> Path:
+    """The files that the documentation speaks of."""
     folder = tmp_path_factory.mktemp("docs")
     shutil.copy(lite0, folder / "model.onnx")
-    shutil.copy(cat, folder / "image.jpg")
-    commands = re.findall(r"^\$ ov-recipro (.*?)(?:  +#.*)?$", PIPELINES.read_text(), re.M)
-    assert len(commands) == 3
-    for command in commands:
-        done = run(*command.split(), cwd=folder)
-        assert done.returncode == 0, done.stderr
+    shutil.copy(models["float"], folder / "float.onnx")
+    shutil.copy(models["qdq"], folder / "int8.onnx")
+    for name in ("image.jpg", "cat.jpg", "photos/n02124075/cat.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(cat, folder / name)
+    (folder / "val.csv").write_text("path,label\nimage.jpg,Egyptian cat\n")
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "cat.xml").write_text(
+        "<annotation><object><name>Egyptian cat</name><bndbox><xmin>20</xmin><ymin>1</ymin>"
+        "<xmax>400</xmax><ymax>300</ymax></bndbox></object></annotation>"
+    )
+    frame = read_image(cat)
+    writer = cv2.VideoWriter(
+        str(folder / "clip.mp4"),
+        cv2.VideoWriter.fourcc(*"mp4v"),
+        25.0,
+        (frame.shape[1], frame.shape[0]),
+    )
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
     return folder
 
 
+def test_there_are_commands() -> None:
+    names = {command.split()[0] for command in COMMANDS}
+    assert names == {
+        *("layers", "split", "explain", "compare", "embed"),
+        *("evaluate", "bench", "devices"),
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command: str, folder: Path) -> None:
+    for slow, quick in SLOW.items():
+        command = command.replace(slow, quick)
+    words = shlex.split(command)
+    if words[0] in ("embed", "split"):
+        for path in folder.glob("model.recipro"):
+            shutil.rmtree(path)
+        words.append("--force")
+    if words[0] == "evaluate":
+        words += ["--step", "12544"] * ("--step" not in words)
+    if words[0] == "bench":
+        words += ["--runs", "3"]
+    done = run(*words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.fixture(scope="module")
+def embedded(folder: Path) -> Path:
+    for name in ("explained.xml", "explained.onnx"):
+        done = run("embed", "model.onnx", "-o", name, "--force", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    done = run("embed", "model.onnx", "-o", "top3.xml", "-t", "top3", "--force", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def runs(code: str, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(("title", "code"), EXAMPLES, ids=[title for title, _ in EXAMPLES])
-def test_pipelines(title: str, code: str, folder: Path) -> None:
+def test_pipelines(title: str, code: str, embedded: Path) -> None:
     checks = {
         "OpenVINO Model API": "assert best.name == 'Egyptian_cat' and saliency.shape == (7, 7)",
         "A plain asynchronous loop, with overlays": "assert open('overlay-285.png', 'rb').read()",
@@ -37,11 +113,19 @@ def test_pipelines(title: str, code: str, folder: Path) -> None:
         "Embedding without files": "assert len(compiled.outputs) == 2",
         "ONNX Runtime": "assert saliency.shape == (1, 1000, 7, 7)",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{checks[title]}"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
+    runs(f"{code}\n{checks[title]}", embedded)
+
+
+def python_in(name: str) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/python.md", "docs/faithfulness.md"])
+def test_python(name: str, folder: Path) -> None:
+    given = (
+        "import cv2, numpy as np, openvino, shutil; frames = [cv2.imread('image.jpg')] * 3;"
+        "x = np.zeros((1, 3, 224, 224), np.float32);"
+        "ov_model = openvino.Core().read_model('model.onnx');"
+        "shutil.rmtree('model.recipro', ignore_errors=True)"
     )
-    assert done.returncode == 0, done.stderr
+    runs(f"{given}\n{python_in(name)}", folder)
