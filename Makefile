@@ -9,7 +9,7 @@ demo: $(VENV)/installed ## explain the sample image on the bundled model
 	$(BIN)/ov-recipro explain examples/chelsea.jpg
 
 test: $(VENV)/developing ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/developing
 	$(BIN)/ruff check .

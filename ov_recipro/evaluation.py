@@ -145,8 +145,10 @@ class Evaluation:
         Raises:
             ReciproError: a record can't be written.
         """
+        stopped = self.subject.stopped
+        stopped.clear()
         try:
-            for outcome in in_order(self._measure, self.samples, workers):
+            for outcome in in_order(self._measure, self.samples, workers, stopped.set):
                 for method, record in outcome.records.items():
                     self._ledgers[method].add(record)
                 if outcome.error is not None:

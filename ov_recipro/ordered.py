@@ -12,7 +12,10 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    stop: Callable[[], None] = lambda: None,
 ) -> Iterator[Result]:
     """Call a function on each item in threads; yield the results in the items' order.
 
@@ -23,6 +26,8 @@ def in_order(
         function: may raise; its error is raised at the item's turn and ends the rest.
         items: anything to go through, even without an end.
         workers: number of threads.
+        stop: called when there is an error or the caller leaves, before the calls in hand are
+            waited for.
     """
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[Result]] = deque()
@@ -33,6 +38,9 @@ def in_order(
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BaseException:
+            stop()
+            raise
         finally:
             for future in pending:
                 future.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,7 @@ class Subject:
         probability: how its logits become the scores that metrics compare: its own closing
             sigmoid, else softmax.
         parallel: images that the device infers at once.
+        stopped: while set, what is at work in other threads ends with an error.
 
     Raises:
         ReciproError: the explainer's device is not one of OpenVINO's.
@@ -67,6 +68,7 @@ class Subject:
         self._entry = manifest.image
         self._parts = Parts(explainer.bundle, explainer.device, explainer.precision, explainer.hint)
         self.parallel = self._parts.parallel
+        self.stopped = Event()
         self._lock = Lock()
         self._explainers = {(explainer.mask, explainer.score): explainer}
         self._linear: Floats | NotApplicable | None = None
@@ -87,6 +89,8 @@ class Subject:
 
     def see(self, image: Floats) -> Seen:
         """Run the model on an image."""
+        if self.stopped.is_set():
+            raise ReciproError("Stopped.")
         (features, *bypass), logits = self._parts.infer(self.tensor(image))
         if not np.isfinite(logits).all():
             raise ReciproError("The model gives NaN or infinite numbers for this image.")
