@@ -26,7 +26,7 @@ from ov_recipro.images import find_images, read_image
 from ov_recipro.methods import METHODS, Method, Subject
 from ov_recipro.metrics import Tally, rank_correlation
 from ov_recipro.preprocess import prepare
-from ov_recipro.saliency import class_scores
+from ov_recipro.saliency import Score, class_scores
 
 
 def masked_model(path: Path, tensor: str, shape: tuple[int, ...]) -> ov.CompiledModel:
@@ -49,14 +49,14 @@ def masked_model(path: Path, tensor: str, shape: tuple[int, ...]) -> ov.Compiled
     return ov.Core().compile_model(masked, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def eight_bit_tail(path: Path, explainer: Explainer) -> Method:
+def eight_bit_tail(path: Path, explainer: Explainer, score: Score) -> Method:
     """Return Recipro-CAM as it is with the deployed model's own tail."""
     manifest = explainer.bundle.manifest
     height, width = manifest.cut.grid
     model = masked_model(path, manifest.cut.tensor, manifest.image.shape)
     local = threading.local()
 
-    def logits(subject: Subject, image: np.ndarray, index: int) -> np.ndarray:
+    def method(subject: Subject, image: np.ndarray, index: int) -> np.ndarray:
         if not hasattr(local, "request"):
             local.request = model.create_infer_request()
         rows = []
@@ -64,10 +64,10 @@ def eight_bit_tail(path: Path, explainer: Explainer) -> Method:
             mask = np.zeros((1, 1, height, width), np.float32)
             mask.flat[cell] = 1
             found = local.request.infer([subject.tensor(image), mask])[0]
-            rows.append(class_scores(found[0], "softmax")[index])
+            rows.append(class_scores(found[0], score)[index])
         return np.array(rows).reshape(height, width)
 
-    return logits
+    return method
 
 
 def main() -> None:
@@ -84,7 +84,14 @@ def main() -> None:
     for path in arguments.quantised:
         ours = Explainer(path, preprocessing=expected.preprocessing, hint="throughput")
         subject = Subject(ours)
-        methods = {"8-bit tail": eight_bit_tail(path, ours), "float32 tail": METHODS["recipro"]}
+        methods = {
+            "8-bit tail": eight_bit_tail(path, ours, "softmax"),
+            "float32 tail": METHODS["recipro"],
+        }
+        of_logits = {
+            "8-bit tail": eight_bit_tail(path, ours, "none"),
+            "float32 tail": METHODS["recipro-logit"],
+        }
         tallies = {name: Tally() for name in methods}
         ranks: dict[str, list[float]] = {name: [] for name in methods}
         distinct: dict[str, list[int]] = {name: [] for name in methods}
@@ -98,7 +105,8 @@ def main() -> None:
             for name, method in methods.items():
                 raw = method(subject, image, index)
                 ranks[name].append(rank_correlation(raw, reference.maps[0]) or 0)
-                distinct[name].append(len(np.unique(raw.astype(np.float32))))
+                logits = of_logits[name](subject, image, index)
+                distinct[name].append(len(np.unique(logits.astype(np.float32))))
                 step = 8 * image.shape[2]
                 measured = measure(subject, method, image, top, "poppi", step)
                 tallies[name].update(str(file), measured)
@@ -118,7 +126,7 @@ def main() -> None:
         print(markdown(like_float), "", markdown(faithful), "", sep="\n", flush=True)
 
 
-_LIKE = ("model", "maps by", "Spearman with the float model's", "distinct values", "same top-1")
+_LIKE = ("model", "maps by", "Spearman with the float model's", "distinct logits", "same top-1")
 _MEANS = ("drop", "increase", "deletion", "insertion", "coherency", "complexity", "adcc")
 _FAITHFUL = ("model", "maps by", *_MEANS, "flat")
 
