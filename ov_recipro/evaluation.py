@@ -16,7 +16,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.faithfulness import Profile, measure
 from ov_recipro.images import decode_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject
-from ov_recipro.metrics import Box, Measurement, Summary, Tally
+from ov_recipro.metrics import Box, Mean, Measurement, Summary, Tally
 from ov_recipro.ordered import in_order
 from ov_recipro.preprocess import Window, prepare
 
@@ -52,11 +52,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """A method's line of the table: its summary, or why it does not apply to the model."""
+    """A method's line of the table: its summary, or why it does not apply to the model.
+
+    Attributes:
+        above_first: how far its ADCC is above that of the first method, on the images that both
+            have; None for the first.
+    """
 
     method: str
     summary: Summary | None
     not_applicable: str | None
+    above_first: Mean | None = None
 
 
 class Evaluation:
@@ -160,7 +166,8 @@ class Evaluation:
 
     def rows(self) -> list[Row]:
         """Return the table of what is measured so far of these samples."""
-        rows = []
+        rows: list[Row] = []
+        first: Tally | None = None
         for method, ledger in self._ledgers.items():
             tally = Tally()
             for sample in self.samples:
@@ -168,7 +175,9 @@ class Evaluation:
                 if record is not None and sample.name not in self.failed:
                     tally.update(record.image, record.measured)
             if len(tally):
-                rows.append(Row(method, tally.summary(), None))
+                above = tally.adcc_above(first) if first is not None else None
+                rows.append(Row(method, tally.summary(), None, above))
+                first = first or tally
             elif method in self._refused:
                 rows.append(Row(method, None, self._refused[method]))
         return rows

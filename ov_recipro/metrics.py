@@ -266,6 +266,23 @@ class Tally:
     def __len__(self) -> int:
         return len(self._measured)
 
+    def adcc_above(self, other: Tally) -> Mean | None:
+        """Return how far this ADCC is above another tally's, over the images that both have.
+
+        The interval is of the difference, both resampled alike: what makes an image hard for both
+        cancels. None where there is no such image.
+        """
+        names = sorted(self._measured.keys() & other._measured.keys())
+        if not names:
+            return None
+        values, drawn = [], []
+        for tally in (self, other):
+            rows = [tally._measured[name] for name in names]
+            parts = np.array([[r.drop, r.coherency or 0.0, r.complexity] for r in rows]).T
+            values.append(adcc(*(math.fsum(part.tolist()) / len(names) for part in parts)))
+            drawn.append(np.array([adcc(*means) for means in _resampled_means(parts).T]))
+        return Mean(values[0] - values[1], *_interval(drawn[0] - drawn[1]))
+
     def summary(self) -> Summary:
         """Return the means with their intervals.
 

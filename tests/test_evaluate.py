@@ -66,6 +66,9 @@ def test_tables_and_all_they_depend_on(tmp_path: Path, folders: Path) -> None:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["drop"]) == ours["summary"]["drop"]["value"]
     assert float(rows[1]["adcc_high"]) == noise["summary"]["adcc"]["high"]
+    assert float(rows[1]["adcc_above_first"]) == noise["above_first"]["value"] < 0
+    assert (rows[0]["adcc_above_first"], ours["above_first"]) == ("", None)
+    assert "ADCC less recipro's" in result.stdout.splitlines()[0]
     text = (tmp_path / "out" / "evaluation.md").read_text()
     assert text.startswith("| method | drop ↓ |")
     assert "Profile poppi" in text

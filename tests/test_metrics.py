@@ -180,6 +180,26 @@ def test_means_and_intervals() -> None:
         assert mean.low < mean.value < mean.high
 
 
+def test_differences_are_paired() -> None:
+    """Two methods whose hard images are the same: the difference is surer than either."""
+    random = np.random.default_rng(0)
+    one, other = Tally(), Tally()
+    for number in range(40):
+        drop, coherency, complexity = random.random(3) / 2
+        for tally, more in ((one, 0.0), (other, 0.02 + 0.005 * random.random())):
+            measured = Measurement(
+                0.5, 0.5, drop + more, False, 1 - coherency, complexity, 0.1, 0.5, False
+            )
+            tally.update(f"{number}.jpg", measured)
+    above = one.adcc_above(other)
+    assert above is not None
+    assert above.value == pytest.approx(one.summary().adcc.value - other.summary().adcc.value)
+    assert 0 < above.low < above.value < above.high
+    assert above.high - above.low < 0.1 * (one.summary().adcc.high - one.summary().adcc.low)
+    assert one.adcc_above(one) == metrics.Mean(0, 0, 0)
+    assert one.adcc_above(Tally()) is None
+
+
 def test_nothing_has_no_mean() -> None:
     with pytest.raises(ValueError, match="nothing"):
         Tally().summary()

@@ -162,25 +162,31 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _header(rows: Sequence[Row]) -> tuple[str, ...]:
-    return ("method", *(_COLUMNS[name] for name in _columns(rows)), "flat", "images")
+    above = (f"ADCC less {rows[0].method}'s",) if len(rows) > 1 else ()
+    return ("method", *(_COLUMNS[name] for name in _columns(rows)), *above, "flat", "images")
 
 
 def _shown(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     names = _columns(rows)
     if row.summary is None:
-        return (row.method, f"not applicable: {row.not_applicable}", *("" for _ in names), "")
+        empty = ("",) * (len(_header(rows)) - 2)
+        return (row.method, f"not applicable: {row.not_applicable}", *empty)
     means = [getattr(row.summary, name) for name in names]
+    above = (_percent(row.above_first, signed=True),) if len(rows) > 1 else ()
     return (
         row.method,
         *map(_percent, means),
+        *above,
         str(row.summary.flat),
         str(row.summary.images),
     )
 
 
-def _percent(mean: Mean | None) -> str:
+def _percent(mean: Mean | None, signed: bool = False) -> str:
     if mean is None:
         return ""
+    if signed:
+        return f"{100 * mean.value:+.2f} ({100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
     return f"{100 * mean.value:.2f} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
 
 
@@ -191,14 +197,17 @@ def _csv(rows: Sequence[Row]) -> str:
     ends = ("", "_low", "_high")
     heads = [f"{name}{end}" for name in names for end in ends]
     writer.writerow(
-        ["method", *heads, "images", "boxed", "flat", "undefined_coherency", "not_applicable"]
+        [
+            *("method", *heads, *(f"adcc_above_first{end}" for end in ends)),
+            *("images", "boxed", "flat", "undefined_coherency", "not_applicable"),
+        ]
     )
     for row in rows:
         found = row.summary
         if found is None:
-            writer.writerow([row.method, *("" for _ in heads), "", "", "", "", row.not_applicable])
+            writer.writerow([row.method, *("" for _ in heads), *[""] * 7, row.not_applicable])
             continue
-        means = [getattr(found, name) for name in names]
+        means = [*(getattr(found, name) for name in names), row.above_first]
         values = [
             value for m in means for value in ((m.value, m.low, m.high) if m else ("", "", ""))
         ]
