@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from xml.etree import ElementTree
 
 import msgspec
@@ -16,6 +17,7 @@ from ov_recipro.images import find_images
 from ov_recipro.labels import class_index, read_synsets
 from ov_recipro.metrics import Box
 
+Item = TypeVar("Item")
 _TABLES = {".csv": ",", ".tsv": "\t"}
 
 
@@ -93,11 +95,11 @@ def read_dataset(path: Path, classes: Classes) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.name)
 
 
-def spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """Return at most `limit` samples, evenly spread."""
-    if limit is None or limit >= len(samples):
-        return list(samples)
-    return [samples[number * len(samples) // limit] for number in range(limit)]
+def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Return at most `limit` of the items, evenly spread."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[number * len(items) // limit] for number in range(limit)]
 
 
 def _from_folders(root: Path, classes: Classes) -> list[Sample]:

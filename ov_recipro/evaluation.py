@@ -18,7 +18,7 @@ from ov_recipro.images import decode_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.metrics import Box, Mean, Measurement, Summary, Tally
 from ov_recipro.ordered import in_order
-from ov_recipro.preprocess import Window, prepare
+from ov_recipro.preprocess import Window
 
 SCHEMA_VERSION = 1
 RECORDS = "records"
@@ -209,11 +209,7 @@ class Evaluation:
         ]
         if not missing:
             return Outcome(sample, {})
-        explainer = self.subject.explainer
-        entry = explainer.bundle.manifest.image
-        pixels = decode_image(data, str(sample.path))
-        tensor, window = prepare(pixels, explainer.preprocessing, entry.channels_last, entry.dtype)
-        image = self.subject.image(tensor)
+        image, window = self.subject.prepare(decode_image(data, str(sample.path)))
         if self.profile == "byun" and sample.label is not None:
             index = sample.label
         else:

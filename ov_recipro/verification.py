@@ -15,7 +15,6 @@ from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness import curves, measure
 from ov_recipro.methods import Subject
 from ov_recipro.metrics import Measurement, upsampled
-from ov_recipro.preprocess import prepare
 from ov_recipro.saliency import Floats
 
 Verdict = Literal["supported", "weak", "no better than random"]
@@ -63,12 +62,7 @@ def verify(subject: Subject, explanation: Explanation) -> tuple[Verification, ..
     """
     if explanation.image is None:
         raise ReciproError("A tensor was explained, not an image: it can't be verified.")
-    explainer = subject.explainer
-    entry = explainer.bundle.manifest.image
-    tensor, _ = prepare(
-        explanation.image, explainer.preprocessing, entry.channels_last, entry.dtype
-    )
-    image = subject.image(tensor)
+    image, _ = subject.prepare(explanation.image)
     return tuple(verify_class(subject, image, target.index) for target in explanation.targets)
 
 

@@ -17,7 +17,6 @@ from ov_recipro.images import read_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject, find_methods
 from ov_recipro.methods.perturbation import RISE_MASKS, _random_masks
 from ov_recipro.metrics import correlation, upsampled
-from ov_recipro.preprocess import prepare
 from ov_recipro.saliency import saliency_maps
 
 Array = npt.NDArray[Any]
@@ -29,8 +28,8 @@ def subject(explainer: Explainer) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def image(explainer: Explainer, subject: Subject, cat: Path) -> Array:
-    return subject.image(prepare(read_image(cat), explainer.preprocessing)[0])
+def image(subject: Subject, cat: Path) -> Array:
+    return subject.prepare(read_image(cat))[0]
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ import numpy as np
 
 from ov_recipro import Explainer, Subject
 from ov_recipro.cli.tables import markdown
+from ov_recipro.datasets import spread
 from ov_recipro.faithfulness import curves
 from ov_recipro.images import find_images, read_image
 from ov_recipro.metrics import upsampled
 from ov_recipro.ordered import in_order
-from ov_recipro.preprocess import prepare
 from ov_recipro.verification import STEPS, deviations_above, judge, random_maps
 
 VERDICTS = ("supported", "weak", "no better than random")
@@ -52,7 +52,7 @@ def verdicts(subject: Subject, paths: list[Path], number: int) -> dict[str, str]
 
 def seen(subject: Subject, path: Path) -> tuple[np.ndarray, int]:
     """Return an image and its top-1 class."""
-    image = subject.image(prepare(read_image(path), subject.explainer.preprocessing)[0])
+    image, _ = subject.prepare(read_image(path))
     return image, int(subject.scores(image).argmax())
 
 
@@ -63,8 +63,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=250)
     arguments = parser.parse_args()
     subject = Subject(Explainer(arguments.model, hint="throughput"))
-    paths = find_images([arguments.images])
-    paths = [paths[n * len(paths) // arguments.limit] for n in range(arguments.limit)]
+    paths = spread(find_images([arguments.images]), arguments.limit)
     counts: dict[str, Counter[str]] = {}
     for found in in_order(partial(verdicts, subject, paths), range(len(paths)), 2):
         for kind, verdict in found.items():

@@ -21,11 +21,11 @@ from openvino import opset13 as ops
 
 from ov_recipro import Explainer
 from ov_recipro.cli.tables import markdown
+from ov_recipro.datasets import spread
 from ov_recipro.faithfulness import measure
 from ov_recipro.images import find_images, read_image
 from ov_recipro.methods import METHODS, Method, Subject
 from ov_recipro.metrics import Tally, rank_correlation
-from ov_recipro.preprocess import prepare
 from ov_recipro.saliency import Score, class_scores
 
 
@@ -77,8 +77,7 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--limit", type=int, default=50)
     arguments = parser.parse_args()
-    paths = find_images([arguments.images])
-    paths = [paths[n * len(paths) // arguments.limit] for n in range(arguments.limit)]
+    paths = spread(find_images([arguments.images]), arguments.limit)
     expected = Explainer(arguments.float_model, hint="throughput")
     like_float, faithful = [_LIKE], [_FAITHFUL]
     for path in arguments.quantised:
@@ -99,7 +98,7 @@ def main() -> None:
         for file in paths:
             reference = expected(file)
             index = reference.predictions[0].index
-            image = subject.image(prepare(read_image(file), ours.preprocessing)[0])
+            image, _ = subject.prepare(read_image(file))
             top = int(subject.scores(image).argmax())
             same += top == index
             for name, method in methods.items():

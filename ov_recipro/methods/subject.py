@@ -13,6 +13,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
+from ov_recipro.preprocess import Image, Window, prepare
 from ov_recipro.runtimes import runs_on_openvino
 from ov_recipro.runtimes.base import Array
 from ov_recipro.runtimes.openvino_parts import Parts
@@ -72,6 +73,12 @@ class Subject:
         self._lock = Lock()
         self._explainers = {(explainer.mask, explainer.score): explainer}
         self._linear: Floats | NotApplicable | None = None
+
+    def prepare(self, pixels: Image) -> tuple[Floats, Window]:
+        """Return pixels [h,w,3] BGR as an image [C,H,W], and the part of them that it covers."""
+        entry, how = self._entry, self.explainer.preprocessing
+        tensor, window = prepare(pixels, how, entry.channels_last, entry.dtype)
+        return self.image(tensor), window
 
     def image(self, tensor: Array) -> Floats:
         """Return the model's input, such as [1,3,H,W], as an image [C,H,W]."""
