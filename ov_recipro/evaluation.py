@@ -182,12 +182,12 @@ class Evaluation:
                 rows.append(Row(method, None, self._refused[method]))
         return rows
 
-    def record(self) -> bytes:
-        """Return the JSON record of the table and all that it depends on."""
+    def record(self, rows: Sequence[Row]) -> bytes:
+        """Return the JSON record of the table's rows and all that they depend on."""
         record = self.settings() | {
             "images": len(self.samples),
             "interval": "95 %, percentiles of 2000 bootstrap samples of the images",
-            "methods": self.rows(),
+            "methods": rows,
             "errors": [{"path": name, "error": why} for name, why in sorted(self.failed.items())],
         }
         return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"

@@ -123,16 +123,17 @@ def command(
     finally:
         rows = evaluation.rows()
         if rows:
-            provenance = _provenance(evaluation)
+            provenance = _provenance(evaluation, rows)
+            record = evaluation.record(rows)
             table = [_header(rows), *(_shown(row, rows) for row in rows)]
             text = f"{markdown(table)}\n\n{provenance}\n"
             write_whole(output / f"{RESULT}.md", text.encode())
             write_whole(output / f"{RESULT}.csv", _csv(rows).encode())
-            write_whole(output / f"{RESULT}.json", evaluation.record())
+            write_whole(output / f"{RESULT}.json", record)
     if not rows:
         raise ReciproError("No image could be measured.")
     if as_json:
-        click.echo(evaluation.record(), nl=False)
+        click.echo(record, nl=False)
     else:
         click.echo(aligned(table))
         note(provenance, quiet)
@@ -216,11 +217,11 @@ def _csv(rows: Sequence[Row]) -> str:
     return file.getvalue()
 
 
-def _provenance(evaluation: Evaluation) -> str:
+def _provenance(evaluation: Evaluation, rows: Sequence[Row]) -> str:
     """Return, in words, all that the numbers depend on."""
     settings = evaluation.settings()
     how = evaluation.subject.explainer.preprocessing
-    summaries = [row.summary for row in evaluation.rows() if row.summary]
+    summaries = [row.summary for row in rows if row.summary]
     undefined = sum(summary.undefined for summary in summaries)
     images = max((summary.images for summary in summaries), default=0)
     versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
