@@ -17,6 +17,7 @@ Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "turbo"]
 
 COLORMAPS: tuple[Colormap, ...] = get_args(Colormap)
 _CONTOURS = (0.25, 0.5, 0.75)
+_LINE = cv2.LINE_AA
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class Style:
         cells: draw the feature map's cells as they are, instead of smoothly.
         contour: draw lines at a quarter, half and three quarters of the range onto the image,
             instead of heat.
+        legend: add a strip below the image: the colours, between the least and greatest score
+            that they stand for.
     """
 
     colormap: Colormap = "inferno"
     alpha: float = 0.5
     cells: bool = False
     contour: bool = False
+    legend: bool = False
 
     def __post_init__(self) -> None:
         if self.colormap not in COLORMAPS:
@@ -78,6 +82,41 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
     return drawn
 
 
+def legend(width: int, scores: tuple[float, float], style: Style) -> Image:
+    """Draw the strip that says what colours mean.
+
+    Args:
+        width: of the image that it belongs to, in pixels.
+        scores: least and greatest score of the map's cells.
+        style: how the map is drawn.
+
+    Returns:
+        uint8 [h,width,3] BGR, h even; on a narrow image the scale alone, without its numbers.
+    """
+    height = max(16, 2 * round(width / 50))
+    margin = height // 4
+    strip = np.full((height, width, 3), 255, np.uint8)
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, height / 44
+    low, high = (f"{score:.3g}" for score in scores)
+    (left, _), _ = cv2.getTextSize(low, font, size, 1)
+    (right, tall), _ = cv2.getTextSize(high, font, size, 1)
+    x0, x1 = left + 2 * margin, width - right - 2 * margin
+    if x1 - x0 < width / 3:
+        x0, x1 = margin, width - margin
+    else:
+        for text, x in ((low, margin), (high, width - margin - right)):
+            cv2.putText(strip, text, (x, (height + tall) // 2), font, size, (0, 0, 0), 1, _LINE)
+    values = np.linspace(0, 1, x1 - x0, dtype=np.float32)
+    bar = strip[margin : height - margin, x0:x1]
+    if style.contour:
+        bar[:] = 0
+        for level in _CONTOURS:
+            bar[:, abs(values - level) < 0.02] = _contour_colour(level, style.colormap)
+    else:
+        bar[:] = palette(style.colormap)[0, np.rint(255 * values).astype(np.intp)]
+    return strip
+
+
 def palette(colormap: Colormap) -> Image:
     """Return the colours of the values 0..255, uint8 [1,256,3] BGR."""
     kind = getattr(cv2, f"COLORMAP_{colormap.upper()}")
@@ -91,11 +130,13 @@ def _three(values: Image) -> Image:
 def _draw_contours(image: Image, heat: Floats, colormap: Colormap) -> None:
     """Draw lines of equal saliency, each on a dark rim so that it shows on any image."""
     width = max(1, round(max(image.shape[:2]) / 300))
-    colours = palette(colormap)[0]
     for level in _CONTOURS:
         lines, _ = cv2.findContours(
             np.asarray(heat >= level, np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
         )
-        bright = tuple(int(part) for part in colours[round(255 * (0.4 + 0.6 * level))])
-        cv2.drawContours(image, lines, -1, (0, 0, 0), 3 * width, cv2.LINE_AA)
-        cv2.drawContours(image, lines, -1, bright, width, cv2.LINE_AA)
+        cv2.drawContours(image, lines, -1, (0, 0, 0), 3 * width, _LINE)
+        cv2.drawContours(image, lines, -1, _contour_colour(level, colormap), width, _LINE)
+
+
+def _contour_colour(level: float, colormap: Colormap) -> tuple[int, ...]:
+    return tuple(int(part) for part in palette(colormap)[0, round(255 * (0.4 + 0.6 * level))])

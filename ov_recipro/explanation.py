@@ -98,17 +98,22 @@ class Explanation:
 
         Args:
             target: class name or index of an explained class; the first target by default.
-            style: colours, opacity, cells or contours.
+            style: colours, opacity, cells or contours; with or without a legend.
 
         Returns:
-            uint8 [h,w,3] BGR of the image's own size.
+            uint8 [h,w,3] BGR of the image's own size, to which a legend adds rows below.
 
         Raises:
             ReciproError: that class was not explained, or there is no image.
         """
         if self.image is None or self.window is None:
             raise ReciproError("A tensor was explained, not an image: nothing to draw onto.")
-        return draw.overlay(self.image, self.maps[self._position(target)], self.window, style)
+        position = self._position(target)
+        drawn = draw.overlay(self.image, self.maps[position], self.window, style)
+        if not style.legend:
+            return drawn
+        strip = draw.legend(drawn.shape[1], self.targets[position].range, style)
+        return np.vstack([drawn, strip])
 
     def _position(self, target: str | int | None) -> int:
         if target is None:

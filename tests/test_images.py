@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ov_recipro import ReciproError
-from ov_recipro.draw import COLORMAPS, Colormap, Style, overlay, palette
+from ov_recipro.draw import COLORMAPS, Colormap, Style, legend, overlay, palette
 from ov_recipro.images import decode_image, find_images, read_image
 from ov_recipro.metadata import find_labels, find_preprocessing
 from ov_recipro.preprocess import Preprocessing, Resize, prepare
@@ -78,6 +78,22 @@ def test_styles() -> None:
     assert 0.01 < (lines != 100).any(axis=2).mean() < 0.2
     flat = overlay(image, 0 * heat, window, Style(contour=True))
     np.testing.assert_array_equal(flat, image)
+
+
+def test_a_legend_shows_the_colours_from_low_to_high() -> None:
+    for width, numbers in ((400, True), (20, False)):
+        strip = legend(width, (0.0012, 0.85), Style("viridis"))
+        assert strip.shape == (16, width, 3)
+        middle = strip[8]
+        bar = middle[(np.ptp(middle.astype(int), axis=1)) > 20]  # neither white nor black
+        assert (bar[0] == palette("viridis")[0, 0]).all()
+        assert (bar[-1] == palette("viridis")[0, -1]).all()
+        assert (strip.max(axis=2) < 60).any() == numbers
+    lines = legend(400, (0, 1), Style(contour=True))
+    edges = np.diff((lines[8].max(axis=1) > 60).astype(int))
+    assert (edges == 1).sum() >= 3
+    black = (legend(400, (0, 1), Style(contour=True))[8] == 0).all(axis=1)
+    assert black.sum() > 200
 
 
 @pytest.mark.parametrize("colormap", [name for name in COLORMAPS if name != "turbo"])

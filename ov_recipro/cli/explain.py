@@ -94,6 +94,9 @@ _MANY = 8  # images for which it pays to start with several at once
 )
 @click.option("--cells", is_flag=True, help="Draw the feature map's cells as they are.")
 @click.option("--contour", is_flag=True, help="Draw lines of equal saliency instead of heat.")
+@click.option(
+    "--legend", is_flag=True, help="Add a strip that says which scores the colours stand for."
+)
 @click.option("--report", is_flag=True, help="Also write report.html, to look at all images in.")
 @click.option("--save-maps", is_flag=True, help="Also write the maps as .npz.")
 @click.option(
@@ -113,6 +116,7 @@ def command(
     alpha: float,
     cells: bool,
     contour: bool,
+    legend: bool,
     report: bool,
     save_maps: bool,
     verify: bool,
@@ -145,7 +149,7 @@ def command(
         from ov_recipro.methods import Subject
 
         subject = Subject(explainer)
-    style = Style(colormap, alpha, cells, contour)
+    style = Style(colormap, alpha, cells, contour, legend)
     batch = Batch(explainer, inputs, output, targets, save_maps, style, subject, report)
     failed = 0
     try:
