@@ -27,12 +27,12 @@ class Sample:
 
     Attributes:
         name: the image's path below the dataset's folder, with slashes.
-        path: the file.
+        path: the file; in the dataset's filesystem, where that is not this machine's.
         label: the class that it shows; None where the dataset does not say.
     """
 
     name: str
-    path: Path
+    path: str
     label: int | None
 
 
@@ -89,7 +89,8 @@ def read_dataset(path: Path, classes: Classes) -> list[Sample]:
     if path.suffix.lower() in _TABLES and path.is_file():
         samples = _from_table(path, classes)
     elif path.is_dir():
-        samples = _from_folders(path, classes)
+        names = [image.relative_to(path).as_posix() for image in find_images([str(path)])]
+        samples = in_folders(str(path), names, classes)
     else:
         raise ReciproError(f"{path}: no folder of images, and no .csv or .tsv table.")
     return sorted(samples, key=lambda sample: sample.name)
@@ -102,26 +103,34 @@ def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
     return [items[number * len(items) // limit] for number in range(limit)]
 
 
-def _from_folders(root: Path, classes: Classes) -> list[Sample]:
-    images = find_images([str(root)])
-    flat = [image for image in images if image.parent == root]
-    if len(flat) == len(images):
-        return [Sample(image.name, image, None) for image in images]
+def in_folders(root: str, names: Sequence[str], classes: Classes) -> list[Sample]:
+    """Return the images below a folder of one folder for each class, or of images alone.
+
+    Args:
+        root: the folder.
+        names: the images' paths below it, with slashes.
+        classes: how folders may be called.
+
+    Raises:
+        ReciproError: a folder is no class, or there are images both in folders and outside.
+    """
+    flat = [name for name in names if "/" not in name]
+    if len(flat) == len(names):
+        return [Sample(name, f"{root}/{name}", None) for name in names]
     if flat:
         raise ReciproError(
-            f"{root} has images both in folders of classes and outside, such as {flat[0].name}."
+            f"{root} has images both in folders of classes and outside, such as {flat[0]}."
         )
     labels: dict[str, int] = {}
     samples = []
-    for image in images:
-        below = image.relative_to(root)
-        name = below.parts[0]
-        if name not in labels:
+    for name in names:
+        folder = name.split("/", 1)[0]
+        if folder not in labels:
             try:
-                labels[name] = classes.find(name)
+                labels[folder] = classes.find(folder)
             except ReciproError as error:
-                raise ReciproError(f"{root / name}: not a class. {error}") from error
-        samples.append(Sample(below.as_posix(), image, labels[name]))
+                raise ReciproError(f"{root}/{folder}: not a class. {error}") from error
+        samples.append(Sample(name, f"{root}/{name}", labels[folder]))
     return samples
 
 
@@ -149,7 +158,7 @@ def _from_table(path: Path, classes: Classes) -> list[Sample]:
             index = classes.find(label)
         except ReciproError as error:
             raise ReciproError(f"{path}: row {number}: {error}") from error
-        samples[name] = Sample(name, path.parent / name, index)
+        samples[name] = Sample(name, str(path.parent / name), index)
     return list(samples.values())
 
 

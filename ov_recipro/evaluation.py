@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +14,7 @@ import msgspec
 from ov_recipro.datasets import Boxes, Sample
 from ov_recipro.errors import ReciproError
 from ov_recipro.faithfulness import Profile, measure
-from ov_recipro.images import decode_image
+from ov_recipro.images import decode_image, read_bytes
 from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.metrics import Box, Mean, Measurement, Summary, Tally
 from ov_recipro.ordered import in_order
@@ -42,11 +42,32 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of an image: the new records by method, or why there are none."""
+class Task:
+    """An image to measure.
+
+    Attributes:
+        sample: the image.
+        kept: for each method that was measured before, the SHA-256 of the file that it saw.
+    """
 
     sample: Sample
+    kept: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an image.
+
+    Attributes:
+        image: the sample's name.
+        records: the new measurements, by method.
+        refused: why methods do not apply to the model, by method.
+        error: why there are none; None where there are.
+    """
+
+    image: str
     records: Mapping[str, Record]
+    refused: Mapping[str, str]
     error: str | None = None
 
 
@@ -65,6 +86,67 @@ class Row:
     above_first: Mean | None = None
 
 
+class Measuring:
+    """What measures the images of a dataset, one by one; may be called from several threads.
+
+    Args:
+        subject: the model.
+        methods: names of `methods.METHODS`.
+        profile, step: see `faithfulness.measure`.
+        boxes: around objects, by image; see `datasets.read_boxes`.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        methods: Sequence[str],
+        profile: Profile,
+        step: int | None = None,
+        boxes: Boxes | None = None,
+    ) -> None:
+        self.subject = subject
+        self.methods = list(methods)
+        self.profile: Profile = profile
+        self.step = step
+        self.boxes: Boxes = boxes or {}
+
+    def __call__(self, task: Task, read: Callable[[], bytes]) -> Outcome:
+        """Measure an image by the methods that it was not measured by before.
+
+        Args:
+            task: the image.
+            read: gives the file's bytes; may raise ReciproError.
+        """
+        try:
+            return self._measured(task, read())
+        except ReciproError as error:
+            return Outcome(task.sample.name, {}, {}, str(error))
+
+    def _measured(self, task: Task, data: bytes) -> Outcome:
+        sample, digest = task.sample, hashlib.sha256(data).hexdigest()
+        missing = [method for method in self.methods if task.kept.get(method) != digest]
+        if not missing:
+            return Outcome(sample.name, {}, {})
+        image, window = self.subject.prepare(decode_image(data, sample.path))
+        if self.profile == "byun" and sample.label is not None:
+            index = sample.label
+        else:
+            index = int(self.subject.scores(image).argmax())
+        around = self.boxes.get(Path(sample.path).stem, {}).get(index, [])
+        boxes = [_in_window(box, window, (image.shape[1], image.shape[2])) for box in around]
+        records, refused = {}, {}
+        for method in missing:
+            try:
+                measured = measure(
+                    self.subject, METHODS[method], image, index, self.profile, self.step, boxes
+                )
+            except NotApplicable as refusal:
+                refused[method] = str(refusal)
+                continue
+            records[method] = Record(sample.name, digest, sample.label, index, measured)
+        return Outcome(sample.name, records, refused)
+
+
 class Evaluation:
     """Methods over samples; what is measured is kept in `folder` at once and not measured again.
 
@@ -73,41 +155,25 @@ class Evaluation:
     begins; records are never mixed.
 
     Args:
-        subject: the model.
+        measuring: the model, the methods and how they are measured.
         samples: the dataset.
-        methods: names of `methods.METHODS`.
-        profile, step: see `faithfulness.measure`.
-        boxes: around objects, by image; see `datasets.read_boxes`.
         folder: where records are kept.
 
     Raises:
         ReciproError: the profile needs labels that the dataset lacks.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        samples: Sequence[Sample],
-        methods: Sequence[str],
-        profile: Profile,
-        folder: Path,
-        step: int | None = None,
-        boxes: Boxes | None = None,
-    ) -> None:
-        if profile == "byun" and any(sample.label is None for sample in samples):
+    def __init__(self, measuring: Measuring, samples: Sequence[Sample], folder: Path) -> None:
+        if measuring.profile == "byun" and any(sample.label is None for sample in samples):
             raise ReciproError(
                 "The profile 'byun' is of the true class, and this dataset does not say it; "
                 "give folders of classes, a table, or --profile poppi."
             )
-        self.subject = subject
+        self.measuring = measuring
         self.samples = list(samples)
-        self.methods = list(methods)
-        self.profile: Profile = profile
-        self.step = step
-        self.boxes: Boxes = boxes or {}
         self._ledgers = {
             method: _Ledger(folder / RECORDS, method, self.settings(method))
-            for method in self.methods
+            for method in measuring.methods
         }
         self._refused: dict[str, str] = {}
         self.failed: dict[str, str] = {}
@@ -120,9 +186,10 @@ class Evaluation:
 
     def settings(self, method: str | None = None) -> dict[str, Any]:
         """Return what a measurement depends on, beside the image."""
-        explainer = self.subject.explainer
+        how = self.measuring
+        explainer = how.subject.explainer
         manifest = explainer.bundle.manifest
-        boxes = hashlib.sha256(json.dumps(self.boxes, sort_keys=True).encode()).hexdigest()
+        boxes = hashlib.sha256(json.dumps(how.boxes, sort_keys=True).encode()).hexdigest()
         settings = {
             "schema_version": SCHEMA_VERSION,
             "model": manifest.source.name,
@@ -131,19 +198,33 @@ class Evaluation:
             "layer": manifest.cut.tensor,
             "feature_shape": manifest.cut.shape,
             "output": manifest.output,
-            "profile": self.profile,
-            "step": self.step,
+            "profile": how.profile,
+            "step": how.step,
             "score": explainer.score,
-            "probability": self.subject.probability,
+            "probability": how.subject.probability,
             "device": explainer.device,
             "precision": explainer.precision,
             "preprocessing": explainer.preprocessing,
-            "boxes": boxes if self.boxes else None,
+            "boxes": boxes if how.boxes else None,
             "versions": explainer.versions,
         }
         if method is not None:
             settings["method"] = method
         return dict(msgspec.to_builtins(settings))
+
+    def tasks(self) -> list[Task]:
+        """Return the images, each with what is known of it already."""
+        return [
+            Task(
+                sample,
+                {
+                    method: digest
+                    for method, ledger in self._ledgers.items()
+                    if (digest := ledger.measured(sample)) is not None
+                },
+            )
+            for sample in self.samples
+        ]
 
     def run(self, workers: int) -> Iterator[Outcome]:
         """Measure what is not yet measured, `workers` images at once; yield them in order.
@@ -151,14 +232,27 @@ class Evaluation:
         Raises:
             ReciproError: a record can't be written.
         """
-        stopped = self.subject.stopped
+        stopped = self.measuring.subject.stopped
         stopped.clear()
+
+        def measured(task: Task) -> Outcome:
+            return self.measuring(task, lambda: read_bytes(Path(task.sample.path)))
+
+        yield from self.collect(in_order(measured, self.tasks(), workers, stopped.set))
+
+    def collect(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+        """Keep what was measured, wherever that was; pass it on.
+
+        Raises:
+            ReciproError: a record can't be written.
+        """
         try:
-            for outcome in in_order(self._measure, self.samples, workers, stopped.set):
+            for outcome in outcomes:
                 for method, record in outcome.records.items():
                     self._ledgers[method].add(record)
+                self._refused.update(outcome.refused)
                 if outcome.error is not None:
-                    self.failed[outcome.sample.name] = outcome.error
+                    self.failed[outcome.image] = outcome.error
                 yield outcome
         finally:
             for ledger in self._ledgers.values():
@@ -192,42 +286,6 @@ class Evaluation:
         }
         return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
-    def _measure(self, sample: Sample) -> Outcome:
-        try:
-            return self._measured(sample)
-        except ReciproError as error:
-            return Outcome(sample, {}, str(error))
-
-    def _measured(self, sample: Sample) -> Outcome:
-        try:
-            data = sample.path.read_bytes()
-        except OSError as error:
-            raise ReciproError(f"{sample.path}: {error.strerror or error}.") from error
-        digest = hashlib.sha256(data).hexdigest()
-        missing = [
-            method for method in self.methods if not self._ledgers[method].has(sample, digest)
-        ]
-        if not missing:
-            return Outcome(sample, {})
-        image, window = self.subject.prepare(decode_image(data, str(sample.path)))
-        if self.profile == "byun" and sample.label is not None:
-            index = sample.label
-        else:
-            index = int(self.subject.scores(image).argmax())
-        around = self.boxes.get(sample.path.stem, {}).get(index, [])
-        boxes = [_in_window(box, window, (image.shape[1], image.shape[2])) for box in around]
-        records = {}
-        for method in missing:
-            try:
-                measured = measure(
-                    self.subject, METHODS[method], image, index, self.profile, self.step, boxes
-                )
-            except NotApplicable as refusal:
-                self._refused[method] = str(refusal)
-                continue
-            records[method] = Record(sample.name, digest, sample.label, index, measured)
-        return Outcome(sample, records)
-
 
 def _in_window(box: Box, window: Window, size: tuple[int, int]) -> Box:
     """Return a box of the whole image in pixels of the model's input."""
@@ -255,10 +313,10 @@ class _Ledger:
         if self.path.is_file():
             self._read()
 
-    def has(self, sample: Sample, digest: str) -> bool:
-        """Whether the sample's measurement is there, of this very file and label."""
+    def measured(self, sample: Sample) -> str | None:
+        """Return the SHA-256 of the file that was measured under this name and label, if any."""
         record = self.records.get(sample.name)
-        return record is not None and (record.sha256, record.label) == (digest, sample.label)
+        return record.sha256 if record is not None and record.label == sample.label else None
 
     def add(self, record: Record) -> None:
         """Keep a record, on disk at once."""

@@ -25,11 +25,19 @@ def read_image(path: Path) -> Image:
     Raises:
         ReciproError: there is no such file, or it is truncated or no image.
     """
+    return decode_image(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        ReciproError: it can't be read.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ReciproError(f"{path}: {error.strerror or error}.") from error
-    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image:

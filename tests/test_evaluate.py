@@ -18,7 +18,7 @@ from graphs import Builder
 
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.datasets import classes_of, read_boxes, read_dataset, spread
-from ov_recipro.evaluation import Evaluation
+from ov_recipro.evaluation import Evaluation, Measuring
 from ov_recipro.methods import METHODS, Subject
 from ov_recipro.metrics import area
 
@@ -79,7 +79,9 @@ def test_a_measurement_by_hand(subject: Subject, folders: Path, tmp_path: Path, 
     import cv2
 
     (sample, _) = read_dataset(folders, names)
-    evaluation = Evaluation(subject, [sample], ["recipro"], "poppi", tmp_path, step=12544)
+    evaluation = Evaluation(
+        Measuring(subject, ["recipro"], "poppi", step=12544), [sample], tmp_path
+    )
     (outcome,) = evaluation.run(1)
     found = outcome.records["recipro"].measured
     explainer = subject.explainer
@@ -92,7 +94,7 @@ def test_a_measurement_by_hand(subject: Subject, folders: Path, tmp_path: Path, 
     from ov_recipro.images import read_image
     from ov_recipro.preprocess import prepare
 
-    x, _ = prepare(read_image(sample.path), explainer.preprocessing)
+    x, _ = prepare(read_image(Path(sample.path)), explainer.preprocessing)
     e = explainer.explain_tensor(x * large, CAT)
     assert found.explained == pytest.approx(e.targets[0].score, rel=1e-4)
     assert found.drop == pytest.approx(max(0, 1 - e.targets[0].score / target.score), rel=1e-3)
@@ -117,7 +119,7 @@ def test_the_other_profile(subject: Subject, folders: Path, tmp_path: Path, name
     """Of the true class, cell by cell: 50 points, the canvas's colour the image's mean."""
     samples = read_dataset(folders, names)
     assert [sample.label for sample in samples] == [CAT, COFFEE]
-    evaluation = Evaluation(subject, samples[1:], ["recipro"], "byun", tmp_path)
+    evaluation = Evaluation(Measuring(subject, ["recipro"], "byun"), samples[1:], tmp_path)
     (outcome,) = evaluation.run(1)
     record = outcome.records["recipro"]
     assert record.index == COFFEE
@@ -127,7 +129,7 @@ def test_the_other_profile(subject: Subject, folders: Path, tmp_path: Path, name
     from ov_recipro.images import read_image
     from ov_recipro.preprocess import prepare
 
-    tensor, _ = prepare(read_image(samples[1].path), subject.explainer.preprocessing)
+    tensor, _ = prepare(read_image(Path(samples[1].path)), subject.explainer.preprocessing)
     x = subject.image(tensor)
     p = record.measured.score
     now, canvas = x.copy(), np.empty_like(x)
@@ -206,9 +208,8 @@ def test_a_changed_image_is_measured_anew(
     subject: Subject, folders: Path, tmp_path: Path, names: Any, cat: Path
 ) -> None:
     def measured() -> tuple[int, Any]:
-        evaluation = Evaluation(
-            subject, read_dataset(folders, names), ["gaussian"], "poppi", tmp_path / "o", 12544
-        )
+        measuring = Measuring(subject, ["gaussian"], "poppi", 12544)
+        evaluation = Evaluation(measuring, read_dataset(folders, names), tmp_path / "o")
         return sum(len(outcome.records) for outcome in evaluation.run(1)), evaluation.rows()
 
     first, second = measured(), measured()
@@ -226,15 +227,9 @@ def test_the_same_with_any_number_of_workers(
 ) -> None:
     tables = []
     for workers in (1, 3):
-        evaluation = Evaluation(
-            subject,
-            read_dataset(folders, names),
-            ["recipro"],
-            "poppi",
-            tmp_path / str(workers),
-            12544,
-        )
-        assert [o.sample.name for o in evaluation.run(workers)] == [
+        measuring = Measuring(subject, ["recipro"], "poppi", 12544)
+        evaluation = Evaluation(measuring, read_dataset(folders, names), tmp_path / str(workers))
+        assert [o.image for o in evaluation.run(workers)] == [
             "n02124075/chelsea.jpg",
             "n07920052/coffee.jpg",
         ]
@@ -297,7 +292,7 @@ def test_datasets(tmp_path: Path, folders: Path, names: Any, cat: Path) -> None:
     (tmp_path / "t.csv").write_text("label,path\n" + "967,data/967/coffee.jpg\n")
     assert [s.label for s in read_dataset(tmp_path / "t.tsv", names)] == [COFFEE, CAT]
     (only,) = read_dataset(tmp_path / "t.csv", names)
-    assert (only.label, only.path.is_file()) == (COFFEE, True)
+    assert (only.label, Path(only.path).is_file()) == (COFFEE, True)
     (tmp_path / "bad.csv").write_text("a.jpg,no such thing\n")
     with pytest.raises(ReciproError, match="row 1"):
         read_dataset(tmp_path / "bad.csv", names)
@@ -342,16 +337,9 @@ def test_boxes(tmp_path: Path, names: Any, folders: Path, subject: Subject) -> N
         )
     )
     assert read_boxes(coco, names) == {"coffee": {COFFEE: [(0, 0, 10, 400)]}}
-    samples = read_dataset(folders, names)
-    evaluation = Evaluation(
-        subject,
-        samples,
-        ["recipro"],
-        "poppi",
-        tmp_path / "o",
-        12544,
-        {**boxes, **read_boxes(coco, names)},
-    )
+    both = {**boxes, **read_boxes(coco, names)}
+    measuring = Measuring(subject, ["recipro"], "poppi", 12544, both)
+    evaluation = Evaluation(measuring, read_dataset(folders, names), tmp_path / "o")
     list(evaluation.run(1))
     (row,) = evaluation.rows()
     assert row.summary is not None
@@ -378,7 +366,9 @@ def test_every_method_is_measured(
     methods = [name for name in METHODS if name not in ("rise", "score-cam")]
     (sample, _) = read_dataset(folders, names)
     for profile in ("poppi", "byun"):
-        evaluation = Evaluation(subject, [sample], methods, profile, tmp_path, step=12544)
+        evaluation = Evaluation(
+            Measuring(subject, methods, profile, step=12544), [sample], tmp_path
+        )
         (outcome,) = evaluation.run(1)
         assert outcome.error is None
         rows = {row.method: row.summary for row in evaluation.rows()}

@@ -94,7 +94,7 @@ def command(
     measured is kept image by image: the same command goes on where an earlier run ended.
     """
     from ov_recipro.datasets import classes_of, read_boxes, read_dataset, spread
-    from ov_recipro.evaluation import Evaluation
+    from ov_recipro.evaluation import Evaluation, Measuring
     from ov_recipro.methods import Subject
     from ov_recipro.output import open_folder, write_whole
 
@@ -103,15 +103,9 @@ def command(
     explainer = open_explainer(quiet, hint="throughput", **options)
     classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, options["labels"])
     samples = spread(read_dataset(dataset, classes), limit)
-    evaluation = Evaluation(
-        Subject(explainer),
-        samples,
-        names,
-        profile,
-        output,
-        step=step,
-        boxes=read_boxes(boxes, classes) if boxes is not None else None,
-    )
+    around = read_boxes(boxes, classes) if boxes is not None else None
+    measuring = Measuring(Subject(explainer), names, profile, step, around)
+    evaluation = Evaluation(measuring, samples, output)
     if evaluation.kept:
         note(f"{evaluation.kept} of {len(samples) * len(names)} measurements are kept.", quiet)
     try:
@@ -220,15 +214,15 @@ def _csv(rows: Sequence[Row]) -> str:
 def _provenance(evaluation: Evaluation, rows: Sequence[Row]) -> str:
     """Return, in words, all that the numbers depend on."""
     settings = evaluation.settings()
-    how = evaluation.subject.explainer.preprocessing
+    how = evaluation.measuring.subject.explainer.preprocessing
     summaries = [row.summary for row in rows if row.summary]
     undefined = sum(summary.undefined for summary in summaries)
     images = max((summary.images for summary in summaries), default=0)
     versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
-    step = f", {evaluation.step} pixels a step" if evaluation.step else ""
+    step = f", {settings['step']} pixels a step" if settings["step"] else ""
     return (
         f"Values x100, in brackets bootstrap 95% intervals over the images. Profile "
-        f"{evaluation.profile}{step}; {images} images; "
+        f"{settings['profile']}{step}; {images} images; "
         f"model {settings['model']} (sha256 {settings['sha256'][:12]}), layer {settings['layer']}; "
         f"{settings['device']}, {settings['precision']}; {how.resize} to "
         f"{how.size[1]}x{how.size[0]}, crop fraction {how.crop_fraction}, {how.interpolation} "
