@@ -107,6 +107,7 @@ class Explainer:
         self.precision: Precision = precision
         self.hint: Hint = hint
         self.mask: Mask = mask
+        self.batch_memory = batch_memory
         self.score: Score = score or default_score(manifest.activation, manifest.classes)
         self.preprocessing = changed(manifest.preprocessing, preprocessing)
         self.labels = checked_labels(

@@ -145,7 +145,7 @@ def cached_split(
     given = sorted((constants or {}).items())
     arguments = (layer, exact, output, image_shape, given, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
-    folder = _cache_folder() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
+    folder = cache_folder() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
     if (bundle := _kept(folder, model)) is not None:
         return bundle
     try:
@@ -234,7 +234,7 @@ def file_sha256(path: Path) -> str:
 
 
 @cache
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Return the user's cache folder for bundles, or this process's own where that is closed."""
     folder = platformdirs.user_cache_path("ov-recipro") / "bundles"
     try:

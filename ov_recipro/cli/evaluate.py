@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ov_recipro.cli.cluster import engine_of, engine_options, pool_of
 from ov_recipro.cli.options import (
     FILE,
     explainer_options,
@@ -19,6 +19,7 @@ from ov_recipro.cli.options import (
     note,
     open_explainer,
 )
+from ov_recipro.cli.progress import progress
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.errors import ReciproError
 
@@ -30,7 +31,7 @@ RESULT = "evaluation"
 
 
 @click.command("evaluate")
-@click.argument("dataset", type=FILE)
+@click.argument("dataset")
 @click.option(
     "-o",
     "--output",
@@ -69,13 +70,14 @@ RESULT = "evaluation"
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Images in hand at once.",
+    help="Images in hand at once; with Ray, in each actor.",
 )
+@engine_options
 @explainer_options
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress bar.")
 def command(
-    dataset: Path,
+    dataset: str,
     output: Path,
     methods: str,
     profile: Any,
@@ -89,6 +91,8 @@ def command(
 ) -> None:
     """Measure how faithful saliency maps are, over a dataset.
 
+    With --engine ray, DATASET may also be the URL of such a folder.
+
     DATASET is a folder with a folder of images for each class (called by label, number or WordNet
     id), a .csv or .tsv table with the columns path and label, or a flat folder of images. What is
     measured is kept image by image: the same command goes on where an earlier run ended.
@@ -98,22 +102,38 @@ def command(
     from ov_recipro.methods import Subject
     from ov_recipro.output import open_folder, write_whole
 
+    engine = engine_of(options)
     names = methods_of(methods)
     open_folder(output)
     explainer = open_explainer(quiet, hint="throughput", **options)
     classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, options["labels"])
-    samples = spread(read_dataset(dataset, classes), limit)
+    root = dataset if engine.is_ray and "://" in dataset else ""
+    if root:
+        from ov_recipro.cluster.measuring import read_dataset as read_remote
+
+        found = read_remote(root, classes)
+    else:
+        found = read_dataset(Path(dataset), classes)
+    samples = spread(found, limit)
     around = read_boxes(boxes, classes) if boxes is not None else None
     measuring = Measuring(Subject(explainer), names, profile, step, around)
     evaluation = Evaluation(measuring, samples, output)
     if evaluation.kept:
         note(f"{evaluation.kept} of {len(samples) * len(names)} measurements are kept.", quiet)
     try:
-        with _progress(len(samples), quiet) as advance:
-            for outcome in evaluation.run(workers):
+        with ExitStack() as stack:
+            if engine.is_ray:
+                from ov_recipro.cluster.measuring import measure
+
+                actors = stack.enter_context(pool_of(engine, explainer.device, quiet))
+                outcomes = measure(actors, evaluation, root, workers)
+            else:
+                outcomes = evaluation.run(workers)
+            advance = stack.enter_context(progress("Measuring", len(samples), quiet))
+            for outcome in outcomes:
                 if outcome.error is not None:
                     note(f"Error: {outcome.error}")
-                advance()
+                advance(1, int(outcome.error is not None))
     finally:
         rows = evaluation.rows()
         if rows:
@@ -228,32 +248,3 @@ def _provenance(evaluation: Evaluation, rows: Sequence[Row]) -> str:
         f"{how.size[1]}x{how.size[0]}, crop fraction {how.crop_fraction}, {how.interpolation} "
         f"({how.source}); undefined coherencies counted as 0: {undefined}; {versions}."
     )
-
-
-@contextmanager
-def _progress(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
-    """Show a progress bar with the time that is left on a terminal's stderr."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("Measuring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Measuring", total=total)
-        yield lambda: bar.advance(task)

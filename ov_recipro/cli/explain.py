@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ov_recipro.cli.cluster import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.options import FILE, explainer_options, note, open_explainer
+from ov_recipro.cli.progress import progress
 from ov_recipro.cli.terminal import colour_console, picture
 from ov_recipro.draw import COLORMAPS, DEFAULT, Colormap, Style
 from ov_recipro.errors import ReciproError
@@ -18,9 +19,11 @@ from ov_recipro.saliency import Score
 
 if TYPE_CHECKING:
     from ov_recipro.batch import Input, Outcome
+    from ov_recipro.cluster.explaining import Progress, Wish
     from ov_recipro.explainer import Explainer
 
 _MANY = 8  # images for which it pays to start with several at once
+_ERRORS = 20  # that are said one by one
 
 
 @click.command("explain")
@@ -43,6 +46,15 @@ _MANY = 8  # images for which it pays to start with several at once
     show_default=True,
     metavar="CLASS",
     help="What to explain: top1, top5, a class index or name; repeatable.",
+)
+@engine_options
+@click.option("--overlays", is_flag=True, help="Ray: also draw overlays, into a folder all see.")
+@click.option(
+    "--maps",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Ray: numbers of the maps.",
 )
 @explainer_options
 @click.option(
@@ -110,6 +122,8 @@ def command(
     images: tuple[str, ...],
     output: Path,
     targets: tuple[str, ...],
+    overlays: bool,
+    maps: Any,
     batch_memory: int,
     hint: str | None,
     colormap: Any,
@@ -129,39 +143,55 @@ def command(
     IMAGE is a file, a directory, a glob, or - for one image on standard input. Each gets an
     overlay that shows which parts of it speak for the explained class; of a video file, every
     frame, as a video.
+
+    With --engine ray, for datasets, IMAGE may also be a URL of an image, a directory or a glob;
+    the results are Parquet files, and a run that was stopped goes on where it was.
     """
     from ov_recipro import output as files
     from ov_recipro.batch import Batch, find_inputs
 
+    engine = engine_of(options)
+    if engine.is_ray and (report or save_maps or as_json):
+        raise click.UsageError(
+            "With --engine ray, results are Parquet files: no --report, --save-maps or --json."
+        )
     files.open_folder(output)
-    inputs = find_inputs(images)
+    inputs = [] if engine.is_ray else find_inputs(images)
     explainer = open_explainer(
         quiet,
         batch_memory=batch_memory << 20,
-        hint=hint or ("throughput" if _are_many(inputs) else "latency"),
+        hint=hint or ("throughput" if engine.is_ray or _are_many(inputs) else "latency"),
         **options,
     )
     explainer.find_targets(targets)
     _say_how(explainer, quiet)
 
+    style = Style(colormap, alpha, cells, contour, legend)
+    if engine.is_ray:
+        from ov_recipro.cluster.explaining import OVERLAYS, Wish
+
+        drawn = output.absolute() / OVERLAYS if overlays else None
+        wish = Wish(targets, maps, verify, drawn, style)
+        _on_ray(explainer, engine, images, output, wish, quiet)
+        return
     subject = None
     if verify:
         from ov_recipro.methods import Subject
 
         subject = Subject(explainer)
-    style = Style(colormap, alpha, cells, contour, legend)
     batch = Batch(explainer, inputs, output, targets, save_maps, style, subject, report)
     failed = 0
     try:
-        with _progress(inputs, quiet or as_json) as advance:
-            for outcome in batch.run(on_frame=advance):
+        silent = quiet or as_json
+        with progress("Explaining", 0 if silent else _count(inputs), silent) as advance:
+            for outcome in batch.run(on_frame=lambda: advance(1, 0)):
                 if outcome.error is not None:
                     failed += 1
                     note(f"Error: {outcome.error}")
                 elif not as_json:
                     _print(outcome, explainer, colormap)
                 if not outcome.source.is_video:
-                    advance()
+                    advance(1, int(outcome.error is not None))
     finally:
         record = batch.write()
     if as_json:
@@ -228,20 +258,41 @@ def _print(outcome: Outcome, explainer: Explainer, colormap: Colormap) -> None:
     click.echo(f"  {outcome.drawn}")
 
 
-@contextmanager
-def _progress(inputs: Sequence[Input], quiet: bool) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on a terminal's stderr for more than one image or frame."""
+def _count(inputs: Sequence[Input]) -> int:
+    """Return the number of images and frames."""
     from ov_recipro.video import count_frames
 
-    total = 0
-    if not quiet and sys.stderr.isatty():
-        total = sum(count_frames(each.path) if each.is_video else 1 for each in inputs)
-    if total < 2:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+    return sum(count_frames(each.path) if each.is_video else 1 for each in inputs)
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Explaining", total=total)
-        yield lambda: bar.advance(task)
+
+def _on_ray(
+    explainer: Explainer,
+    engine: Engine,
+    images: tuple[str, ...],
+    output: Path,
+    wish: Wish,
+    quiet: bool,
+) -> None:
+    """Explain a dataset on Ray; the results are Parquet files."""
+    from ov_recipro.cluster.explaining import Run
+
+    run = Run(explainer, images, output, wish)
+    if run.kept:
+        note(f"{run.kept} of {run.total} images are done.", quiet)
+    failed = 0
+    with ExitStack() as stack:
+        steps: Iterator[Progress] = iter(())
+        if run.kept < run.total:
+            steps = run.run(stack.enter_context(pool_of(engine, explainer.device, quiet)))
+        advance = stack.enter_context(progress("Explaining", run.total, quiet, run.kept))
+        for step in steps:
+            for error in step.errors[: max(0, _ERRORS - failed)]:
+                note(f"Error: {error}")
+            failed += len(step.errors)
+            advance(step.done, len(step.errors))
+    click.echo(f"{run.total} images: {run.results.parts}")
+    if failed:
+        raise ReciproError(
+            f"{failed} of {run.total} images could not be explained; the others are done, and the "
+            "column 'error' says why."
+        )

@@ -19,7 +19,16 @@ from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
-from ov_recipro.runtimes.base import Array, Device, Floats, Hint, Inference, PlanName, Precision
+from ov_recipro.runtimes.base import (
+    Array,
+    Device,
+    Floats,
+    Hint,
+    Inference,
+    PlanName,
+    Precision,
+    thread_limit,
+)
 from ov_recipro.runtimes.openvino import stream_plan
 
 _CUDA = "CUDAExecutionProvider"
@@ -180,8 +189,7 @@ class _Device:
         options.log_severity_level = _SILENT
         # head and tail have threads of their own; spinning ones would take the others' cores
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self.parallel > 1:
-            options.intra_op_num_threads = 1
+        options.intra_op_num_threads = 1 if self.parallel > 1 else thread_limit() or 0
         providers: list[Any] = ["CPUExecutionProvider"]
         if self._is_cuda:
             providers = [(_CUDA, {"device_id": self._place[1], "use_tf32": int(tf32)}), *providers]
@@ -251,6 +259,8 @@ def _library(device: str) -> Any:
 
 def _cores() -> int:
     """Return the number of cores that this process may use."""
+    if (threads := thread_limit()) is not None:
+        return threads
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

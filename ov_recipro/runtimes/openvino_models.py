@@ -15,7 +15,7 @@ import platformdirs
 from openvino import opset13 as ops
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes.base import Array, Device, Hint, Precision
+from ov_recipro.runtimes.base import Array, Device, Hint, Precision, thread_limit
 
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 """From a model's inputs to its outputs, in order."""
@@ -31,7 +31,13 @@ _VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 @cache
 def core() -> ov.Core:
     """Return the process's one OpenVINO core."""
-    return ov.Core()
+    found = ov.Core()
+    threads = thread_limit()
+    if threads is not None and "CPU" in found.available_devices:
+        # several processes would all be pinned to the same first cores
+        limits = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+        found.set_property("CPU", limits)
+    return found
 
 
 def check_device(device: str) -> None:

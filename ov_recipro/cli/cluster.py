@@ -1,0 +1,97 @@
+"""What `explain` and `evaluate` share of running on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ov_recipro.cli.options import Function, note
+from ov_recipro.errors import ReciproError
+
+if TYPE_CHECKING:
+    from ov_recipro.cluster.pool import Pool
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the work is done; None for the options that were not given."""
+
+    engine: str
+    address: str | None
+    actors: int | None
+    cpus_per_actor: int | None
+
+    @property
+    def is_ray(self) -> bool:
+        """Whether that is Ray."""
+        return self.engine == "ray"
+
+
+def engine_options(function: Function) -> Function:
+    """Add the options that say where the work is done."""
+    for option in (
+        click.option(
+            "--cpus-per-actor",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Ray: cores of each actor.  [default: 1]",
+        ),
+        click.option(
+            "--actors",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Ray: explainers at work.  [default: as many as there are cores for]",
+        ),
+        click.option(
+            "--address",
+            metavar="ADDRESS",
+            help="Ray: a running cluster's address, or auto.  [default: this machine alone]",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Work in this process, or on Ray, for datasets.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def engine_of(options: dict[str, Any]) -> Engine:
+    """Take the options of `engine_options` out of a command's options.
+
+    Raises:
+        ReciproError: Ray is asked for and not installed.
+        click.UsageError: options of Ray's are given without it.
+    """
+    engine = Engine(*(options.pop(n) for n in ("engine", "address", "actors", "cpus_per_actor")))
+    if not engine.is_ray:
+        if (engine.address, engine.actors, engine.cpus_per_actor) != (None, None, None):
+            raise click.UsageError("--address, --actors and --cpus-per-actor need --engine ray.")
+        return engine
+    try:
+        import pyarrow  # noqa: F401
+        import ray.data  # noqa: F401
+    except ImportError as error:
+        raise ReciproError(
+            f"--engine ray needs Ray ({error}): pip install 'ov-recipro[ray]'."
+        ) from error
+    return engine
+
+
+@contextmanager
+def pool_of(engine: Engine, device: str, quiet: bool) -> Iterator[Pool]:
+    """Open the pool of actors that the options describe."""
+    from ov_recipro.cluster.pool import LOCAL, open_pool
+
+    gpus = 1 if device.partition(":")[0] == "cuda" else 0
+    cpus = engine.cpus_per_actor or 1
+    with open_pool(engine.address or LOCAL, engine.actors, cpus, gpus) as pool:
+        note(f"{pool.actors} actors, cores each: {pool.cpus}.", quiet)
+        yield pool

@@ -1,0 +1,92 @@
+"""Progress of long work: a bar on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from ov_recipro.cli.options import note
+
+Advance: TypeAlias = Callable[[int, int], None]
+"""To be called with how many things were done since, and how many of these failed."""
+
+_LINE_SECONDS = 30.0
+
+
+@contextmanager
+def progress(verb: str, total: int, quiet: bool, kept: int = 0) -> Iterator[Advance]:
+    """Show on stderr how much is done, how fast, how much failed, and the time that is left.
+
+    Args:
+        verb: what is done, as in "Explaining".
+        total: number of images or frames; nothing is shown for a single one.
+        quiet: show nothing.
+        kept: how many of them were done before.
+    """
+    if quiet or total < 2:
+        yield lambda *_: None
+    elif sys.stderr.isatty():
+        with _bar(verb, total, kept) as advance:
+            yield advance
+    else:
+        yield _lines(verb, total, kept)
+
+
+@contextmanager
+def _bar(verb: str, total: int, kept: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}, {task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    failures = 0
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(verb, total=total, completed=kept, rate="starting", failed=0)
+
+        def advance(done: int, failed: int) -> None:
+            nonlocal failures
+            failures += failed
+            bar.advance(task, done)
+            speed = bar.tasks[task].speed
+            rate = f"{speed:.1f}/s" if speed else "starting"
+            bar.update(task, rate=rate, failed=failures)
+
+        yield advance
+
+
+def _lines(verb: str, total: int, kept: int) -> Advance:
+    started = said = time.monotonic()
+    finished = failures = 0
+
+    def advance(done: int, failed: int) -> None:
+        nonlocal finished, failures, said
+        finished, failures = finished + done, failures + failed
+        now = time.monotonic()
+        if now - said < _LINE_SECONDS:
+            return
+        said = now
+        rate = finished / (now - started)
+        left = (total - kept - finished) / rate if rate else 0
+        note(
+            f"{verb}: {kept + finished} of {total}, {rate:.1f}/s, {failures} failed, "
+            f"about {left / 60:.0f} minutes left"
+        )
+
+    return advance

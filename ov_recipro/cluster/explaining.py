@@ -1,0 +1,167 @@
+"""Explaining a dataset on Ray: images from anywhere, results as Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ov_recipro.cluster import pool, results
+from ov_recipro.cluster.files import File, find_files
+from ov_recipro.cluster.pool import Pool
+from ov_recipro.cluster.recipe import Recipe, recipe_of
+from ov_recipro.cluster.results import MapType, Results
+from ov_recipro.draw import Style
+from ov_recipro.errors import ReciproError
+from ov_recipro.explainer import Explainer
+from ov_recipro.images import decode_image
+from ov_recipro.methods import Subject
+from ov_recipro.ordered import in_order
+from ov_recipro.output import file_stems, save_explanation
+from ov_recipro.verification import verify
+
+OVERLAYS = "overlays"
+_MOST = 128  # images that an actor takes at once
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to make of each image.
+
+    Attributes:
+        targets: see `Explainer.__call__`; the same for all.
+        kind: numbers of the maps.
+        verify: whether maps are verified.
+        overlays: the folder for overlays, which all machines must see; None for none.
+        style: how overlays are drawn.
+    """
+
+    targets: tuple[str, ...]
+    kind: MapType
+    verify: bool
+    overlays: Path | None
+    style: Style
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: images done, and what became of the last ones that could not be."""
+
+    done: int
+    errors: list[str]
+
+
+class Run:
+    """A run over images; one that was stopped goes on where it was.
+
+    Args:
+        explainer: what to explain with.
+        sources: files, directories, globs and URLs of these.
+        folder: where results go.
+        wish: what to make of each image.
+
+    Attributes:
+        total: number of images; kept: how many of these earlier runs have left.
+
+    Raises:
+        ReciproError: there are no images, or `folder` holds results of other settings.
+    """
+
+    def __init__(
+        self, explainer: Explainer, sources: Sequence[str], folder: Path, wish: Wish
+    ) -> None:
+        files = find_files(sources)
+        self._explainer, self._wish = explainer, wish
+        self.results = Results(folder, _settings(explainer, wish))
+        self._missing = [
+            (file, stem)
+            for file, stem in zip(files, _stems(files), strict=True)
+            if file.name not in self.results.kept
+        ]
+        self.total = len(files)
+        self.kept = len(files) - len(self._missing)
+
+    def run(self, actors: Pool) -> Iterator[Progress]:
+        """Explain what is missing; what is finished is written even if this ends early.
+
+        Raises:
+            ReciproError: results can't be written, or an actor can't be made.
+        """
+        if not self._missing:
+            return
+        files = [file for file, _ in self._missing]
+        extra = [{"stem": stem} for _, stem in self._missing]
+        recipe = recipe_of(self._explainer, actors.cpus)
+        arguments = (recipe, self._wish)
+        try:
+            for rows in pool.stream(actors, files, extra, _Actor, arguments, _MOST):
+                self.results.add(rows)
+                yield Progress(len(rows), pc.drop_null(rows["error"]).to_pylist())
+        finally:
+            self.results.write()
+
+
+class _Actor:
+    """Explains images; see `pool.stream`."""
+
+    def __init__(self, recipe: Recipe, wish: Wish) -> None:
+        self._explainer = recipe.explainer()
+        self._wish = wish
+        self._subject = Subject(self._explainer) if wish.verify else None
+        shape = self._explainer.bundle.manifest.cut.shape
+        self._schema = results.schema(shape, wish.kind)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        done = list(in_order(self._row, table.to_pylist(), self._explainer.workers))
+        return results.table(done, self._schema)
+
+    def _row(self, given: dict[str, Any]) -> dict[str, Any]:
+        if given["error"] is not None:
+            return {"path": given["name"], "error": given["error"]}
+        wish = self._wish
+        try:
+            image = decode_image(given["data"], given["name"])
+            explanation = self._explainer(image, wish.targets)
+            verified = verify(self._subject, explanation) if self._subject else ()
+        except ReciproError as error:
+            return {"path": given["name"], "error": str(error)}
+        drawn: tuple[str | None, ...] = ()
+        if wish.overlays is not None:
+            saved = save_explanation(explanation, wish.overlays, given["stem"], False, wish.style)
+            drawn = tuple(each["overlay"] for each in saved)
+        return results.row(given["name"], explanation, self._explainer.score, verified, drawn)
+
+
+def _stems(files: Sequence[File]) -> list[str]:
+    return file_stems([Path(file.path) for file in files])
+
+
+def _settings(explainer: Explainer, wish: Wish) -> dict[str, Any]:
+    """Return what results depend on."""
+    manifest = explainer.bundle.manifest
+    settings = {
+        "model": manifest.source.name,
+        "sha256": manifest.source.sha256,
+        "companions": manifest.source.companions,
+        "layer": manifest.cut.tensor,
+        "feature_shape": manifest.cut.shape,
+        "output": manifest.output,
+        "plan": explainer.plan.name,
+        "score": explainer.score,
+        "mask": explainer.mask,
+        "precision": explainer.precision,
+        "device": explainer.device,
+        "preprocessing": explainer.preprocessing,
+        "labels": explainer.labels,
+        "targets": wish.targets,
+        "maps": wish.kind,
+        "verify": wish.verify,
+        "overlays": wish.style if wish.overlays is not None else None,
+        "versions": explainer.versions,
+    }
+    return dict(msgspec.to_builtins(settings))

@@ -1,0 +1,117 @@
+"""Images on this machine and behind URLs: finding them, and reading them wherever they are needed.
+
+URLs are those of pyarrow's filesystems (s3, gs, hdfs, file), else of fsspec's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs
+from fsspec.implementations.arrow import ArrowFSWrapper
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.images import SUFFIXES, find_images, read_bytes
+
+
+@dataclass(frozen=True)
+class File:
+    """An image file.
+
+    Attributes:
+        name: as results call it: an absolute path, or a URL.
+        root: the URL that names its filesystem; empty for this machine's.
+        path: in that filesystem.
+    """
+
+    name: str
+    root: str
+    path: str
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL, and not of this machine's files."""
+    return "://" in name
+
+
+def find_files(names: Iterable[str]) -> list[File]:
+    """Return the images behind files, directories, globs and URLs of these, each once.
+
+    Raises:
+        ReciproError: a name leads to no image.
+    """
+    found: dict[File, None] = {}
+    for name in names:
+        if is_url(name):
+            _, paths = list_url(name)
+            system = _opened(name)[0]
+            found.update((File(system.unstrip_protocol(path), name, path), None) for path in paths)
+        else:
+            local = (str(path.absolute()) for path in find_images([name]))
+            found.update((File(path, "", path), None) for path in local)
+    return list(found)
+
+
+def list_url(url: str) -> tuple[str, list[str]]:
+    """Return what a URL means in its filesystem, and the paths of the images there, sorted.
+
+    Raises:
+        ReciproError: it can't be read, or has no images.
+    """
+    system, root = _opened(url)
+    try:
+        if any(mark in root for mark in "*["):
+            paths = [path for path in system.glob(root) if system.isfile(path)]
+        elif system.isdir(root):
+            every = system.find(root)
+            paths = [path for path in every if PurePosixPath(path).suffix.lower() in SUFFIXES]
+        else:
+            paths = [root] if system.exists(root) else []
+    except Exception as error:  # each filesystem has errors of its own
+        raise ReciproError(f"{url}: {_reason(error)}.") from error
+    if not paths:
+        raise ReciproError(f"{url}: no images there.")
+    return root, sorted(paths)
+
+
+def read_file(root: str, path: str) -> bytes:
+    """Return the bytes of a file; see `File`.
+
+    Raises:
+        ReciproError: it can't be read.
+    """
+    if not root:
+        return read_bytes(Path(path))
+    system, _ = _opened(root)
+    try:
+        return bytes(system.cat_file(path))
+    except Exception as error:  # each filesystem has errors of its own
+        raise ReciproError(f"{path}: {_reason(error)}.") from error
+
+
+@cache
+def _opened(url: str) -> tuple[Any, str]:
+    """Return a URL's filesystem and what the URL means in it."""
+    try:
+        system, path = pyarrow.fs.FileSystem.from_uri(url)
+        return ArrowFSWrapper(system), path
+    except pa.ArrowInvalid:  # not one of pyarrow's
+        pass
+    except OSError as error:
+        raise ReciproError(f"{url}: {_reason(error)}.") from error
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError, OSError) as error:
+        raise ReciproError(f"{url}: {_reason(error)}.") from error
+    return system, path
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0][:300].rstrip(".")

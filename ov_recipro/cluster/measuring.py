@@ -1,0 +1,102 @@
+"""Measuring a dataset on Ray: outcomes come back image by image, and are kept as without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from ov_recipro.cluster import pool
+from ov_recipro.cluster.files import File, list_url
+from ov_recipro.cluster.pool import Pool
+from ov_recipro.cluster.recipe import Recipe, recipe_of
+from ov_recipro.datasets import Classes, Sample, in_folders
+from ov_recipro.errors import ReciproError
+from ov_recipro.evaluation import Evaluation, Measuring, Outcome, Task
+from ov_recipro.methods import Subject
+from ov_recipro.ordered import in_order
+
+_MOST = 4  # images that an actor takes at once
+
+
+def read_dataset(url: str, classes: Classes) -> list[Sample]:
+    """Find the images of a dataset behind a URL; see `datasets.read_dataset`.
+
+    Raises:
+        ReciproError: there are none, or a folder is no class.
+    """
+    root, paths = list_url(url)
+    names = [path.removeprefix(root.rstrip("/") + "/") for path in paths]
+    samples = in_folders(root.rstrip("/"), names, classes)
+    return sorted(samples, key=lambda sample: sample.name)
+
+
+def measure(actors: Pool, evaluation: Evaluation, root: str, workers: int) -> Iterator[Outcome]:
+    """Measure what is not yet measured; yield what became of each image, in any order.
+
+    Args:
+        actors: what measures.
+        evaluation: gives the images and keeps what is measured.
+        root: URL of the dataset; empty for files of this machine.
+        workers: images in hand at once, in each actor.
+
+    Raises:
+        ReciproError: a record can't be written, or an actor can't be made.
+    """
+    measuring = evaluation.measuring
+    tasks = evaluation.tasks()
+    files = [_file(task.sample, root) for task in tasks]
+    extra = [{"task": msgspec.json.encode(task)} for task in tasks]
+    how = _How(
+        recipe_of(measuring.subject.explainer, actors.cpus),
+        measuring.methods,
+        {"profile": measuring.profile, "step": measuring.step, "boxes": measuring.boxes},
+        workers,
+    )
+
+    def outcomes() -> Iterator[Outcome]:
+        for rows in pool.stream(actors, files, extra, _Actor, (how,), _MOST):
+            for data in rows["outcome"].to_pylist():
+                yield msgspec.json.decode(data, type=Outcome)
+
+    yield from evaluation.collect(outcomes())
+
+
+def _file(sample: Sample, root: str) -> File:
+    path = sample.path if root else str(Path(sample.path).absolute())
+    return File(sample.name, root, path)
+
+
+@dataclass(frozen=True)
+class _How:
+    recipe: Recipe
+    methods: Sequence[str]
+    options: dict[str, Any]
+    workers: int
+
+
+class _Actor:
+    """Measures images; see `pool.stream`."""
+
+    def __init__(self, how: _How) -> None:
+        subject = Subject(how.recipe.explainer())
+        self._measuring = Measuring(subject, how.methods, **how.options)
+        self._workers = how.workers
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        done = list(in_order(self._outcome, table.to_pylist(), self._workers))
+        return pa.table({"outcome": pa.array(done, pa.binary())})
+
+    def _outcome(self, given: dict[str, Any]) -> bytes:
+        task = msgspec.json.decode(given["task"], type=Task)
+
+        def read() -> bytes:
+            if given["error"] is not None:
+                raise ReciproError(given["error"])
+            return bytes(given["data"])
+
+        return msgspec.json.encode(self._measuring(task, read))

@@ -1,0 +1,91 @@
+"""An explainer, taken apart to travel: each machine fetches its files once, each actor makes it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ov_recipro.bundle import Bundle, new_folder, open_bundle
+from ov_recipro.cluster import pool
+from ov_recipro.errors import ReciproError
+from ov_recipro.explainer import Explainer
+from ov_recipro.splitting import cache_folder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What it takes to make an explainer elsewhere.
+
+    Attributes:
+        files: refers to the bundle's files, by name, in the object store.
+        key: tells bundles apart.
+        options: of `Explainer`.
+        plan: the plan that all must run.
+        cpus: threads to keep to.
+    """
+
+    files: Any
+    key: str
+    options: dict[str, Any]
+    plan: str
+    cpus: int
+
+    def explainer(self) -> Explainer:
+        """Make the explainer, in an actor.
+
+        Raises:
+            ReciproError: it can't be made here, or would run another plan.
+        """
+        pool.limit_threads(self.cpus)
+        folder = cache_folder() / f"{self.key}.recipro"
+        try:
+            bundle = open_bundle(folder)
+        except ReciproError:
+            bundle = self._unpacked(folder)
+        explainer = Explainer(bundle, **self.options)
+        if explainer.plan.name != self.plan:
+            raise ReciproError(
+                f"A machine would run the plan '{explainer.plan.name}' ({explainer.plan_reason}), "
+                f"where the one that started the run has '{self.plan}'."
+            )
+        return explainer
+
+    def _unpacked(self, folder: Path) -> Bundle:
+        files = pool.get(self.files)
+        try:
+            with new_folder(folder, force=True) as work:
+                for name, data in files.items():
+                    (work / name).write_bytes(memoryview(data))
+        except ReciproError:  # perhaps another actor of this machine was first
+            return open_bundle(folder)
+        return open_bundle(folder)
+
+
+def recipe_of(explainer: Explainer, cpus: int) -> Recipe:
+    """Take an explainer apart; its files go into the object store.
+
+    Args:
+        explainer: ready to run here; all will run its plan.
+        cpus: threads of each explainer to be made.
+    """
+    folder = explainer.bundle.folder
+    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    digest = hashlib.sha256()
+    for name, data in contents.items():
+        digest.update(f"{name} {len(data)}\n".encode() + data)
+    arrays = {name: np.frombuffer(data, np.uint8) for name, data in contents.items()}
+    options = {
+        "device": explainer.device,
+        "precision": explainer.precision,
+        "score": explainer.score,
+        "mask": explainer.mask,
+        "hint": explainer.hint,
+        "batch_memory": explainer.batch_memory,
+        "preprocessing": explainer.preprocessing,
+        "labels": explainer.labels,
+    }
+    return Recipe(pool.put(arrays), digest.hexdigest()[:24], options, explainer.plan.name, cpus)

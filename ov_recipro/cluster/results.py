@@ -1,0 +1,224 @@
+"""Results of many images: Parquet files of a row each, and what they all depend on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ov_recipro.errors import ReciproError
+from ov_recipro.explanation import Explanation
+from ov_recipro.output import write_whole
+from ov_recipro.saliency import Score
+from ov_recipro.verification import Verification
+
+SETTINGS = "run.json"
+PARTS = "results"
+SCHEMA_VERSION = 1
+
+MapType = Literal["float32", "float16"]
+
+_ROWS = 4096  # of a file
+_SECONDS = 60.0  # after which rows are written, however few
+
+
+def schema(feature_shape: tuple[int, int, int], kind: MapType) -> pa.Schema:
+    """Return the columns of the results.
+
+    Args:
+        feature_shape: (C, H, W) of the masked feature map.
+        kind: numbers of the maps.
+    """
+    _, height, width = feature_shape
+    score = [("index", pa.int32()), ("label", pa.string()), ("score", pa.float32())]
+    target = [
+        *score,
+        ("low", pa.float32()),
+        ("high", pa.float32()),
+        ("distinct_values", pa.int32()),
+        ("flat", pa.bool_()),
+        ("remarks", pa.list_(pa.string())),
+        ("verdict", pa.string()),
+        ("deviations", pa.float32()),
+        ("overlay", pa.string()),
+    ]
+    number = pa.float16() if kind == "float16" else pa.float32()
+    columns = [
+        ("path", pa.string()),
+        ("error", pa.string()),
+        ("prediction", pa.int32()),
+        ("label", pa.string()),
+        ("score", pa.float32()),
+        ("predictions", pa.list_(pa.struct(score))),
+        ("targets", pa.list_(pa.struct(target))),
+        ("maps", pa.list_(pa.list_(number, height * width))),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("window", pa.list_(pa.float32(), 4)),
+        ("milliseconds", pa.float32()),
+    ]
+    return pa.schema(columns, {"grid": f"{height},{width}"})
+
+
+def row(
+    path: str,
+    explanation: Explanation,
+    score: Score,
+    verifications: tuple[Verification, ...] = (),
+    overlays: tuple[str | None, ...] = (),
+) -> dict[str, Any]:
+    """Return an image's row; see `schema`.
+
+    Args:
+        path: the image.
+        explanation: of the image.
+        score: how logits became scores.
+        verifications, overlays: of its targets, if there are any.
+    """
+    _, height, width = explanation.feature_shape
+    targets = [
+        {
+            "index": target.index,
+            "label": target.label,
+            "score": target.score,
+            "low": target.range[0],
+            "high": target.range[1],
+            "distinct_values": target.distinct_values,
+            "flat": target.flat,
+            "remarks": target.remarks(height * width, score),
+        }
+        for target in explanation.targets
+    ]
+    for target, verification in zip(targets, verifications, strict=False):
+        target["verdict"] = verification.verdict
+        target["deviations"] = verification.deviations
+    for target, overlay in zip(targets, overlays, strict=False):
+        target["overlay"] = overlay
+    best = explanation.predictions[0]
+    image = explanation.image
+    return {
+        "path": path,
+        "prediction": best.index,
+        "label": best.label,
+        "score": best.score,
+        "predictions": msgspec.to_builtins(explanation.predictions),
+        "targets": targets,
+        "maps": explanation.maps.reshape(len(targets), -1),
+        "height": image.shape[0] if image is not None else None,
+        "width": image.shape[1] if image is not None else None,
+        "window": explanation.window,
+        "milliseconds": explanation.milliseconds,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]], columns: pa.Schema) -> pa.Table:
+    """Return rows, of `row` or of an error alone, as a table of the `schema`."""
+    field = columns.field("maps")
+    kind = field.type.value_type
+    counts = [len(each["maps"]) if "maps" in each else 0 for each in rows]
+    cells = [each["maps"].ravel() for each in rows if "maps" in each]
+    values = np.concatenate(cells) if cells else np.zeros(0, np.float32)
+    numbers = pa.array(values.astype(kind.value_type.to_pandas_dtype()))
+    maps = pa.ListArray.from_arrays(
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        pa.FixedSizeListArray.from_arrays(numbers, type=kind),
+        type=field.type,
+        mask=pa.array([count == 0 for count in counts]),
+    )
+    rest = pa.schema([each for each in columns if each.name != "maps"])
+    plain = [{name: each[name] for name in each if name != "maps"} for each in rows]
+    position = columns.get_field_index("maps")
+    made = pa.Table.from_pylist(plain, rest).add_column(position, field, maps)
+    return made.replace_schema_metadata(columns.metadata)
+
+
+class Results:
+    """The results of one run, in a folder; a later run with the same settings goes on there.
+
+    Files hold at most 4096 rows and are whole or absent; what is not yet written for a minute is.
+
+    Args:
+        folder: it is made where it is not there.
+        settings: what the results depend on.
+
+    Attributes:
+        kept: paths of the images that earlier runs have left.
+
+    Raises:
+        ReciproError: the folder holds results of other settings, or can't be read or written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.parts = folder / PARTS
+        self._rows: list[pa.Table] = []
+        self._since = time.monotonic()
+        _agree(folder / SETTINGS, {"schema_version": SCHEMA_VERSION, **settings})
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ReciproError(f"{self.parts} can't be made: {error.strerror}.") from error
+        self.kept: set[str] = set()
+        files = sorted(self.parts.glob("part-*.parquet"))
+        for file in files:
+            try:
+                self.kept.update(pq.read_table(file, columns=["path"])["path"].to_pylist())
+            except (OSError, pa.ArrowException) as error:
+                raise ReciproError(f"{file} is damaged; delete it. ({error})") from error
+        self._next = int(files[-1].stem.partition("-")[2]) + 1 if files else 0
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows, and write them when they are many or old.
+
+        Raises:
+            ReciproError: they can't be written.
+        """
+        self._rows.append(rows)
+        while sum(len(rows) for rows in self._rows) >= _ROWS:
+            self._write(_ROWS)
+        if time.monotonic() - self._since > _SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write all rows that were taken.
+
+        Raises:
+            ReciproError: they can't be written.
+        """
+        if any(len(rows) for rows in self._rows):
+            self._write(_ROWS)
+        self._since = time.monotonic()
+
+    def _write(self, most: int) -> None:
+        rows = pa.concat_tables(self._rows)
+        buffer = BytesIO()
+        pq.write_table(rows.slice(0, most), buffer, compression="zstd")
+        write_whole(self.parts / f"part-{self._next:06}.parquet", buffer.getvalue())
+        self._next += 1
+        self._rows = [rows.slice(most)]
+        self._since = time.monotonic()
+
+
+def _agree(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings, or make sure that those which are there are the same."""
+    data = msgspec.json.encode(settings)
+    if not path.exists():
+        write_whole(path, msgspec.json.format(data, indent=2) + b"\n")
+        return
+    try:
+        kept = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ReciproError(f"{path} can't be read: {error}.") from error
+    now = msgspec.json.decode(data)
+    if kept != now:
+        names = sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))
+        raise ReciproError(
+            f"{path.parent} holds results of another run; these differ: {', '.join(names)}. Choose "
+            "another folder with -o."
+        )
