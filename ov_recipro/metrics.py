@@ -56,8 +56,9 @@ def correlation(one: Floats, other: Floats) -> float | None:
     a = np.asarray(one, np.float64).ravel()
     b = np.asarray(other, np.float64).ravel()
     a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
-    return min(1.0, max(-1.0, float(a @ b) / norm)) if norm > 0 else None
+    # sums, not products of vectors: BLAS rounds those by the number of its threads
+    norm = math.sqrt(float((a * a).sum())) * math.sqrt(float((b * b).sum()))
+    return min(1.0, max(-1.0, float((a * b).sum()) / norm)) if norm > 0 else None
 
 
 def rank_correlation(one: Floats, other: Floats) -> float | None:

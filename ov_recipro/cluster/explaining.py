@@ -22,7 +22,7 @@ from ov_recipro.explainer import Explainer
 from ov_recipro.images import decode_image
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
-from ov_recipro.output import file_stems, save_explanation
+from ov_recipro.output import file_stems, open_folder, save_explanation
 from ov_recipro.verification import verify
 
 OVERLAYS = "overlays"
@@ -78,6 +78,8 @@ class Run:
         files = find_files(sources)
         self._explainer, self._wish = explainer, wish
         self.results = Results(folder, _settings(explainer, wish))
+        if wish.overlays is not None:
+            open_folder(wish.overlays)
         self._missing = [
             (file, stem)
             for file, stem in zip(files, _stems(files), strict=True)
@@ -110,6 +112,8 @@ class _Actor:
     """Explains images; see `pool.stream`."""
 
     def __init__(self, recipe: Recipe, wish: Wish) -> None:
+        if wish.overlays is not None and not wish.overlays.is_dir():
+            raise ReciproError(f"{wish.overlays} is not seen by all machines; overlays need that.")
         self._explainer = recipe.explainer()
         self._wish = wish
         self._subject = Subject(self._explainer) if wish.verify else None

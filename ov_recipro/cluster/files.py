@@ -50,8 +50,7 @@ def find_files(names: Iterable[str]) -> list[File]:
     for name in names:
         if is_url(name):
             _, paths = list_url(name)
-            system = _opened(name)[0]
-            found.update((File(system.unstrip_protocol(path), name, path), None) for path in paths)
+            found.update((File(_url_of(path, name), name, path), None) for path in paths)
         else:
             local = (str(path.absolute()) for path in find_images([name]))
             found.update((File(path, "", path), None) for path in local)
@@ -110,6 +109,13 @@ def _opened(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError, OSError) as error:
         raise ReciproError(f"{url}: {_reason(error)}.") from error
     return system, path
+
+
+def _url_of(path: str, root: str) -> str:
+    """Return the URL of a path in the filesystem that `root` names, which may be in an archive."""
+    own, chained, rest = root.partition("::")
+    scheme = own.partition("://")[0]
+    return path if is_url(path) else f"{scheme}://{path}{chained}{rest}"
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ov_recipro.cluster.files import File, read_file
 from ov_recipro.errors import ReciproError
 
 LOCAL = "local"
+_SECONDS = 10.0  # to wait for a cluster
+_FAILURE = "failure"  # the one column of a table that says why an actor failed
 _READERS = 16  # files that an actor which reads has in hand at once
 _ACTORS_PER_READER = 4
 _BLOCK = 32 << 20  # bytes of files that go to an actor at once
@@ -59,8 +62,11 @@ def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterato
         ReciproError: there is no such cluster, or it is too small.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), _SECONDS).close()
         with _no_stderr():
             ray.init(
                 address=address,
@@ -68,7 +74,7 @@ def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterato
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ReciproError(f"No Ray cluster at '{address}': {_first_line(error)}") from error
     try:
         yield _fitting(actors, cpus, gpus)
@@ -155,37 +161,59 @@ def stream(
     size = max(1, min(most, len(rows) // (4 * pool.actors)))
     table = pa.Table.from_pylist(rows)
     blocks = [table.slice(start, size) for start in range(0, len(rows), size)]
-    context = DataContext.get_current().copy()
+    context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=_STORE * pool.actors
     )
-    with DataContext.current(context):
-        dataset = (
-            ray.data.from_arrow(blocks)
-            .map_batches(
-                _Reader,
-                batch_format="pyarrow",
-                batch_size=None,
-                num_cpus=0,  # reading waits more than it computes; the cores are the actors'
-                compute=ActorPoolStrategy(size=-(-pool.actors // _ACTORS_PER_READER)),
-            )
-            .map_batches(
-                worker,
-                fn_constructor_args=arguments,
-                batch_format="pyarrow",
-                batch_size=None,
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus,
-                compute=ActorPoolStrategy(size=pool.actors),
-            )
+    dataset = (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            _Reader,
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=0,  # reading waits more than it computes; the cores are the actors'
+            compute=ActorPoolStrategy(size=-(-pool.actors // _ACTORS_PER_READER)),
         )
+        .map_batches(
+            _Worker,
+            fn_constructor_args=(worker, arguments),
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            compute=ActorPoolStrategy(size=pool.actors),
+        )
+    )
+    batches = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
+    try:
+        for batch in batches:
+            if batch.column_names == [_FAILURE]:
+                raise ReciproError(batch[_FAILURE][0].as_py())
+            yield batch
+    except ray.exceptions.RayTaskError:  # an error of this program's: it is shown whole
+        raise
+    except ray.exceptions.RayError as error:
+        raise ReciproError(f"Ray failed: {_first_line(error)}") from error
+
+
+class _Worker:
+    """Calls what the caller gave; hands its ReciproErrors on as rows, for Ray would wrap them."""
+
+    def __init__(self, kind: type, arguments: Sequence[Any]) -> None:
+        self._failure: str | None = None
         try:
-            yield from dataset.iter_batches(
-                batch_format="pyarrow", batch_size=None, prefetch_batches=0
-            )
-        except (ray.exceptions.RayError, ray.exceptions.RayTaskError) as error:
-            raise ReciproError(f"An actor failed: {_first_line(error)}") from error
+            self._work = kind(*arguments)
+        except ReciproError as error:
+            self._failure = str(error)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self._failure is None:
+            try:
+                return self._work(table)
+            except ReciproError as error:
+                self._failure = str(error)
+        return pa.table({_FAILURE: [self._failure]})
 
 
 class _Reader:
@@ -223,6 +251,4 @@ def _bytes(found: Sequence[tuple[bytes | None, str | None]]) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return (lines or [type(cause).__name__])[-1][:300]
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

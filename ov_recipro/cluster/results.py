@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation
-from ov_recipro.output import write_whole
+from ov_recipro.output import open_folder, write_whole
 from ov_recipro.saliency import Score
 from ov_recipro.verification import Verification
 
@@ -159,11 +159,8 @@ class Results:
         self.parts = folder / PARTS
         self._rows: list[pa.Table] = []
         self._since = time.monotonic()
+        open_folder(self.parts)
         _agree(folder / SETTINGS, {"schema_version": SCHEMA_VERSION, **settings})
-        try:
-            self.parts.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ReciproError(f"{self.parts} can't be made: {error.strerror}.") from error
         self.kept: set[str] = set()
         files = sorted(self.parts.glob("part-*.parquet"))
         for file in files:
