@@ -197,20 +197,16 @@ def test_an_actor(explainer: Explainer, cat: Path, tmp_path: Path) -> None:
         def explainer(self) -> Explainer:
             return explainer
 
-    given = pa.table(
-        {
-            "name": ["cat", "gone", "bad"],
-            "stem": ["cat", "gone", "bad"],
-            "data": pa.array([cat.read_bytes(), None, b"?"], pa.large_binary()),
-            "error": [None, "no such file", None],
-        }
-    )
+    (tmp_path / "bad").write_bytes(b"?")
+    places = {"cat": str(cat), "gone": str(tmp_path / "gone"), "bad": str(tmp_path / "bad")}
+    given = [{"name": name, "root": "", "path": places[name], "stem": name} for name in places]
     actor = _Actor(Made(), Wish(("top1",), "float32", True, None, Style()))  # type: ignore[arg-type]
     done, gone, bad = actor(given).to_pylist()
     (target,) = done["targets"]
     assert (target["label"], target["verdict"]) == ("Egyptian cat", "no better than random")
     assert target["deviations"] < 1
-    assert (gone["path"], gone["error"], gone["targets"]) == ("gone", "no such file", None)
+    assert (gone["path"], gone["targets"]) == ("gone", None)
+    assert "No such file" in gone["error"]
     assert bad["error"] == "bad: not an image, or a truncated one."
     unseen = Wish(("top1",), "float32", False, tmp_path / "unseen", Style())
     with pytest.raises(ReciproError, match="not seen by all machines"):

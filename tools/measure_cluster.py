@@ -24,7 +24,7 @@ from ov_recipro.cluster.pool import open_pool
 from ov_recipro.draw import Style
 from ov_recipro.images import find_images
 
-_ACTOR = "ray::MapWorker(MapBatches(_Actor"
+_ACTOR = "ray::MapWorker(MapBatches(_Worker"
 _WARM = 0.1  # of the images come before the clock
 
 
@@ -119,7 +119,7 @@ def _actors_resident() -> str:
         f"{_resident(process.name):.0f}"
         for process in Path("/proc").iterdir()
         if process.name.isdigit()
-        and _command(process).startswith("ray::MapWorker(MapBatches(_Actor")
+        and _command(process).startswith("ray::MapWorker(MapBatches(_Worker")
     ]
     return " and ".join(found) + " MB"
 

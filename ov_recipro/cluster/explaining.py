@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ov_recipro.cluster import pool, results
-from ov_recipro.cluster.files import File, find_files
+from ov_recipro.cluster.files import File, find_files, read_file
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.cluster.results import MapType, Results
@@ -27,6 +27,7 @@ from ov_recipro.verification import verify
 
 OVERLAYS = "overlays"
 _MOST = 128  # images that an actor takes at once
+_READERS = 16  # files that it reads at once
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,16 @@ class Run:
         """
         if not self._missing:
             return
-        files = [file for file, _ in self._missing]
-        extra = [{"stem": stem} for _, stem in self._missing]
+        rows = [
+            {"name": file.name, "root": file.root, "path": file.path, "stem": stem}
+            for file, stem in self._missing
+        ]
         recipe = recipe_of(self._explainer, actors.cpus)
         arguments = (recipe, self._wish)
         try:
-            for rows in pool.stream(actors, files, extra, _Actor, arguments, _MOST):
-                self.results.add(rows)
-                yield Progress(len(rows), pc.drop_null(rows["error"]).to_pylist())
+            for done in pool.stream(actors, rows, _Actor, arguments, _MOST):
+                self.results.add(done)
+                yield Progress(len(done), pc.drop_null(done["error"]).to_pylist())
         finally:
             self.results.write()
 
@@ -120,16 +123,18 @@ class _Actor:
         shape = self._explainer.bundle.manifest.cut.shape
         self._schema = results.schema(shape, wish.kind)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        done = list(in_order(self._row, table.to_pylist(), self._explainer.workers))
+    def __call__(self, rows: list[dict[str, Any]]) -> pa.Table:
+        files = in_order(_read, rows, _READERS)
+        done = list(in_order(self._row, files, self._explainer.workers))
         return results.table(done, self._schema)
 
-    def _row(self, given: dict[str, Any]) -> dict[str, Any]:
-        if given["error"] is not None:
-            return {"path": given["name"], "error": given["error"]}
+    def _row(self, file: tuple[dict[str, Any], bytes | ReciproError]) -> dict[str, Any]:
+        given, data = file
+        if isinstance(data, ReciproError):
+            return {"path": given["name"], "error": str(data)}
         wish = self._wish
         try:
-            image = decode_image(given["data"], given["name"])
+            image = decode_image(data, given["name"])
             explanation = self._explainer(image, wish.targets)
             verified = verify(self._subject, explanation) if self._subject else ()
         except ReciproError as error:
@@ -139,6 +144,14 @@ class _Actor:
             saved = save_explanation(explanation, wish.overlays, given["stem"], False, wish.style)
             drawn = tuple(each["overlay"] for each in saved)
         return results.row(given["name"], explanation, self._explainer.score, verified, drawn)
+
+
+def _read(given: dict[str, Any]) -> tuple[dict[str, Any], bytes | ReciproError]:
+    """Return a row with its file's bytes, or why there are none."""
+    try:
+        return given, read_file(given["root"], given["path"])
+    except ReciproError as error:
+        return given, error
 
 
 def _stems(files: Sequence[File]) -> list[str]:

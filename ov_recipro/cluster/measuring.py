@@ -11,11 +11,10 @@ import msgspec
 import pyarrow as pa
 
 from ov_recipro.cluster import pool
-from ov_recipro.cluster.files import File, list_url
+from ov_recipro.cluster.files import list_url, read_file
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.datasets import Classes, Sample, in_folders
-from ov_recipro.errors import ReciproError
 from ov_recipro.evaluation import Evaluation, Measuring, Outcome, Task
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
@@ -48,9 +47,10 @@ def measure(actors: Pool, evaluation: Evaluation, root: str, workers: int) -> It
         ReciproError: a record can't be written, or an actor can't be made.
     """
     measuring = evaluation.measuring
-    tasks = evaluation.tasks()
-    files = [_file(task.sample, root) for task in tasks]
-    extra = [{"task": msgspec.json.encode(task)} for task in tasks]
+    rows = [
+        {"root": root, "path": _place(task.sample, root), "task": msgspec.json.encode(task)}
+        for task in evaluation.tasks()
+    ]
     how = _How(
         recipe_of(measuring.subject.explainer, actors.cpus),
         measuring.methods,
@@ -59,16 +59,15 @@ def measure(actors: Pool, evaluation: Evaluation, root: str, workers: int) -> It
     )
 
     def outcomes() -> Iterator[Outcome]:
-        for rows in pool.stream(actors, files, extra, _Actor, (how,), _MOST):
-            for data in rows["outcome"].to_pylist():
+        for done in pool.stream(actors, rows, _Actor, (how,), _MOST):
+            for data in done["outcome"].to_pylist():
                 yield msgspec.json.decode(data, type=Outcome)
 
     yield from evaluation.collect(outcomes())
 
 
-def _file(sample: Sample, root: str) -> File:
-    path = sample.path if root else str(Path(sample.path).absolute())
-    return File(sample.name, root, path)
+def _place(sample: Sample, root: str) -> str:
+    return sample.path if root else str(Path(sample.path).absolute())
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,11 @@ class _Actor:
         self._measuring = Measuring(subject, how.methods, **how.options)
         self._workers = how.workers
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        done = list(in_order(self._outcome, table.to_pylist(), self._workers))
+    def __call__(self, rows: list[dict[str, Any]]) -> pa.Table:
+        done = list(in_order(self._outcome, rows, self._workers))
         return pa.table({"outcome": pa.array(done, pa.binary())})
 
     def _outcome(self, given: dict[str, Any]) -> bytes:
         task = msgspec.json.decode(given["task"], type=Task)
-
-        def read() -> bytes:
-            if given["error"] is not None:
-                raise ReciproError(given["error"])
-            return bytes(given["data"])
-
-        return msgspec.json.encode(self._measuring(task, read))
+        outcome = self._measuring(task, lambda: read_file(given["root"], given["path"]))
+        return msgspec.json.encode(outcome)

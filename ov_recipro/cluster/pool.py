@@ -1,8 +1,7 @@
-"""Ray: a pool of actors that each hold one explainer, and rows streamed through them.
+"""Ray: a pool of actors, and rows streamed through them.
 
-Rows of file names go to tasks that read the files, then to actors that explain, then to the caller.
-Ray Data schedules, holds reading back while the actors are busy, and does again what a lost machine
-had in hand.
+Ray Data schedules, and does again what a lost machine had in hand. Rows name files, and the actors
+read them: so pixels don't go through the object store, nor from one machine to another.
 """
 
 from __future__ import annotations
@@ -12,25 +11,19 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+from ray.data import ActorPoolStrategy, DataContext
 
-from ov_recipro.cluster.files import File, read_file
 from ov_recipro.errors import ReciproError
 
 LOCAL = "local"
 _SECONDS = 10.0  # to wait for a cluster
 _FAILURE = "failure"  # the one column of a table that says why an actor failed
-_READERS = 16  # files that an actor which reads has in hand at once
-_ACTORS_PER_READER = 4
-_BLOCK = 32 << 20  # bytes of files that go to an actor at once
-_STORE = 256 << 20  # bytes of the object store that rows in hand may take, for each actor
 
 
 @dataclass(frozen=True)
@@ -133,57 +126,35 @@ def limit_threads(cpus: int) -> None:
 
 def stream(
     pool: Pool,
-    files: Sequence[File],
-    extra: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
     worker: type,
     arguments: Sequence[Any],
     most: int,
 ) -> Iterator[pa.Table]:
-    """Read files, call actors on them, and yield what these return, in any order.
+    """Call actors on rows, and yield the tables that these return, in any order.
 
     Args:
         pool: the actors.
-        files: what is read.
-        extra: further columns, for each file a row.
-        worker: the actors' class. An actor is called with a table of `name`, the columns of
-            `extra`, `data` (bytes) and `error` (why there are none, else null), and returns a
-            table.
+        rows: what is to be done; they say where data is, rather than hold it.
+        worker: the actors' class; an actor is called with a list of rows and returns a table.
         arguments: for the actors' constructor.
         most: rows that an actor takes at once.
 
     Raises:
-        ReciproError: an actor can't be made, or fails.
+        ReciproError: an actor raises it.
     """
-    rows = [
-        {"name": file.name, "root": file.root, "path": file.path} | more
-        for file, more in zip(files, extra, strict=True)
-    ]
     size = max(1, min(most, len(rows) // (4 * pool.actors)))
     table = pa.Table.from_pylist(rows)
     blocks = [table.slice(start, size) for start in range(0, len(rows), size)]
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=_STORE * pool.actors
-    )
-    dataset = (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            _Reader,
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=0,  # reading waits more than it computes; the cores are the actors'
-            compute=ActorPoolStrategy(size=-(-pool.actors // _ACTORS_PER_READER)),
-        )
-        .map_batches(
-            _Worker,
-            fn_constructor_args=(worker, arguments),
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-            compute=ActorPoolStrategy(size=pool.actors),
-        )
+    DataContext.get_current().enable_progress_bars = False
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        _Worker,
+        fn_constructor_args=(worker, arguments),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        compute=ActorPoolStrategy(size=pool.actors),
     )
     batches = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
     try:
@@ -210,44 +181,10 @@ class _Worker:
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._failure is None:
             try:
-                return self._work(table)
+                return self._work(table.to_pylist())
             except ReciproError as error:
                 self._failure = str(error)
         return pa.table({_FAILURE: [self._failure]})
-
-
-class _Reader:
-    """Reads files; an actor, since Ray starts processes for such tasks again and again."""
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Add the files' bytes, or why there are none; large files come in several tables."""
-        places = list(zip(table["root"].to_pylist(), table["path"].to_pylist(), strict=True))
-        table = table.drop_columns(["root", "path"])
-        with ThreadPoolExecutor(_READERS) as threads:
-            start = 0
-            found: list[tuple[bytes | None, str | None]] = []
-            for first in range(0, len(places), _READERS):
-                found += threads.map(_read, places[first : first + _READERS])
-                if len(found) == len(places) - start or _bytes(found) >= _BLOCK:
-                    yield _with_files(table.slice(start, len(found)), found)
-                    start, found = start + len(found), []
-
-
-def _read(place: tuple[str, str]) -> tuple[bytes | None, str | None]:
-    try:
-        return read_file(*place), None
-    except ReciproError as error:
-        return None, str(error)
-
-
-def _with_files(table: pa.Table, found: Sequence[tuple[bytes | None, str | None]]) -> pa.Table:
-    data, errors = zip(*found, strict=True)
-    table = table.append_column("data", pa.array(data, pa.large_binary()))
-    return table.append_column("error", pa.array(errors, pa.string()))
-
-
-def _bytes(found: Sequence[tuple[bytes | None, str | None]]) -> int:
-    return sum(len(data) for data, _ in found if data is not None)
 
 
 def _first_line(error: Exception) -> str:
