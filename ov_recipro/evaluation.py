@@ -187,26 +187,13 @@ class Evaluation:
     def settings(self, method: str | None = None) -> dict[str, Any]:
         """Return what a measurement depends on, beside the image."""
         how = self.measuring
-        explainer = how.subject.explainer
-        manifest = explainer.bundle.manifest
         boxes = hashlib.sha256(json.dumps(how.boxes, sort_keys=True).encode()).hexdigest()
-        settings = {
+        settings = how.subject.explainer.provenance() | {
             "schema_version": SCHEMA_VERSION,
-            "model": manifest.source.name,
-            "sha256": manifest.source.sha256,
-            "companions": manifest.source.companions,
-            "layer": manifest.cut.tensor,
-            "feature_shape": manifest.cut.shape,
-            "output": manifest.output,
             "profile": how.profile,
             "step": how.step,
-            "score": explainer.score,
             "probability": how.subject.probability,
-            "device": explainer.device,
-            "precision": explainer.precision,
-            "preprocessing": explainer.preprocessing,
             "boxes": boxes if how.boxes else None,
-            "versions": explainer.versions,
         }
         if method is not None:
             settings["method"] = method

@@ -248,6 +248,25 @@ class Explainer:
                 found[class_index(target, self.labels, classes)] = None
         return list(found)
 
+    def provenance(self) -> dict[str, Any]:
+        """Return what its maps depend on, beside the image and the targets."""
+        manifest = self.bundle.manifest
+        return {
+            "model": manifest.source.name,
+            "sha256": manifest.source.sha256,
+            "companions": manifest.source.companions,
+            "layer": manifest.cut.tensor,
+            "feature_shape": manifest.cut.shape,
+            "output": manifest.output,
+            "plan": self.plan.name,
+            "score": self.score,
+            "mask": self.mask,
+            "precision": self.precision,
+            "device": self.device,
+            "preprocessing": self.preprocessing,
+            "versions": self.versions,
+        }
+
     def _label(self, index: int) -> str | None:
         return self.labels[index] if self.labels is not None else None
 

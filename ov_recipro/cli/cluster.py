@@ -90,7 +90,10 @@ def pool_of(engine: Engine, device: str, quiet: bool) -> Iterator[Pool]:
     """Open the pool of actors that the options describe."""
     from ov_recipro.cluster.pool import LOCAL, open_pool
 
-    gpus = 1 if device.partition(":")[0] == "cuda" else 0
+    kind, _, number = device.partition(":")
+    gpus = 1 if kind == "cuda" else 0
+    if gpus and number:
+        raise ReciproError(f"Ray hands each actor a GPU of its own: -d cuda, not {device}.")
     cpus = engine.cpus_per_actor or 1
     with open_pool(engine.address or LOCAL, engine.actors, cpus, gpus) as pool:
         note(f"{pool.actors} actors, cores each: {pool.cpus}.", quiet)

@@ -160,25 +160,11 @@ def _stems(files: Sequence[File]) -> list[str]:
 
 def _settings(explainer: Explainer, wish: Wish) -> dict[str, Any]:
     """Return what results depend on."""
-    manifest = explainer.bundle.manifest
-    settings = {
-        "model": manifest.source.name,
-        "sha256": manifest.source.sha256,
-        "companions": manifest.source.companions,
-        "layer": manifest.cut.tensor,
-        "feature_shape": manifest.cut.shape,
-        "output": manifest.output,
-        "plan": explainer.plan.name,
-        "score": explainer.score,
-        "mask": explainer.mask,
-        "precision": explainer.precision,
-        "device": explainer.device,
-        "preprocessing": explainer.preprocessing,
+    settings = explainer.provenance() | {
         "labels": explainer.labels,
         "targets": wish.targets,
         "maps": wish.kind,
         "verify": wish.verify,
         "overlays": wish.style if wish.overlays is not None else None,
-        "versions": explainer.versions,
     }
     return dict(msgspec.to_builtins(settings))

@@ -116,14 +116,6 @@ def get(reference: Any) -> Any:
     return ray.get(reference)
 
 
-def limit_threads(cpus: int) -> None:
-    """Keep this process, an actor, to its own cores; called before any library is loaded."""
-    os.environ["OMP_NUM_THREADS"] = str(cpus)
-    import cv2
-
-    cv2.setNumThreads(cpus)
-
-
 def stream(
     pool: Pool,
     rows: Sequence[dict[str, Any]],

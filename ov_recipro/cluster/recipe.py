@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from ov_recipro.bundle import Bundle, new_folder, open_bundle
@@ -40,7 +42,8 @@ class Recipe:
         Raises:
             ReciproError: it can't be made here, or would run another plan.
         """
-        pool.limit_threads(self.cpus)
+        os.environ["OMP_NUM_THREADS"] = str(self.cpus)
+        cv2.setNumThreads(self.cpus)
         folder = cache_folder() / f"{self.key}.recipro"
         try:
             bundle = open_bundle(folder)
