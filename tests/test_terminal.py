@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from command import COMMAND
 
+from ov_recipro.cli.progress import progress
 from ov_recipro.cli.terminal import heat
 from ov_recipro.draw import palette
 
@@ -61,3 +64,22 @@ def test_colour_in_a_terminal_alone(tmp_path: Path, cat: Path) -> None:
     assert "\x1b[" not in plain
     assert "▀" not in plain
     assert "Egyptian cat 0.376, tiger cat 0.336" in plain
+
+
+def test_progress_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with progress("Explaining", 10, quiet=False) as advance:
+        advance(1, 0)
+    assert capsys.readouterr() == ("", "")  # not at once
+    monkeypatch.setattr("ov_recipro.cli.progress._LINE_SECONDS", 0.0)
+    with progress("Explaining", 1000, quiet=False, kept=400) as advance:
+        advance(300, 1)
+        advance(299, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    pattern = r"Explaining: 999 of 1000, \d+\.\d/s, 3 failed, about 0 s left"
+    assert re.fullmatch(pattern, err.splitlines()[1])
+    with progress("Explaining", 1000, quiet=True) as advance:
+        advance(1000, 0)
+    assert capsys.readouterr() == ("", "")

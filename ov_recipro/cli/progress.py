@@ -84,9 +84,10 @@ def _lines(verb: str, total: int, kept: int) -> Advance:
         said = now
         rate = finished / (now - started)
         left = (total - kept - finished) / rate if rate else 0
+        shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
         note(
             f"{verb}: {kept + finished} of {total}, {rate:.1f}/s, {failures} failed, "
-            f"about {left / 60:.0f} minutes left"
+            f"about {shown} left"
         )
 
     return advance
