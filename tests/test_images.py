@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ov_recipro import ReciproError
+from ov_recipro import Explainer, ReciproError
 from ov_recipro.draw import COLORMAPS, Colormap, Style, legend, overlay, palette
 from ov_recipro.images import decode_image, find_images, read_image
 from ov_recipro.metadata import find_labels, find_preprocessing
@@ -94,6 +94,16 @@ def test_a_legend_shows_the_colours_from_low_to_high() -> None:
     assert (edges == 1).sum() >= 3
     black = (legend(400, (0, 1), Style(contour=True))[8] == 0).all(axis=1)
     assert black.sum() > 200
+
+
+def test_a_legend_below_an_overlay(explainer: Explainer, cat: Path) -> None:
+    explanation = explainer(cat)
+    plain, more = (explanation.overlay(style=Style(legend=shown)) for shown in (False, True))
+    assert explanation.image is not None
+    height = explanation.image.shape[0]
+    np.testing.assert_array_equal(more[:height], plain)
+    strip = legend(plain.shape[1], explanation.targets[0].range, Style())
+    np.testing.assert_array_equal(more[height:], strip)
 
 
 @pytest.mark.parametrize("colormap", [name for name in COLORMAPS if name != "turbo"])
