@@ -27,8 +27,10 @@ from ov_recipro import Explainer, ReciproError
 from ov_recipro.cluster import results
 from ov_recipro.cluster.explaining import Run, Wish, _Actor
 from ov_recipro.cluster.files import find_files, list_url, read_file
+from ov_recipro.cluster.measuring import read_dataset
 from ov_recipro.cluster.pool import open_pool
 from ov_recipro.cluster.results import Results
+from ov_recipro.datasets import classes_of
 from ov_recipro.draw import Style
 
 TARGETS = ("-t", "top1", "-t", "espresso")
@@ -274,6 +276,22 @@ def test_files_behind_urls(tmp_path: Path, cat: Path) -> None:
         find_files(["nonsense://x"])
     with pytest.raises(ReciproError, match=r"gone\.jpg"):
         read_file(url, f"{tmp_path}/gone.jpg")
+
+
+def test_datasets_behind_urls(tmp_path: Path, cat: Path) -> None:
+    names = classes_of(1000, None, None)
+    photographs(tmp_path / "data" / "n02124075", cat, 2)
+    found = read_dataset(f"file://{tmp_path}/data/", names)
+    assert [(sample.name, sample.label) for sample in found] == [
+        ("n02124075/000.jpg", 285),
+        ("n02124075/001.jpg", 285),
+    ]
+    for bad in ("data/*/000.jpg", "data/n02124075/000.jpg"):
+        with pytest.raises(ReciproError, match="no folder of images"):
+            read_dataset(f"file://{tmp_path}/{bad}", names)
+    photographs(tmp_path / "data" / "no class", cat, 1)
+    with pytest.raises(ReciproError, match="no class: not a class"):
+        read_dataset(f"file://{tmp_path}/data", names)
 
 
 def test_options_that_need_ray(tmp_path: Path, cat: Path) -> None:

@@ -91,11 +91,11 @@ def command(
 ) -> None:
     """Measure how faithful saliency maps are, over a dataset.
 
-    With --engine ray, DATASET may also be the URL of such a folder.
-
     DATASET is a folder with a folder of images for each class (called by label, number or WordNet
     id), a .csv or .tsv table with the columns path and label, or a flat folder of images. What is
     measured is kept image by image: the same command goes on where an earlier run ended.
+
+    With --engine ray, DATASET may also be the URL of a folder.
     """
     from ov_recipro.datasets import classes_of, read_boxes, read_dataset, spread
     from ov_recipro.evaluation import Evaluation, Measuring

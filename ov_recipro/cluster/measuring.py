@@ -15,6 +15,7 @@ from ov_recipro.cluster.files import list_url, read_file
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.datasets import Classes, Sample, in_folders
+from ov_recipro.errors import ReciproError
 from ov_recipro.evaluation import Evaluation, Measuring, Outcome, Task
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
@@ -26,11 +27,14 @@ def read_dataset(url: str, classes: Classes) -> list[Sample]:
     """Find the images of a dataset behind a URL; see `datasets.read_dataset`.
 
     Raises:
-        ReciproError: there are none, or a folder is no class.
+        ReciproError: that is no folder of images, or a folder in it is no class.
     """
     root, paths = list_url(url)
-    names = [path.removeprefix(root.rstrip("/") + "/") for path in paths]
-    samples = in_folders(root.rstrip("/"), names, classes)
+    folder = root.rstrip("/")
+    if not all(path.startswith(f"{folder}/") for path in paths):
+        raise ReciproError(f"{url}: no folder of images.")
+    names = [path.removeprefix(f"{folder}/") for path in paths]
+    samples = in_folders(folder, names, classes)
     return sorted(samples, key=lambda sample: sample.name)
 
 
