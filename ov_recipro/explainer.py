@@ -248,6 +248,19 @@ class Explainer:
                 found[class_index(target, self.labels, classes)] = None
         return list(found)
 
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that, with its bundle, make another such explainer."""
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "score": self.score,
+            "mask": self.mask,
+            "batch_memory": self.batch_memory,
+            "hint": self.hint,
+            "preprocessing": self.preprocessing,
+            "labels": self.labels,
+        }
+
     def provenance(self) -> dict[str, Any]:
         """Return what its maps depend on, beside the image and the targets."""
         manifest = self.bundle.manifest

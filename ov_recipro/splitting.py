@@ -146,11 +146,8 @@ def cached_split(
     arguments = (layer, exact, output, image_shape, given, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
     folder = cache_folder() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
-    if (bundle := _kept(folder, model)) is not None:
-        return bundle
-    try:
-        if folder.exists():
-            discard(folder)
+
+    def make() -> Bundle:
         return split(
             model,
             folder,
@@ -160,22 +157,46 @@ def cached_split(
             image_shape=image_shape,
             constants=constants,
         )
+
+    def is_current(bundle: Bundle) -> bool:
+        companions = bundle.manifest.source.companions
+        return all(_is_unchanged(model.parent, each) for each in companions)
+
+    return kept_or_made(folder, make, is_current)
+
+
+def kept_or_made(
+    folder: Path,
+    make: Callable[[], Bundle],
+    is_current: Callable[[Bundle], bool] = lambda _: True,
+) -> Bundle:
+    """Return the bundle in a folder of the cache; other processes may make it meanwhile.
+
+    Args:
+        folder: where it is kept.
+        make: makes it there, where there is none that is whole and current.
+        is_current: whether a bundle that is there may be used.
+    """
+
+    def kept() -> Bundle | None:
+        if not folder.exists():
+            return None
+        try:
+            bundle = open_bundle(folder)
+        except ReciproError:
+            return None  # damaged from outside: made anew
+        return bundle if is_current(bundle) else None
+
+    if (bundle := kept()) is not None:
+        return bundle
+    try:
+        if folder.exists():
+            discard(folder)
+        return make()
     except (ReciproError, OSError):
-        if (bundle := _kept(folder, model)) is not None:
+        if (bundle := kept()) is not None:
             return bundle  # another process was first to put it there
         raise
-
-
-def _kept(folder: Path, model: Path) -> Bundle | None:
-    """Return the bundle in the cache, if it is whole and the model's weights are as they were."""
-    if not folder.exists():
-        return None
-    try:
-        bundle = open_bundle(folder)
-    except ReciproError:
-        return None  # damaged from outside: made anew
-    companions = bundle.manifest.source.companions
-    return bundle if all(_is_unchanged(model.parent, each) for each in companions) else None
 
 
 def open_source(

@@ -58,8 +58,9 @@ def main() -> None:
 def alone(model: Path, layer: str, folder: Path, count: int) -> float:
     """Return images a second of one process, in a process that has not loaded Ray."""
     explainer = Explainer(model, layer=layer, hint="throughput")
-    images = explainer.stream(find_images([str(folder)])[: min(count, 2000)])
-    first = int(_WARM * min(count, 2000))
+    count = min(count, 2000)
+    images = explainer.stream(find_images([str(folder)])[:count])
+    first = int(_WARM * count)
     for _ in islice(images, first):
         pass
     started = time.perf_counter()
@@ -118,8 +119,7 @@ def _actors_resident() -> str:
     found = [
         f"{_resident(process.name):.0f}"
         for process in Path("/proc").iterdir()
-        if process.name.isdigit()
-        and _command(process).startswith("ray::MapWorker(MapBatches(_Worker")
+        if process.name.isdigit() and _command(process).startswith(_ACTOR)
     ]
     return " and ".join(found) + " MB"
 

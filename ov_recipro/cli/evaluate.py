@@ -107,13 +107,13 @@ def command(
     open_folder(output)
     explainer = open_explainer(quiet, hint="throughput", **options)
     classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, options["labels"])
-    root = dataset if engine.is_ray and "://" in dataset else ""
-    if root:
-        from ov_recipro.cluster.measuring import read_dataset as read_remote
+    root = ""
+    if engine.is_ray:
+        from ov_recipro.cluster import files
+        from ov_recipro.cluster import measuring as remote
 
-        found = read_remote(root, classes)
-    else:
-        found = read_dataset(Path(dataset), classes)
+        root = dataset if files.is_url(dataset) else ""
+    found = remote.read_dataset(root, classes) if root else read_dataset(Path(dataset), classes)
     samples = spread(found, limit)
     around = read_boxes(boxes, classes) if boxes is not None else None
     measuring = Measuring(Subject(explainer), names, profile, step, around)
@@ -123,10 +123,8 @@ def command(
     try:
         with ExitStack() as stack:
             if engine.is_ray:
-                from ov_recipro.cluster.measuring import measure
-
                 actors = stack.enter_context(pool_of(engine, explainer.device, quiet))
-                outcomes = measure(actors, evaluation, root, workers)
+                outcomes = remote.measure(actors, evaluation, root, workers)
             else:
                 outcomes = evaluation.run(workers)
             advance = stack.enter_context(progress("Measuring", len(samples), quiet))

@@ -11,11 +11,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ov_recipro.bundle import Bundle, new_folder, open_bundle
+from ov_recipro.bundle import SUFFIX, Bundle, new_folder, open_bundle
 from ov_recipro.cluster import pool
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
-from ov_recipro.splitting import cache_folder
+from ov_recipro.splitting import cache_folder, kept_or_made
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,8 @@ class Recipe:
         """
         os.environ["OMP_NUM_THREADS"] = str(self.cpus)
         cv2.setNumThreads(self.cpus)
-        folder = cache_folder() / f"{self.key}.recipro"
-        try:
-            bundle = open_bundle(folder)
-        except ReciproError:
-            bundle = self._unpacked(folder)
+        folder = cache_folder() / f"{self.key}{SUFFIX}"
+        bundle = kept_or_made(folder, lambda: self._unpacked(folder))
         explainer = Explainer(bundle, **self.options)
         if explainer.plan.name != self.plan:
             raise ReciproError(
@@ -58,13 +55,9 @@ class Recipe:
         return explainer
 
     def _unpacked(self, folder: Path) -> Bundle:
-        files = pool.get(self.files)
-        try:
-            with new_folder(folder, force=True) as work:
-                for name, data in files.items():
-                    (work / name).write_bytes(memoryview(data))
-        except ReciproError:  # perhaps another actor of this machine was first
-            return open_bundle(folder)
+        with new_folder(folder) as work:
+            for name, data in pool.get(self.files).items():
+                (work / name).write_bytes(memoryview(data))
         return open_bundle(folder)
 
 
@@ -79,16 +72,8 @@ def recipe_of(explainer: Explainer, cpus: int) -> Recipe:
     contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     digest = hashlib.sha256()
     for name, data in contents.items():
-        digest.update(f"{name} {len(data)}\n".encode() + data)
+        digest.update(f"{name} {len(data)}\n".encode())
+        digest.update(data)
     arrays = {name: np.frombuffer(data, np.uint8) for name, data in contents.items()}
-    options = {
-        "device": explainer.device,
-        "precision": explainer.precision,
-        "score": explainer.score,
-        "mask": explainer.mask,
-        "hint": explainer.hint,
-        "batch_memory": explainer.batch_memory,
-        "preprocessing": explainer.preprocessing,
-        "labels": explainer.labels,
-    }
-    return Recipe(pool.put(arrays), digest.hexdigest()[:24], options, explainer.plan.name, cpus)
+    plan = explainer.plan.name
+    return Recipe(pool.put(arrays), digest.hexdigest()[:24], explainer.options(), plan, cpus)

@@ -83,19 +83,11 @@ def row(
         verifications, overlays: of its targets, if there are any.
     """
     _, height, width = explanation.feature_shape
-    targets = [
-        {
-            "index": target.index,
-            "label": target.label,
-            "score": target.score,
-            "low": target.range[0],
-            "high": target.range[1],
-            "distinct_values": target.distinct_values,
-            "flat": target.flat,
-            "remarks": target.remarks(height * width, score),
-        }
-        for target in explanation.targets
-    ]
+    targets = []
+    for each in explanation.targets:
+        target = msgspec.to_builtins(each)
+        target["low"], target["high"] = target.pop("range")
+        targets.append(target | {"remarks": each.remarks(height * width, score)})
     for target, verification in zip(targets, verifications, strict=False):
         target["verdict"] = verification.verdict
         target["deviations"] = verification.deviations
@@ -178,7 +170,7 @@ class Results:
         """
         self._rows.append(rows)
         while sum(len(rows) for rows in self._rows) >= _ROWS:
-            self._write(_ROWS)
+            self._write()
         if time.monotonic() - self._since > _SECONDS:
             self.write()
 
@@ -189,16 +181,15 @@ class Results:
             ReciproError: they can't be written.
         """
         if any(len(rows) for rows in self._rows):
-            self._write(_ROWS)
-        self._since = time.monotonic()
+            self._write()
 
-    def _write(self, most: int) -> None:
+    def _write(self) -> None:
         rows = pa.concat_tables(self._rows)
         buffer = BytesIO()
-        pq.write_table(rows.slice(0, most), buffer, compression="zstd")
+        pq.write_table(rows.slice(0, _ROWS), buffer, compression="zstd")
         write_whole(self.parts / f"part-{self._next:06}.parquet", buffer.getvalue())
         self._next += 1
-        self._rows = [rows.slice(most)]
+        self._rows = [rows.slice(_ROWS)]
         self._since = time.monotonic()
 
 

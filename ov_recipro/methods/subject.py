@@ -177,14 +177,6 @@ class Subject:
         with self._lock:
             if key not in self._explainers:
                 base = self.explainer
-                self._explainers[key] = Explainer(
-                    base.bundle,
-                    device=base.device,
-                    precision=base.precision,
-                    score=score,
-                    mask=mask,
-                    hint=base.hint,
-                    preprocessing=base.preprocessing,
-                    labels=base.labels,
-                )
+                options = base.options() | {"mask": mask, "score": score}
+                self._explainers[key] = Explainer(base.bundle, **options)
             return self._explainers[key]
