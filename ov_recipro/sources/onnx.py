@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import openvino as ov
-from onnx_ir.passes import common as passes
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.graph import Graph, Node, descendants
 from ov_recipro.layers import CutPoint
 from ov_recipro.layout import channels_last
+from ov_recipro.limits import TENSOR_BYTES
 from ov_recipro.runtimes.openvino_models import core, reason
 from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs, shaping
 from ov_recipro.sources.base import Part, Parts
 from ov_recipro.sources.float32 import Rewritten, to_float32
-from ov_recipro.sources.quantised import to_qdq
+from ov_recipro.sources.onnx_file import load, one_line, tensors
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_PLAIN = "the file itself can be run"  # key of a model's notes
 _INLINE = 64 << 20  # bytes of weights that a written file holds itself; more go beside it
 _OUTLINED = 4096  # bytes from which a weight is only outlined
 _LARGE = 1 << 30  # bytes of weights of a model that is not run whole for its proof
@@ -43,6 +40,8 @@ class OnnxSource:
         model: the model at batch 1, its shape arithmetic folded into constants, in float32.
         rewritten: what float32 changed in `model`.
         constants: values of the inputs that are not the image.
+        companions: the files beside the model that hold its weights.
+        plain: whether OpenVINO can be given the file itself.
     """
 
     path: Path
@@ -53,12 +52,8 @@ class OnnxSource:
     model: ir.Model
     rewritten: Rewritten
     constants: inputs.Constants
-
-    @property
-    def companions(self) -> tuple[Path, ...]:
-        """The files beside the model that hold its weights."""
-        external = (t for t in _tensors(self.model) if isinstance(t, ir.ExternalTensor))
-        return tuple(dict.fromkeys(self.path.parent / str(t.location) for t in external))
+    companions: tuple[Path, ...]
+    plain: bool
 
     def outline(self) -> tuple[ov.Model, dict[str, ov.Output]]:
         """Describe the model to OpenVINO (see `Source.outline`)."""
@@ -82,7 +77,7 @@ class OnnxSource:
         image, scores = self.graph.image, self.graph.scores
         boundary = (point.tensor, *point.bypass)
         differs = self.rewritten.anything
-        deployed = load(self.path)
+        deployed = load(self.path).model
         if self.constants:
             _fix_inputs(deployed, self.path, self.image_shape, self.constants)
         given = [_as_float32(deployed, name, self.rewritten, self.model) for name in boundary]
@@ -95,7 +90,7 @@ class OnnxSource:
         reference: tuple[Part, ...] = ()
         if _weights(self.model) > _LARGE:
             reference = self._pieces(point)
-        elif differs or self.constants or not self.model.meta[_PLAIN]:
+        elif differs or self.constants or not self.plain:
             reference = (Part("reference.onnx", (image,), (*boundary, scores, self.graph.output)),)
         for part in reference:
             whole = _extract(self.model, part.inputs, dict.fromkeys(part.outputs))
@@ -150,7 +145,8 @@ def open_onnx(
     Raises:
         ReciproError: the file is no readable ONNX classifier of one image.
     """
-    model = load(path)
+    loaded = load(path)
+    model = loaded.model
     image = _fix_inputs(model, path, image_shape, constants or {})
     shaping.fold(model)
     operations = {v.name: node.op_type for node in model.graph for v in node.outputs}
@@ -163,6 +159,9 @@ def open_onnx(
         for value in shaping.values_of(model)
         if (shape := shaping.static_shape(value)) and value.name in (image.name, *operations)
     }
+    for value in shaping.values_of(model):
+        if (size := shaping.bytes_of(value)) is not None:
+            TENSOR_BYTES.check(size, f"{path}: tensor '{value.name}'")
     nodes = tuple(_neutral(node, operations) for node in model.graph)
     outputs = [str(value.name) for value in model.graph.outputs]
     scores, activation, chosen = find_scores(nodes, outputs, shapes, output)
@@ -189,88 +188,9 @@ def open_onnx(
         model=model,
         rewritten=rewritten,
         constants=dict(constants or {}),
+        companions=loaded.companions,
+        plain=loaded.plain,
     )
-
-
-def load(path: Path) -> ir.Model:
-    """Read the file with its weights left on disk, and refuse weights outside its folder."""
-    try:
-        proto = onnx.load(path, load_external_data=False)
-        plain = not (proto.functions or proto.graph.sparse_initializer)
-        for sparse in proto.graph.sparse_initializer:
-            proto.graph.initializer.append(_dense(sparse))
-        del proto.graph.sparse_initializer[:]
-        model = ir.serde.deserialize_model(proto)
-        ir.external_data.set_base_dir(model.graph, path.parent)
-    except OSError as error:
-        raise ReciproError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # protobuf and onnx-ir raise many kinds for a malformed file
-        raise ReciproError(f"{path} is not a readable ONNX file: {_one_line(error)}") from error
-    model.meta[_PLAIN] = plain
-    if model.graph.num_nodes() == 0:
-        raise ReciproError(f"{path} is not an ONNX model: it has no nodes.")
-    for tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor, path)
-    passes.RemoveInitializersFromInputsPass()(model)
-    try:
-        model.graph.sort()
-        if model.functions:
-            passes.InlinePass()(model)
-        to_qdq(model)
-    except ValueError as error:
-        raise ReciproError(f"{path} is not a valid ONNX model: {_one_line(error)}") from error
-    return model
-
-
-def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
-    """Return a sparse initialiser as a dense one: few tools take the sparse form."""
-    values = onnx.numpy_helper.to_array(sparse.values)
-    indices = onnx.numpy_helper.to_array(sparse.indices)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return onnx.numpy_helper.from_array(dense, sparse.values.name)
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol | None]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    yield from attribute.as_tensors()
-
-
-def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
-    """Refuse external data that is absolute, leaves the model's folder or is missing."""
-    location = str(tensor.location)
-    relative = Path(location)
-    outside = (
-        relative.is_absolute()
-        or PureWindowsPath(location).is_absolute()
-        or ".." in PureWindowsPath(location).parts
-    )
-    data = path.parent / relative
-    folders = {path.parent.resolve(), path.resolve().parent}  # a linked model keeps linked data
-    if outside or not any(data.resolve().is_relative_to(folder) for folder in folders):
-        raise ReciproError(
-            f"{path}: the external data '{location}' of tensor '{tensor.name}' lies outside the "
-            "model's folder; refused."
-        )
-    try:
-        size = data.stat().st_size
-    except OSError as error:
-        raise ReciproError(
-            f"{path}: the external data file '{location}' can't be read: {error.strerror}."
-        ) from error
-    if (tensor.offset or 0) + (tensor.length or 0) > size:
-        raise ReciproError(f"{path}: the external data file '{location}' is too short.")
 
 
 def _fix_inputs(
@@ -404,7 +324,7 @@ def _extract(model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> 
     try:
         graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
     except ValueError as error:
-        raise ReciproError(f"The model can't be cut there: {_one_line(error)}") from error
+        raise ReciproError(f"The model can't be cut there: {one_line(error)}") from error
     return ir.Model(graph, ir_version=model.ir_version, producer_name="ov-recipro")
 
 
@@ -418,9 +338,4 @@ def _save(model: ir.Model, path: Path) -> None:
 
 
 def _weights(model: ir.Model) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(model) if tensor is not None)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).split("\n")
-    return lines[0][:200] or type(error).__name__
+    return sum(tensor.nbytes for tensor in tensors(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -20,6 +21,13 @@ def static_shape(value: ir.Value) -> tuple[int, ...] | None:
     if value.shape is None or not value.shape.is_static():
         return None
     return tuple(int(size) for size in value.shape.numpy())
+
+
+def bytes_of(value: ir.Value) -> int | None:
+    """Return how many bytes the value takes when all of its shape is known."""
+    shape = static_shape(value)
+    bits = 32 if value.dtype in (None, ir.DataType.STRING) else value.dtype.bitwidth
+    return None if shape is None else math.prod(shape) * bits // 8
 
 
 def values_of(model: ir.Model) -> Iterator[ir.Value]:
@@ -92,7 +100,7 @@ def _computed_from_shapes(node: ir.Node, folded: set[str]) -> list[np.ndarray] |
     from_shapes = any(value is not None and value.name in folded for value in node.inputs)
     if not (from_shapes or all(_is_integer(value) for value in node.outputs)):
         return None  # arithmetic on weights is not ours to fold
-    if node.op_type in _GROWING and any(not _is_small(value) for value in node.outputs):
+    if any(not _is_small(value, node.op_type not in _GROWING) for value in node.outputs):
         return None
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return None
@@ -113,9 +121,9 @@ def _is_integer(value: ir.Value) -> bool:
     return value.dtype is not None and (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL)
 
 
-def _is_small(value: ir.Value) -> bool:
+def _is_small(value: ir.Value, where_unknown: bool) -> bool:
     shape = static_shape(value)
-    return shape is not None and int(np.prod(shape)) <= _MOST_ELEMENTS
+    return where_unknown if shape is None else math.prod(shape) <= _MOST_ELEMENTS
 
 
 def _evaluate(node: ir.Node, arrays: dict[str, np.ndarray]) -> list[np.ndarray] | None:

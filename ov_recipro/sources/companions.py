@@ -1,0 +1,66 @@
+"""Files of weights beside a model, opened so that nothing leads out of the model's folder."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
+
+from ov_recipro.errors import ReciproError
+
+_IN_FOLDERS = os.open in os.supports_dir_fd  # opening step by step, as POSIX systems can
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_companion(model: Path, name: str) -> BinaryIO:
+    """Open a file of weights that a model names.
+
+    It must be a regular file inside the model's folder. Links are followed as long as they stay
+    inside; where the model itself is a link, its weights may also lie beside what it links to. What
+    was checked is what is read, whatever happens to the names meanwhile.
+
+    Args:
+        model: the model's file.
+        name: the file's path relative to the model's folder.
+
+    Raises:
+        ReciproError: it lies outside, is not a regular file, or can't be read.
+    """
+    try:
+        path = (model.parent / name).resolve()
+        folders = (model.parent.resolve(), model.resolve().parent)
+        folder = next((each for each in folders if path.is_relative_to(each)), None)
+        if folder is None or _is_absolute_or_climbs(name):
+            raise ReciproError(
+                f"{model}: its weights '{name}' lie outside the model's folder; refused."
+            )
+        descriptor = _open(folder, path.relative_to(folder).parts)
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ReciproError(f"{model}: its weights '{name}' can't be read: {reason}.") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ReciproError(f"{model}: its weights '{name}' are not a regular file; refused.")
+    return os.fdopen(descriptor, "rb")
+
+
+def _is_absolute_or_climbs(name: str) -> bool:
+    as_windows = PureWindowsPath(name)
+    return Path(name).is_absolute() or as_windows.is_absolute() or ".." in as_windows.parts
+
+
+def _open(folder: Path, parts: tuple[str, ...]) -> int:
+    """Open a resolved path below `folder`, none of whose parts may have become a link since."""
+    if not _IN_FOLDERS:
+        return os.open(folder.joinpath(*parts), _READ)
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=inside)
+            os.close(inside)
+            inside = deeper
+        return os.open(parts[-1] if parts else ".", _READ | _NO_LINK, dir_fd=inside)
+    finally:
+        os.close(inside)
