@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
+import imagesize
 import numpy as np
 
 from ov_recipro.errors import ReciproError
+from ov_recipro.limits import PIXELS
 from ov_recipro.preprocess import Image
 
 SUFFIXES = frozenset(
@@ -23,19 +27,25 @@ def read_image(path: Path) -> Image:
     Grey becomes three equal channels, 16 bits become 8, an alpha channel is dropped.
 
     Raises:
-        ReciproError: there is no such file, or it is truncated or no image.
+        ReciproError: there is no such file, it is truncated or not an image, or it has more pixels
+            than `limits.PIXELS`.
     """
     return decode_image(read_bytes(path), str(path))
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes.
+    """Return the bytes of an image file, whose header is checked first.
 
     Raises:
-        ReciproError: it can't be read.
+        ReciproError: it can't be read, is not an image, or has too many pixels.
     """
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise ReciproError(f"{path} is not a file.")
+        with path.open("rb") as file:
+            _check_header(file, str(path))
+            file.seek(0)
+            return file.read()
     except OSError as error:
         raise ReciproError(f"{path}: {error.strerror or error}.") from error
 
@@ -46,13 +56,26 @@ def decode_image(data: bytes, name: str) -> Image:
     A whole buffer, unlike a path, makes OpenCV fail on a truncated JPEG instead of filling the
     missing part with grey.
     """
+    _check_header(BytesIO(data), name)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ReciproError(f"{name}: can't be decoded: {error.err}.") from error
     if image is None:
-        raise ReciproError(f"{name}: not an image, or a truncated one.")
+        raise ReciproError(_not_an_image(name))
     return np.asarray(image, np.uint8)
+
+
+def _check_header(file: BinaryIO, name: str) -> None:
+    """Refuse what is not an image, or has too many pixels, by its header alone."""
+    width, height = imagesize.get(file, exif_rotation=False)
+    if width < 1 or height < 1:  # no header that it knows
+        raise ReciproError(_not_an_image(name))
+    PIXELS.check(int(width) * int(height), name)
+
+
+def _not_an_image(name: str) -> str:
+    return f"{name}: not an image, or a truncated one."
 
 
 def find_images(names: Iterable[str]) -> list[Path]:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from ov_recipro.errors import ReciproError
+from ov_recipro.limits import PIXELS
 from ov_recipro.preprocess import Image
 
 SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -29,12 +30,15 @@ def open_video(path: Path) -> Video:
     """Read a video file's header.
 
     Raises:
-        ReciproError: there is no such file, or it is no video that OpenCV reads.
+        ReciproError: there is no such file, OpenCV can't read it as a video, or its frames have
+            more pixels than `limits.PIXELS`.
     """
     capture = _capture(path)
     try:
         rate = float(capture.get(cv2.CAP_PROP_FPS))
         frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        width = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        PIXELS.check(width * int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), f"A frame of {path}")
     finally:
         capture.release()
     return Video(path, rate if 0 < rate < 1000 else 25.0, max(frames, 0))

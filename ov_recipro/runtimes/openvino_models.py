@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from openvino import opset13 as ops
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.runtimes.base import Array, Device, Hint, Precision, thread_limit
+from ov_recipro.sources.companions import open_companion
 
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 """From a model's inputs to its outputs, in order."""
@@ -64,10 +66,25 @@ def describe_devices() -> list[Device]:
     return devices
 
 
+def read_file(path: Path) -> ov.Model:
+    """Read a model file; an IR's weights only from a regular file inside of its folder.
+
+    Raises:
+        ReciproError: these lie elsewhere.
+        RuntimeError: OpenVINO can't read it.
+    """
+    weights = path.with_suffix(".bin").name
+    if path.suffix.lower() != ".xml" or not os.path.lexists(path.with_name(weights)):
+        return core().read_model(path)
+    with open_companion(path, weights) as file:
+        opened = Path(f"/proc/self/fd/{file.fileno()}")  # the file that was checked, by no name
+        return core().read_model(path, opened if opened.exists() else path.with_name(weights))
+
+
 def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
     """Read a model file and give its inputs, in order, these static shapes."""
     try:
-        model = core().read_model(path)
+        model = read_file(path)
         if shapes is not None:
             model.reshape({i: ov.PartialShape(list(s)) for i, s in enumerate(shapes)})
     except RuntimeError as error:

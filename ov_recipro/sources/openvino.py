@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +18,14 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.graph import Graph, Node, Shape, descendants
 from ov_recipro.layers import CutPoint
 from ov_recipro.layout import channels_last
-from ov_recipro.runtimes.openvino_models import core, reason
+from ov_recipro.limits import NODES, TENSOR_BYTES
+from ov_recipro.runtimes.openvino_models import read_file, reason
 from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs
 from ov_recipro.sources.base import Part, Parts
 from ov_recipro.sources.openvino_float32 import hand_over, name_of, ports, to_float32
+
+_LARGEST_TEXT = 1 << 30  # bytes of an .xml file
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,17 @@ def _describe(
 
 def _load(path: Path) -> ov.Model:
     try:
+        if path.stat().st_size > _LARGEST_TEXT:
+            raise ReciproError(f"{path} is not a readable OpenVINO IR: it has more than 1 GiB.")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ReciproError(f"{path}: {error.strerror or error}.") from error
     except UnicodeDecodeError:
         text = ""
-    if "<net" not in text[:4096]:  # OpenVINO would try all its other readers on it, aloud
+    if "<net" not in text[:4096]:  # OpenVINO would try all its other readers on it and complain
         raise ReciproError(f"{path} is not a readable OpenVINO IR: it has no <net> element.")
-    return core().read_model(path)
+    NODES.check(len(re.findall(r"<layer\s", text)), str(path))
+    return read_file(path)
 
 
 @contextmanager
@@ -184,6 +192,10 @@ def _at_batch_1(
             dtype = node.output(0).get_element_type().to_dtype()
             hand_over(node.output(0), ops.constant(numbers.astype(dtype)).output(0))
     model.validate_nodes_and_infer_types()
+    for _, port in ports(model):
+        if _has_shape(port):
+            size = math.prod(port.shape) * port.get_element_type().size
+            TENSOR_BYTES.check(size, f"{path}: tensor '{name_of(port)}'")
     return model, model.inputs[0]
 
 

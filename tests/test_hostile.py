@@ -1,0 +1,376 @@
+"""Files that mean harm: refused in one line, at once, with nothing of other files in any output."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+from command import fails
+from graphs import Builder, residual
+from onnx import TensorProto, helper
+from onnx.external_data_helper import set_external_data
+
+from ov_recipro import ReciproError, split
+from ov_recipro.images import find_images, read_image
+from ov_recipro.sources import onnx_file
+from ov_recipro.sources.companions import open_companion
+
+MEASURED = (
+    "import atexit, resource, sys;"
+    "atexit.register(lambda: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss));"
+    "from ov_recipro.cli import main; main()"
+)
+MOST = 100 << 10  # KiB over the peak of the same command on a harmless file
+SECRET = np.arange(20, dtype=np.float32) + 0.125
+
+
+def measured(cwd: Path, *arguments: str | Path) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Run a command; return also its peak memory in KiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done, int(done.stdout.rsplit("peak", 1)[1])
+
+
+def refused(
+    folder: Path, command: list[str | Path], harmless: list[str | Path], *parts: str
+) -> None:
+    """Assert one line, exit 1, little memory and no new file but empty folders."""
+    _, usual = measured(folder, *harmless)
+    before = {path for path in folder.rglob("*") if not path.is_dir()}
+    done, peak = measured(folder, *command)
+    fails(done, *parts)
+    after = {path for path in folder.rglob("*") if not path.is_dir()}
+    assert after == before
+    assert "0.125" not in done.stdout + done.stderr
+    assert peak - usual < MOST
+
+
+def outside(folder: Path) -> Path:
+    """Make a file of someone else's in `folder`, and return a folder beside it for the model."""
+    (folder / "outside.bin").write_bytes(SECRET.tobytes())
+    (folder / "inside").mkdir()
+    return folder / "inside"
+
+
+def with_weight(path: Path, make: Callable[[onnx.ModelProto, TensorProto], None]) -> Path:
+    """Write a classifier whose weight [4,5] `make` has put somewhere else."""
+    b = Builder()
+    b.head(b.add("Relu", b.conv("image", 4, strides=[4, 4], output="feature")))
+    model = onnx.load(b.save(path))
+    weight = next(t for t in model.graph.initializer if list(t.dims) == [4, 5])
+    model.graph.initializer.remove(weight)
+    make(model, weight)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def external(name: str, location: str, shape: list[int]) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, raw_data=b"")
+    tensor.raw_data = bytes(4)
+    set_external_data(tensor, location, offset=0, length=SECRET.nbytes)
+    tensor.ClearField("raw_data")
+    return tensor
+
+
+def sparse_outside(path: Path) -> Path:
+    def make(model: onnx.ModelProto, weight: TensorProto) -> None:
+        values = external(weight.name, "outside.bin", [20])
+        indices = onnx.numpy_helper.from_array(np.arange(20, dtype=np.int64), "indices")
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4, 5]))
+
+    return with_weight(path, make)
+
+
+def function_outside(path: Path) -> Path:
+    def make(model: onnx.ModelProto, weight: TensorProto) -> None:
+        tensor = external("secret", "../outside.bin", [4, 5])
+        body = [helper.make_node("Constant", [], ["w"], value=tensor)]
+        imports = [helper.make_opsetid("", 17)]
+        model.functions.append(helper.make_function("local", "Weight", [], ["w"], body, imports))
+        model.opset_import.append(helper.make_opsetid("local", 1))
+        call = helper.make_node("Weight", [], [weight.name], domain="local")
+        model.graph.node.insert(0, call)
+
+    return with_weight(path, make)
+
+
+def nested_outside(path: Path) -> Path:
+    """The weight is in a branch of an If inside of a function."""
+
+    def make(model: onnx.ModelProto, weight: TensorProto) -> None:
+        branches = {}
+        for name in ("then_branch", "else_branch"):
+            tensor = external(f"{name}_w", "../outside.bin", [4, 5])
+            value = helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, [4, 5])
+            branches[name] = helper.make_graph([], name, [], [value], [tensor])
+        condition = onnx.numpy_helper.from_array(np.array(True), "condition")
+        body = [
+            helper.make_node("Constant", [], ["c"], value=condition),
+            helper.make_node("If", ["c"], ["w"], **branches),
+        ]
+        imports = [helper.make_opsetid("", 17)]
+        model.functions.append(helper.make_function("local", "Weight", [], ["w"], body, imports))
+        model.opset_import.append(helper.make_opsetid("local", 1))
+        model.graph.node.insert(0, helper.make_node("Weight", [], [weight.name], domain="local"))
+
+    return with_weight(path, make)
+
+
+def linked_outside(path: Path) -> Path:
+    (path.parent / "weights.bin").symlink_to("../outside.bin")
+    return with_weight(
+        path, lambda m, w: m.graph.initializer.append(external(w.name, "weights.bin", [4, 5]))
+    )
+
+
+def linked_folder_outside(path: Path) -> Path:
+    (path.parent / "linked").symlink_to("..")
+    return with_weight(
+        path,
+        lambda m, w: m.graph.initializer.append(external(w.name, "linked/outside.bin", [4, 5])),
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (sparse_outside, "sparse tensor"),
+        (function_outside, "'../outside.bin' lie outside the model's folder"),
+        (nested_outside, "'../outside.bin' lie outside the model's folder"),
+        (linked_outside, "'weights.bin' lie outside the model's folder"),
+        (linked_folder_outside, "'linked/outside.bin' lie outside the model's folder"),
+    ],
+)
+def test_no_weights_from_outside(
+    write: Callable[[Path], Path], message: str, tmp_path: Path
+) -> None:
+    """The command runs where the file is that it must not read."""
+    folder = outside(tmp_path)
+    harmless = residual(folder / "harmless.onnx")
+    model = write(folder / "m.onnx")
+    usual: list[str | Path] = ["layers", harmless]
+    refused(tmp_path, ["split", model], usual, message)
+    refused(tmp_path, ["layers", model], usual, message)
+
+
+def ir(path: Path) -> Path:
+    ov.save_model(ov.convert_model(residual(path.with_suffix(".onnx"))), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder", "device"])
+@pytest.mark.parametrize("form", ["onnx", "xml"])
+def test_weights_are_a_regular_file_inside(form: str, kind: str, tmp_path: Path) -> None:
+    folder = outside(tmp_path)
+    if form == "xml":
+        model = ir(folder / "m.xml")
+        weights = folder / "m.bin"
+    else:
+        model = residual(folder / "m.onnx")
+        weights = folder / "m.data"
+        onnx.save(
+            onnx.load(model), model, save_as_external_data=True, location="m.data", size_threshold=0
+        )
+    (tmp_path / "moved.bin").write_bytes(weights.read_bytes())
+    weights.unlink()
+    if kind == "link":
+        weights.symlink_to("../moved.bin")
+    elif kind == "fifo":
+        os.mkfifo(weights)
+    elif kind == "folder":
+        weights.mkdir()
+    else:
+        weights.symlink_to("/dev/zero")
+    message = "not a regular file" if kind in ("fifo", "folder") else "outside the model's folder"
+    fails(measured(tmp_path, "split", model)[0], message)
+    assert not list(tmp_path.glob("*.recipro"))
+
+
+def test_a_bundles_weights_too(tmp_path: Path, cat: Path) -> None:
+    split(ir(tmp_path / "m.xml"), tmp_path / "b.recipro")
+    (tmp_path / "tail.bin").write_bytes((tmp_path / "b.recipro" / "tail.bin").read_bytes())
+    (tmp_path / "b.recipro" / "tail.bin").unlink()
+    (tmp_path / "b.recipro" / "tail.bin").symlink_to("../tail.bin")
+    done, _ = measured(tmp_path, "explain", cat, "-m", "b.recipro")
+    fails(done, "'tail.bin' lie outside the model's folder")
+
+
+def test_linked_weights_of_a_linked_model_are_read(tmp_path: Path) -> None:
+    """A store of files by their hashes, with links of their names beside: as hubs keep them."""
+    store, named = tmp_path / "store", tmp_path / "named"
+    store.mkdir()
+    named.mkdir()
+    model = ir(tmp_path / "m.xml")
+    for suffix in (".xml", ".bin"):
+        model.with_suffix(suffix).rename(store / f"hash-of-{suffix[1:]}")
+        (named / f"m{suffix}").symlink_to(f"../store/hash-of-{suffix[1:]}")
+    split(named / "m.xml", tmp_path / "b.recipro")
+
+
+def test_what_was_checked_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights' name leads elsewhere right after the check: what was opened is read."""
+    path = residual(tmp_path / "m.onnx")
+    expected = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w", size_threshold=0)
+    (tmp_path / "other").write_bytes(bytes((tmp_path / "w").stat().st_size))
+
+    def then_swapped(model: Path, name: str) -> BinaryIO:
+        file = open_companion(model, name)
+        (tmp_path / name).rename(tmp_path / "kept")
+        (tmp_path / name).symlink_to("other")
+        return file
+
+    monkeypatch.setattr("ov_recipro.sources.onnx_file.open_companion", then_swapped)
+    found = {t.name: t.numpy() for t in onnx_file.tensors(onnx_file.load(path).model)}
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+def sparse_bomb(path: Path) -> Path:
+    def make(model: onnx.ModelProto, weight: TensorProto) -> None:
+        values = onnx.numpy_helper.from_array(np.ones(1, np.float32), weight.name)
+        indices = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "indices")
+        sparse = helper.make_sparse_tensor(values, indices, [20000, 20000])
+        model.graph.sparse_initializer.append(sparse)
+
+    return with_weight(path, make)
+
+
+def made_by(path: Path, op: str, size: list[int]) -> Path:
+    """A tensor of this size is made from a few numbers inside the graph."""
+    b = Builder()
+    feature = b.add("Relu", b.conv("image", 4, strides=[4, 4], output="feature"))
+    zero = b.add(op, b.constant(size, np.int64))
+    b.head(b.add("Add", feature, b.add("ReduceMean", zero, keepdims=0)))
+    return b.save(path)
+
+
+def input_bomb(path: Path) -> Path:
+    b = Builder(shape=(1, 3, 100_000, 100_000))
+    b.head(b.add("Relu", b.conv("image", 4, strides=[4, 4], output="feature")))
+    return b.save(path)
+
+
+def calls(path: Path, depth: int, times: int) -> Path:
+    """Functions that call each other `times` times, `depth` deep."""
+    b = Builder()
+    feature = b.add("Relu", b.conv("image", 4, strides=[4, 4], output="feature"))
+    b.head(b.add(f"F{depth}", feature, domain="local"))
+    model = onnx.load(b.save(path))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    for level in range(depth + 1):
+        op, domain = (f"F{level - 1}", "local") if level else ("Relu", "")
+        names = ["x", *(f"t{i}" for i in range(times - 1)), "y"]
+        body = [
+            helper.make_node(op, [names[i]], [names[i + 1]], domain=domain) for i in range(times)
+        ]
+        function = helper.make_function("local", f"F{level}", ["x"], ["y"], body, imports)
+        model.functions.append(function)
+    onnx.save(model, path)
+    return path
+
+
+def recursive(path: Path) -> Path:
+    model = onnx.load(calls(path, depth=1, times=1))
+    model.functions[0].node[0].op_type = "F1"
+    model.functions[0].node[0].domain = "local"
+    onnx.save(model, path)
+    return path
+
+
+def ir_bomb(path: Path) -> Path:
+    text = ir(path.with_suffix(".xml")).read_text()
+    text = text.replace("<dim>16</dim>", "<dim>160000</dim>").replace(
+        "1,3,16,16", "1,3,160000,160000"
+    )
+    path.with_suffix(".xml").write_text(text)
+    return path.with_suffix(".xml")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (sparse_bomb, "has 1,600,000,000 bytes"),
+        (lambda path: made_by(path, "ConstantOfShape", [100_000, 100_000]), "bytes"),
+        (input_bomb, "OV_RECIPRO_MAX_TENSOR_BYTES"),
+        (ir_bomb, "OV_RECIPRO_MAX_TENSOR_BYTES"),
+        (lambda path: calls(path, depth=30, times=2), "OV_RECIPRO_MAX_NODES"),
+        (lambda path: calls(path, depth=100, times=1), "OV_RECIPRO_MAX_FUNCTION_DEPTH"),
+        (recursive, "OV_RECIPRO_MAX_FUNCTION_DEPTH"),
+    ],
+    ids=["sparse", "made", "input", "ir", "calls", "depth", "recursion"],
+)
+def test_bombs(write: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+    usual: list[str | Path] = ["split", residual(tmp_path / "harmless.onnx"), "-o", "h.recipro"]
+    model = write(tmp_path / "m.onnx")
+    refused(tmp_path, ["split", model], usual, message)
+
+
+def png_bomb(path: Path, side: int) -> Path:
+    """A black picture of 1 bit a pixel: some 100 kB for 30000 x 30000."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + checksum
+
+    header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    packer = zlib.compressobj(9)
+    row = bytes(1 + -(-side // 8))
+    data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_a_picture_that_would_fill_the_memory(tmp_path: Path, cat: Path) -> None:
+    bomb = png_bomb(tmp_path / "bomb.png", 30_000)
+    assert bomb.stat().st_size < 1 << 20
+    _, usual = measured(tmp_path, "explain", cat)
+    done, peak = measured(tmp_path, "explain", bomb)
+    assert done.returncode == 1
+    assert "bomb.png has 900,000,000 pixels" in done.stderr
+    assert "OV_RECIPRO_MAX_PIXELS" in done.stderr
+    assert peak - usual < MOST
+
+
+def test_limits_are_raised_and_lowered(
+    tmp_path: Path, cat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OV_RECIPRO_MAX_PIXELS", "1000")
+    with pytest.raises(ReciproError, match=r"has 135,300 pixels; at most 1,000 are read"):
+        read_image(cat)
+    monkeypatch.setenv("OV_RECIPRO_MAX_PIXELS", "135300")
+    assert read_image(cat).shape == (300, 451, 3)
+    monkeypatch.setenv("OV_RECIPRO_MAX_PIXELS", "many")
+    with pytest.raises(ReciproError, match="must be a whole number, not 'many'"):
+        read_image(cat)
+    monkeypatch.setenv("OV_RECIPRO_MAX_NODES", "5")
+    with pytest.raises(ReciproError, match="nodes; at most 5 are read"):
+        split(residual(tmp_path / "m.onnx"), tmp_path / "b.recipro")
+
+
+def test_a_pipe_named_like_a_picture_blocks_nobody(tmp_path: Path, cat: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert find_images([str(tmp_path)]) == [tmp_path / "pipe.jpg"]
+    done, _ = measured(tmp_path, "explain", "pipe.jpg", cat)
+    assert done.returncode == 1
+    assert "pipe.jpg is not a file." in done.stderr
+    assert "1 of 2 images could not be explained" in done.stderr
