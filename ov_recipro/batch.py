@@ -15,11 +15,12 @@ from ov_recipro.draw import DEFAULT, Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
-from ov_recipro.images import decode_image, find_images, read_image
+from ov_recipro.images import ImageFile, decode_file, find_images, read_file
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.preprocess import Image
 from ov_recipro.report import Card, card, page
+from ov_recipro.splitting import file_sha256
 from ov_recipro.verification import Verification, verify
 
 STDIN = "-"
@@ -37,11 +38,11 @@ class Input:
         """Whether the file's suffix is a video's."""
         return self.path.suffix.lower() in video.SUFFIXES
 
-    def read(self) -> Image:
+    def read(self) -> ImageFile:
         """Read the image."""
         if self.name == STDIN:
-            return decode_image(sys.stdin.buffer.read(), "stdin")
-        return read_image(self.path)
+            return decode_file(sys.stdin.buffer.read(), "stdin")
+        return read_file(self.path)
 
 
 def find_inputs(names: Sequence[str]) -> list[Input]:
@@ -134,13 +135,20 @@ class Batch:
         return data
 
     def _record(self) -> dict[str, Any]:
+        """Return how it was done, what was explained, and what failed."""
         done = [self._done[number] for number in sorted(self._done)]
-        return output.run_record(
-            self.explainer,
-            images=[entry for entry in done if "video" not in entry],
-            videos=[entry for entry in done if "video" in entry],
-            failed=[self._failed[number] for number in sorted(self._failed)],
-        )
+        manifest = self.explainer.bundle.manifest
+        record = {
+            "schema_version": output.SCHEMA_VERSION,
+            **self.explainer.provenance(),
+            "layer_asked": manifest.layer,
+            "plan_reason": self.explainer.plan_reason,
+            "parity": manifest.parity,
+            "images": [entry for entry in done if "video" not in entry],
+            "videos": [entry for entry in done if "video" in entry],
+            "errors": [self._failed[number] for number in sorted(self._failed)],
+        }
+        return dict(msgspec.to_builtins(record))
 
     def _image(self, number: int, source: Input, stem: str) -> Outcome:
         try:
@@ -148,13 +156,20 @@ class Batch:
             verifications = verify(self.subject, explanation) if self.subject else ()
         except ReciproError as error:
             return self._error(number, source, error)
-        files = output.save_explanation(explanation, self.folder, stem, self.save_maps, self.style)
-        record = output.image_record(source.name, explanation, files, verifications)
+        maps = explanation.save_maps(self.folder, stem) if self.save_maps else None
+        overlays = explanation.save_overlays(self.folder, stem, self.style)
+        record = explanation.record(overlays, maps) | {"path": source.name}
+        for target, verification in zip(record["targets"], verifications, strict=False):
+            target["verification"] = msgspec.to_builtins(verification)
         if self.report and explanation.image is not None:
             self._cards[number] = card(record, explanation.image, explanation.raw)
         self._done[number] = record
-        drawn = self.folder / str(files[0]["overlay"])
-        return Outcome(source, explanation=explanation, verifications=verifications, drawn=drawn)
+        return Outcome(
+            source,
+            explanation=explanation,
+            verifications=verifications,
+            drawn=self.folder / overlays[0],
+        )
 
     def _video(
         self, number: int, source: Input, stem: str, on_frame: Callable[[], None]
@@ -170,10 +185,18 @@ class Batch:
 
         try:
             opened = video.open_video(source.path)
+            sha256 = file_sha256(source.path)
             video.write_video(path, overlays(video.read_frames(opened)), opened.rate)
         except ReciproError as error:
             return self._error(number, source, error)
-        self._done[number] = output.video_record(source.name, shown, path.name, opened.rate)
+        self._done[number] = {
+            "path": source.name,
+            "sha256": sha256,
+            "video": path.name,
+            "frames": len(shown),
+            "rate": opened.rate,
+            "targets": msgspec.to_builtins(shown),  # of each frame the one that is drawn
+        }
         return Outcome(source, frames=len(shown), drawn=path)
 
     def _error(self, number: int, source: Input, error: ReciproError) -> Outcome:

@@ -24,11 +24,18 @@ MANIFEST = "recipro.json"
 
 @dataclass(frozen=True)
 class Companion:
-    """A file of weights beside a model: name, bytes, and time of change in nanoseconds."""
+    """A file of weights beside a model.
+
+    Attributes:
+        name: its path, relative to the model's folder.
+        size: in bytes; modified: time of change, in nanoseconds.
+        sha256: of its bytes, in hexadecimal; None in bundles from before it was recorded.
+    """
 
     name: str
     size: int
     modified: int
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ov_recipro.draw import DEFAULT, Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Prediction
-from ov_recipro.images import read_image
+from ov_recipro.images import ImageFile, read_file
 from ov_recipro.metrics import correlation
 from ov_recipro.preprocess import Image
 from ov_recipro.saliency import Floats
@@ -42,7 +42,10 @@ class Comparison:
 
 
 def compare(
-    first: Explainer, second: Explainer, image: str | Path | Image, target: str | int = "top1"
+    first: Explainer,
+    second: Explainer,
+    image: str | Path | ImageFile | Image,
+    target: str | int = "top1",
 ) -> tuple[Comparison, Explanation, Explanation]:
     """Explain one class of an image twice.
 
@@ -60,12 +63,12 @@ def compare(
     counts = [each.bundle.manifest.classes for each in (first, second)]
     if counts[0] != counts[1]:
         raise ReciproError(f"The models have {counts[0]} and {counts[1]} classes.")
-    pixels = read_image(Path(image)) if isinstance(image, str | Path) else image
-    one = first(pixels, target)
+    given = read_file(Path(image)) if isinstance(image, str | Path) else image
+    one = first(given, target)
     explained = one.targets[0]
-    other = second(pixels, explained.index)
+    other = second(given, explained.index)
     found = Comparison(
-        image=str(image) if isinstance(image, str | Path) else "",
+        image=one.path or "",
         first=one.predictions[0],
         second=other.predictions[0],
         changed=one.predictions[0].index != other.predictions[0].index,

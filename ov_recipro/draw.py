@@ -82,6 +82,14 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
     return drawn
 
 
+def shrink(image: Image, longest: int) -> Image:
+    """Return an image, made smaller where its longer side has more than `longest` pixels."""
+    height, width = image.shape[:2]
+    factor = min(1.0, longest / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def legend(width: int, scores: tuple[float, float], style: Style) -> Image:
     """Draw the strip that says what colours mean.
 

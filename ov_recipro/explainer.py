@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import openvino
@@ -18,7 +19,7 @@ import openvino
 from ov_recipro.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation, Prediction, Target
-from ov_recipro.images import read_image
+from ov_recipro.images import ImageFile, read_file
 from ov_recipro.labels import checked_labels, class_index
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
@@ -118,23 +119,31 @@ class Explainer:
         self.plan = self._runtime.plan
         self.plan_reason = self._runtime.reason
         self.versions = {"ov-recipro": version("ov-recipro"), **self._runtime.versions}
+        self._provenance: dict[str, Any] = msgspec.json.decode(
+            msgspec.json.encode(self.provenance())
+        )
 
     def __call__(
         self,
-        image: str | Path | Image,
+        image: str | Path | ImageFile | Image,
         targets: str | int | Iterable[str | int] = "top1",
     ) -> Explanation:
         """Explain an image.
 
         Args:
-            image: a path, or uint8 [H,W,3] BGR.
+            image: a path, a file that was read (see `ov_recipro.images`), or uint8 [H,W,3] BGR.
             targets: what to explain: a class name or index, or "top1", "top5", ... for the
                 classes of highest score; or several of these.
 
         Raises:
             ReciproError: the image can't be read, there is no such class, or the model gives NaN.
         """
-        pixels = read_image(Path(image)) if isinstance(image, str | Path) else image
+        given = read_file(Path(image)) if isinstance(image, str | Path) else image
+        pixels, path, sha256 = (
+            (given.pixels, given.path, given.sha256)
+            if isinstance(given, ImageFile)
+            else (given, None, None)
+        )
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise ReciproError(
                 f"An image must be uint8 [H,W,3] in BGR, not {pixels.dtype} {list(pixels.shape)}."
@@ -142,11 +151,13 @@ class Explainer:
         entry = self.bundle.manifest.image
         tensor, window = prepare(pixels, self.preprocessing, entry.channels_last, entry.dtype)
         explanation = self.explain_tensor(tensor, targets)
-        return dataclasses.replace(explanation, image=pixels, window=window)
+        return dataclasses.replace(
+            explanation, image=pixels, window=window, path=path, sha256=sha256
+        )
 
     def stream(
         self,
-        images: Iterable[str | Path | Image],
+        images: Iterable[str | Path | ImageFile | Image],
         targets: str | int | Iterable[str | int] = "top1",
     ) -> Iterator[Explanation]:
         """Explain many images, reading, preparing and inferring several at once.
@@ -215,8 +226,7 @@ class Explainer:
             maps=saliency_maps(cells),
             raw=raw,
             feature_shape=self.bundle.manifest.cut.shape,
-            image=None,
-            window=None,
+            provenance=self._provenance,
             milliseconds=1e3 * (time.perf_counter() - started),
         )
 

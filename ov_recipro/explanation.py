@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ov_recipro import draw
 from ov_recipro.errors import ReciproError
 from ov_recipro.labels import find_class
+from ov_recipro.output import SCHEMA_VERSION, open_folder, write_whole
 from ov_recipro.preprocess import Image, Window
 from ov_recipro.saliency import Score
 
 _FEW = 0.5  # share of different scores below which a map is coarse
+_SHOWN = 640  # pixels of a shown overlay's longer side
 _CLOSE = 0.02  # spread of the scores, as a share of the highest, below which the signal is weak
 
 
@@ -79,9 +91,13 @@ class Explanation:
         maps: saliency maps, float32 [T,H,W], 0..1 (Eq. 6 of the paper).
         raw: class scores y_c per cell before scaling, float32 [T,H,W].
         feature_shape: (C, H, W) of the feature map that was masked.
+        provenance: what the maps depend on beside the image and the targets: the model and its
+            weights (SHA-256), layer, plan, options and versions, as `explanations.json` holds it.
+        milliseconds: time for inference and maps.
         image: the explained image, uint8 [h,w,3] BGR; None for a tensor.
         window: the part of the image that the model saw, in pixels.
-        milliseconds: time for inference and maps.
+        path: path or URL of the image's file; None where pixels or a tensor were explained.
+        sha256: of that file's bytes, in hexadecimal; None likewise.
     """
 
     predictions: tuple[Prediction, ...]
@@ -89,9 +105,29 @@ class Explanation:
     maps: npt.NDArray[np.float32]
     raw: npt.NDArray[np.float32]
     feature_shape: tuple[int, int, int]
-    image: Image | None
-    window: Window | None
+    provenance: Mapping[str, Any] = field(repr=False)
     milliseconds: float
+    image: Image | None = field(default=None, repr=False)
+    window: Window | None = None
+    path: str | None = None
+    sha256: str | None = None
+
+    @cached_property
+    def id(self) -> str:
+        """What was explained, and how, as 32 hexadecimal digits.
+
+        Equal for the same image, targets and provenance. Pixels stand for an image that came from
+        no file, the raw scores for a tensor.
+        """
+        given: str | tuple[tuple[int, ...], str]
+        if self.sha256 is not None:
+            given = self.sha256
+        else:
+            array = np.ascontiguousarray(self.raw if self.image is None else self.image)
+            given = (array.shape, hashlib.sha256(array.data).hexdigest())
+        asked = (self.provenance, given, [target.index for target in self.targets])
+        data = msgspec.json.encode(asked, order="deterministic")
+        return hashlib.sha256(data).hexdigest()[:32]
 
     def overlay(self, target: str | int | None = None, style: draw.Style = draw.DEFAULT) -> Image:
         """Draw a target's map onto the image.
@@ -115,6 +151,121 @@ class Explanation:
         strip = draw.legend(drawn.shape[1], self.targets[position].range, style)
         return np.vstack([drawn, strip])
 
+    def save(
+        self, folder: str | Path, stem: str | None = None, style: draw.Style = draw.DEFAULT
+    ) -> list[Path]:
+        """Write overlays, maps and a record with the provenance into a folder.
+
+        Writes what `save_overlays` (not for a tensor) and `save_maps` write, and `<stem>.json`, in
+        the form of `explanations.json`. Each file is whole or absent; files of these names are
+        replaced.
+
+        Args:
+            folder: it is made where it does not exist.
+            stem: of the files' names; by default that of the image's file, else "explanation".
+            style: how overlays are drawn.
+
+        Returns:
+            The files.
+
+        Raises:
+            ReciproError: a file can't be written.
+        """
+        folder = Path(folder)
+        stem = stem or (Path(self.path).stem if self.path is not None else "explanation")
+        open_folder(folder)
+        maps = self.save_maps(folder, stem)
+        overlays = [] if self.image is None else self.save_overlays(folder, stem, style)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            **self.provenance,
+            "images": [self.record(overlays, maps)],
+        }
+        written = [*overlays, maps, f"{stem}.json"]
+        data = msgspec.json.format(msgspec.json.encode(record), indent=2)
+        write_whole(folder / written[-1], data + b"\n")
+        return [folder / name for name in written]
+
+    def save_overlays(self, folder: Path, stem: str, style: draw.Style) -> list[str]:
+        """Write `<stem>.png` for the first target and `<stem>.<class index>.png` for further ones.
+
+        Returns:
+            The files' names, in the order of the targets.
+
+        Raises:
+            ReciproError: a file can't be written, or there is no image.
+        """
+        names = []
+        for position, target in enumerate(self.targets):
+            names.append(f"{stem}.png" if position == 0 else f"{stem}.{target.index}.png")
+            write_whole(folder / names[-1], _png(self.overlay(target.index, style)))
+        return names
+
+    def save_maps(self, folder: Path, stem: str) -> str:
+        """Write `<stem>.npz` with `maps`, `raw`, `targets` (indices) and `feature_shape`.
+
+        Returns:
+            The file's name.
+
+        Raises:
+            ReciproError: it can't be written.
+        """
+        buffer = BytesIO()
+        np.savez_compressed(
+            buffer,
+            maps=self.maps,
+            raw=self.raw,
+            targets=np.array([target.index for target in self.targets], np.int64),
+            feature_shape=np.array(self.feature_shape, np.int64),
+        )
+        write_whole(folder / f"{stem}.npz", buffer.getvalue())
+        return f"{stem}.npz"
+
+    def record(self, overlays: Sequence[str] = (), maps: str | None = None) -> dict[str, Any]:
+        """Return the image's entry of `explanations.json`.
+
+        Args:
+            overlays: the files that `save_overlays` wrote, if it did.
+            maps: the file that `save_maps` wrote, if it did.
+        """
+        height, width = self.image.shape[:2] if self.image is not None else (None, None)
+        files: Sequence[str | None] = overlays or [None] * len(self.targets)
+        return {
+            "id": self.id,
+            "path": self.path,
+            "sha256": self.sha256,
+            "size": [height, width],
+            "window": self.window,
+            "predictions": msgspec.to_builtins(self.predictions),
+            "targets": [
+                msgspec.to_builtins(target) | {"overlay": overlay, "maps": maps}
+                for target, overlay in zip(self.targets, files, strict=True)
+            ],
+            "milliseconds": round(self.milliseconds, 3),
+        }
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the first target's overlay for a notebook, made small; None for a tensor."""
+        return None if self.image is None else self._shown(self.targets[0])
+
+    def _repr_html_(self) -> str:
+        """Return the targets for a notebook: overlays, made small, scores and remarks."""
+        _, height, width = self.feature_shape
+        score = self.provenance["score"]
+        figures = []
+        for target in self.targets:
+            name = escape(target.label or f"class {target.index}")
+            remarks = map(escape, target.remarks(height * width, score))
+            text = "<br>".join([f"<b>{name}</b> {target.score:.3g}", *remarks])
+            if self.image is not None:
+                data = base64.b64encode(self._shown(target)).decode()
+                text = f'<img alt="{name}" src="data:image/png;base64,{data}"><br>{text}'
+            figures.append(f'<div style="display:inline-block;margin:4px">{text}</div>')
+        return "".join(figures)
+
+    def _shown(self, target: Target) -> bytes:
+        return _png(draw.shrink(self.overlay(target.index), _SHOWN))
+
     def _position(self, target: str | int | None) -> int:
         if target is None:
             return 0
@@ -124,3 +275,8 @@ class Explanation:
         if target not in indices:
             raise ReciproError(f"Class {target} was not explained; these were: {indices}.")
         return indices.index(target)
+
+
+def _png(image: Image) -> bytes:
+    _, data = cv2.imencode(".png", image)
+    return data.tobytes()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -21,16 +23,39 @@ SUFFIXES = frozenset(
 )
 
 
-def read_image(path: Path) -> Image:
-    """Read an image file as uint8 [H,W,3] BGR, turned as its EXIF orientation says.
+@dataclass(frozen=True)
+class ImageFile:
+    """An image that came from a file.
 
-    Grey becomes three equal channels, 16 bits become 8, an alpha channel is dropped.
+    Attributes:
+        pixels: uint8 [H,W,3] BGR.
+        path: the file's path or URL.
+        sha256: of the file's bytes, in hexadecimal.
+    """
+
+    pixels: Image
+    path: str
+    sha256: str
+
+
+def read_file(path: Path) -> ImageFile:
+    """Read an image file; see `decode_image` for its pixels.
 
     Raises:
         ReciproError: there is no such file, it is truncated or not an image, or it has more pixels
             than `limits.PIXELS`.
     """
-    return decode_image(read_bytes(path), str(path))
+    return decode_file(read_bytes(path), str(path))
+
+
+def decode_file(data: bytes, path: str) -> ImageFile:
+    """Decode the bytes of the image file that `path` names; see `decode_image`."""
+    return ImageFile(decode_image(data, path), path, hashlib.sha256(data).hexdigest())
+
+
+def read_image(path: Path) -> Image:
+    """Return the pixels of an image file; see `read_file`."""
+    return read_file(path).pixels
 
 
 def read_bytes(path: Path) -> bytes:
@@ -51,13 +76,19 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """Decode an image file's bytes (see `read_image`); `name` is for messages.
+    """Return an image file's bytes as uint8 [H,W,3] BGR, turned as its EXIF orientation says.
 
-    A whole buffer, unlike a path, makes OpenCV fail on a truncated JPEG instead of filling the
-    missing part with grey.
+    Grey becomes three equal channels, 16 bits become 8, an alpha channel is dropped.
+
+    Args:
+        data: the file's bytes.
+        name: for messages.
+
+    Raises:
+        ReciproError: they are truncated or not an image, or have more pixels than `limits.PIXELS`.
     """
     _check_header(BytesIO(data), name)
-    try:
+    try:  # a whole buffer: of a truncated file, OpenCV would fill the missing part with grey
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ReciproError(f"{name}: can't be decoded: {error.err}.") from error

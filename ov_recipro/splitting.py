@@ -34,6 +34,7 @@ from ov_recipro.layers import find_cut
 from ov_recipro.preprocess import Preprocessing, changed
 from ov_recipro.proof import prove
 from ov_recipro.sources.base import Source
+from ov_recipro.sources.companions import open_companion
 from ov_recipro.sources.inputs import Constants
 
 _LIBRARIES = ("ov-recipro", "openvino", "onnx", "onnx-ir", "numpy")
@@ -223,20 +224,26 @@ def open_source(
 
 
 def _describe(source: Source) -> SourceFile:
-    companions = [
-        Companion(os.path.relpath(path, source.path.parent), stat.st_size, stat.st_mtime_ns)
-        for path in source.companions
-        for stat in [path.stat()]
-    ]
-    return SourceFile(source.path.name, file_sha256(source.path), tuple(companions))
+    names = (os.path.relpath(path, source.path.parent) for path in source.companions)
+    companions = tuple(_describe_companion(source.path, name) for name in names)
+    return SourceFile(source.path.name, file_sha256(source.path), companions)
+
+
+def _describe_companion(model: Path, name: str) -> Companion:
+    with open_companion(model, name) as file:
+        stat = os.fstat(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Companion(name, stat.st_size, stat.st_mtime_ns, digest)
 
 
 def _is_unchanged(folder: Path, companion: Companion) -> bool:
+    """Whether a file still has the size and time of change with which it was hashed."""
     try:
         stat = (folder / companion.name).stat()
     except OSError:
         return False
-    return (stat.st_size, stat.st_mtime_ns) == (companion.size, companion.modified)
+    now = (stat.st_size, stat.st_mtime_ns)
+    return companion.sha256 is not None and now == (companion.size, companion.modified)
 
 
 def _check_is_file(path: Path) -> None:

@@ -217,7 +217,7 @@ def test_an_actor(explainer: Explainer, cat: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def explained(explainer: Explainer, cat: Path) -> dict[str, Any]:
-    return results.row("a.jpg", explainer(cat, "top2"), "softmax")
+    return results.row(explainer(cat, "top2"), "softmax")
 
 
 def test_files_are_bounded_and_whole(

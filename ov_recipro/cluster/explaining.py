@@ -19,10 +19,10 @@ from ov_recipro.cluster.results import MapType, Results
 from ov_recipro.draw import Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
-from ov_recipro.images import decode_image
+from ov_recipro.images import decode_file
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
-from ov_recipro.output import file_stems, open_folder, save_explanation
+from ov_recipro.output import file_stems, open_folder
 from ov_recipro.verification import verify
 
 OVERLAYS = "overlays"
@@ -134,16 +134,15 @@ class _Actor:
             return {"path": given["name"], "error": str(data)}
         wish = self._wish
         try:
-            image = decode_image(data, given["name"])
+            image = decode_file(data, given["name"])
             explanation = self._explainer(image, wish.targets)
             verified = verify(self._subject, explanation) if self._subject else ()
         except ReciproError as error:
             return {"path": given["name"], "error": str(error)}
-        drawn: tuple[str | None, ...] = ()
+        drawn: list[str] = []
         if wish.overlays is not None:
-            saved = save_explanation(explanation, wish.overlays, given["stem"], False, wish.style)
-            drawn = tuple(each["overlay"] for each in saved)
-        return results.row(given["name"], explanation, self._explainer.score, verified, drawn)
+            drawn = explanation.save_overlays(wish.overlays, given["stem"], wish.style)
+        return results.row(explanation, self._explainer.score, verified, drawn)
 
 
 def _read(given: dict[str, Any]) -> tuple[dict[str, Any], bytes | ReciproError]:

@@ -21,7 +21,7 @@ from ov_recipro.verification import Verification
 
 SETTINGS = "run.json"
 PARTS = "results"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MapType = Literal["float32", "float16"]
 
@@ -52,6 +52,8 @@ def schema(feature_shape: tuple[int, int, int], kind: MapType) -> pa.Schema:
     number = pa.float16() if kind == "float16" else pa.float32()
     columns = [
         ("path", pa.string()),
+        ("id", pa.string()),
+        ("sha256", pa.string()),
         ("error", pa.string()),
         ("prediction", pa.int32()),
         ("label", pa.string()),
@@ -68,17 +70,15 @@ def schema(feature_shape: tuple[int, int, int], kind: MapType) -> pa.Schema:
 
 
 def row(
-    path: str,
     explanation: Explanation,
     score: Score,
-    verifications: tuple[Verification, ...] = (),
-    overlays: tuple[str | None, ...] = (),
+    verifications: Sequence[Verification] = (),
+    overlays: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return an image's row; see `schema`.
 
     Args:
-        path: the image.
-        explanation: of the image.
+        explanation: of an image from a file.
         score: how logits became scores.
         verifications, overlays: of its targets, if there are any.
     """
@@ -96,7 +96,9 @@ def row(
     best = explanation.predictions[0]
     image = explanation.image
     return {
-        "path": path,
+        "path": explanation.path,
+        "id": explanation.id,
+        "sha256": explanation.sha256,
         "prediction": best.index,
         "label": best.label,
         "score": best.score,

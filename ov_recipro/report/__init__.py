@@ -14,7 +14,7 @@ import cv2
 import jinja2
 import msgspec
 
-from ov_recipro.draw import Colormap, Style, palette
+from ov_recipro.draw import Colormap, Style, palette, shrink
 from ov_recipro.explanation import Target
 from ov_recipro.preprocess import Image
 from ov_recipro.saliency import Floats
@@ -48,14 +48,12 @@ def card(record: Mapping[str, Any], image: Image, raw: Floats) -> Card:
         image: uint8 [h,w,3] BGR.
         raw: scores per cell [T,H,W], float32.
     """
-    height, width = image.shape[:2]
-    factor = min(1.0, _LONGEST / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    small = shrink(image, _LONGEST)
+    height, width = small.shape[:2]
     _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     jpeg = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
     rounded = [[[float(f"{v:.6g}") for v in row] for row in each] for each in raw.tolist()]
-    return Card(record, jpeg, *size, rounded)
+    return Card(record, jpeg, width, height, rounded)
 
 
 def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:

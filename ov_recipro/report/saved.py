@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.images import read_image
+from ov_recipro.images import read_file
 from ov_recipro.output import RECORD, SCHEMA_VERSION
 from ov_recipro.report import Card, card
 
@@ -41,7 +41,10 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
         try:
             with np.load(folder / maps) as saved:
                 raw = saved["raw"]
-            cards.append(card(record, read_image(Path(record["path"])), raw))
+            image = read_file(Path(record["path"]))
+            if record.get("sha256") not in (None, image.sha256):
+                raise ReciproError(f"{image.path} has changed since it was explained.")
+            cards.append(card(record, image.pixels, raw))
         except (OSError, KeyError, ValueError, BadZipFile) as error:
             missing.append(f"{folder / maps}: {getattr(error, 'strerror', None) or error}.")
         except ReciproError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO
 
 from ov_recipro.errors import ReciproError
 
@@ -14,7 +14,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-def open_companion(model: Path, name: str) -> BinaryIO:
+def open_companion(model: Path, name: str) -> BufferedReader:
     """Open a file of weights that a model names.
 
     It must be a regular file inside the model's folder. Links are followed as long as they stay
