@@ -209,7 +209,7 @@ def test_an_actor(explainer: Explainer, cat: Path, tmp_path: Path) -> None:
     assert target["deviations"] < 1
     assert (gone["path"], gone["targets"]) == ("gone", None)
     assert "No such file" in gone["error"]
-    assert bad["error"] == "bad: not an image, or a truncated one."
+    assert bad["error"] == f"{tmp_path / 'bad'}: not an image, or a truncated one."
     unseen = Wish(("top1",), "float32", False, tmp_path / "unseen", Style())
     with pytest.raises(ReciproError, match="not seen by all machines"):
         _Actor(Made(), unseen)  # type: ignore[arg-type]

@@ -24,7 +24,9 @@ def global_average(rows: Rows, shape: list[int]) -> PerCell:
     """Lower a mean over all pixels to [N, ...shape]: the rows', and the background's elsewhere."""
     cells, height, width = rows.active.shape
     sums = summed_per_cell(rows.port, rows.positions[0], cells)
-    means = ops.multiply(sums, constant([1 / (height * width)])).output(0)
+    # a single number would be moved up to the feature map, and lose its pinned precision there
+    share = np.full((cells, 1), 1 / (height * width))
+    means = ops.multiply(sums, constant(share)).output(0)
     if rows.background.any():
         table = rows.background_table.astype(np.float64)
         inactive = ~rows.active.reshape(cells, -1)
