@@ -9,11 +9,12 @@ from typing import Any, cast, get_args
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.preprocess import Interpolation, Preprocessing, Resize
+from ov_recipro.sources import ultralytics
 
 _MODEL_INFO = "model_info "
 _HUGGING_FACE = "preprocessor_config.json"
 _CONFIG = "config.json"
-SIDECARS = (_HUGGING_FACE, _CONFIG)
+SIDECARS = (_HUGGING_FACE, _CONFIG, ultralytics.SIDECAR)
 """Files beside a model that are looked into."""
 
 MODEL_API_RESIZES = get_args(Resize)[:4]
@@ -26,9 +27,10 @@ def find_preprocessing(
 ) -> Preprocessing:
     """Return the model's preprocessing.
 
-    Looked up in this order: "model_info" entries of the file itself (OpenVINO Model API's
-    convention), `preprocessor_config.json` (Hugging Face) or `config.json` (timm) beside the
-    file, else the ImageNet preset, whose `source` says that it is assumed.
+    Looked up in this order: what Ultralytics writes into its exports, "model_info" entries of the
+    file itself (OpenVINO Model API's convention), `preprocessor_config.json` (Hugging Face) or
+    `config.json` (timm) beside the file, else the ImageNet preset, whose `source` says that it is
+    assumed.
 
     Args:
         metadata: what the file says of itself.
@@ -38,6 +40,8 @@ def find_preprocessing(
     Raises:
         ReciproError: what is written there makes no sense.
     """
+    if (export := ultralytics.find_export(metadata, model)) is not None:
+        return _from_ultralytics(export, size)
     info = model_info(metadata)
     if any(key in info for key in ("mean_values", "scale_values", "resize_type")):
         return _from_model_info(info, model, size)
@@ -52,7 +56,10 @@ def find_preprocessing(
 
 
 def find_labels(metadata: Mapping[str, str], model: Path) -> tuple[str, ...] | None:
-    """Return the class names from "model_info labels", or from `config.json` beside the model."""
+    """Return the class names that Ultralytics, "model_info labels" or `config.json` list."""
+    export = ultralytics.find_export(metadata, model)
+    if export is not None and export.names is not None:
+        return export.names
     if labels := model_info(metadata).get("labels"):
         return tuple(name.replace("_", " ") for name in labels.split())
     config = _read(model.parent / _CONFIG)
@@ -70,6 +77,21 @@ def model_info(metadata: Mapping[str, str]) -> dict[str, str]:
         for key, value in metadata.items()
         if key.startswith(_MODEL_INFO)
     }
+
+
+def _from_ultralytics(export: ultralytics.Export, size: tuple[int, int]) -> Preprocessing:
+    """Pixels become 0..1; classifiers crop the middle, the other tasks pad to the input's size."""
+    crops = export.task == "classify"
+    return Preprocessing(
+        size=size,
+        resize="shorter_side_crop" if crops else "fit_to_window_letterbox",
+        crop_fraction=1.0,
+        interpolation="bilinear",
+        mean=(0, 0, 0),
+        scale=(255, 255, 255),
+        pad_value=0 if crops else 114,
+        source=export.source,
+    )
 
 
 def _from_model_info(info: Mapping[str, str], model: Path, size: tuple[int, int]) -> Preprocessing:

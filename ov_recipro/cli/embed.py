@@ -92,10 +92,11 @@ def command(
         names = [value.name for value in proto.graph.output]
     else:
         from ov_recipro.embedding import embed, save
+        from ov_recipro.runtimes.openvino_models import name_of
 
         embedded = embed(model, **arguments)
         save(embedded, output, force, compress_to_fp16)
-        names = [f"{port.get_any_name()} {port.get_element_type().get_type_name()} "
+        names = [f"{name_of(port)} {port.get_element_type().get_type_name()} "
                  f"{port.get_partial_shape()}" for port in embedded.outputs]  # fmt: skip
     note(f"Outputs: {', '.join(names)}")
     click.echo(output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -92,6 +92,23 @@ def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
     return model
 
 
+def name_of(port: ov.Output) -> str:
+    """Return the one name by which a tensor goes: its shortest, or its node's where it has none."""
+    if names := port.get_names():
+        return str(min(names, key=lambda name: (len(name), name)))
+    node = port.get_node()
+    name = str(node.get_friendly_name())
+    return name if node.get_output_size() == 1 else f"{name}:{port.get_index()}"
+
+
+def ports(model: ov.Model) -> Iterable[tuple[ov.Node, ov.Output]]:
+    """Yield every output of every operation, with its node; constants and results left out."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() not in ("Result", "Constant"):
+            for port in node.outputs():
+                yield node, port
+
+
 @contextmanager
 def as_file(model: str | Path | ov.Model) -> Iterator[Path]:
     """Give a model as a file: the one that it is, or a temporary one of a model in memory."""
@@ -117,13 +134,7 @@ def runner(model: ov.Model) -> Runner:
 
 def keep_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:
     """Return `model` with these tensors, in this order, as its only outputs."""
-    known = {
-        name: port
-        for node in model.get_ordered_ops()
-        if node.get_type_name() != "Result"
-        for port in node.outputs()
-        for name in port.get_names()
-    }
+    known = {name: port for _, port in ports(model) for name in (name_of(port), *port.get_names())}
     missing = [name for name in names if name not in known]
     if missing:
         raise ReciproError(f"OpenVINO's reading of the model has no tensor '{missing[0]}'.")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.graph import Shape
+from ov_recipro.sources import ultralytics
 
 Constants: TypeAlias = Mapping[str, float]
 """Values for the inputs that are not the image: each is filled with its number."""
@@ -56,21 +57,34 @@ def choose_image(inputs: Sequence[Input], constants: Constants, path: Path) -> i
     return images[0]
 
 
-def image_shape(image: Input, asked: Sequence[int] | None, path: Path) -> Shape:
+def image_shape(
+    image: Input, asked: Sequence[int] | None, path: Path, metadata: Mapping[str, str]
+) -> Shape:
     """Return the image's shape at batch 1: the file's, filled in with what the user asked.
+
+    Args:
+        image: the input.
+        asked: the shape that the user asked for; without it an Ultralytics export of open height
+            and width has the ones that it was exported for.
+        path: the file; metadata: what it says of itself.
 
     Raises:
         ReciproError: they contradict each other, a size is open, or there is no axis of 3 colours.
     """
     known: list[int | None] = [None] * 4 if image.sizes is None else list(image.sizes)
     wanted: list[int | None] = [None] * 4 if asked is None else list(asked)
+    if asked is None and None in known[2:]:
+        export = ultralytics.find_export(metadata, path)
+        if export is not None and export.size is not None:
+            sides = zip(known[2:], export.size, strict=True)
+            wanted[2:] = [size if side is None else None for side, size in sides]
     if len(wanted) != 4:
         raise ReciproError("The input shape must have four numbers, as in 1,3,224,224.")
     known[0] = wanted[0] = 1
-    pairs = list(zip(known, wanted, strict=True))
-    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+    both = list(zip(known, wanted, strict=True))
+    if any(None not in pair and pair[0] != pair[1] for pair in both):
         raise ReciproError(f"{path}: input '{image.name}' is {_shown(image)}, not {wanted}.")
-    shape = tuple(size for size in (k if w is None else w for k, w in pairs) if size is not None)
+    shape = tuple(size for size in (k if w is None else w for k, w in both) if size is not None)
     if len(shape) < 4:
         raise ReciproError(
             f"{path}: input '{image.name}' has the open shape {_shown(image)}; say which it shall "

@@ -209,7 +209,8 @@ def _fix_inputs(
             model.graph.inputs.remove(value)
             model.graph.register_initializer(value)
     image = values[chosen]
-    image.shape = ir.Shape(inputs.image_shape(found[chosen], asked, path))
+    said = dict(model.metadata_props)
+    image.shape = ir.Shape(inputs.image_shape(found[chosen], asked, path, said))
     return image
 
 

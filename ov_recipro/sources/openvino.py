@@ -19,11 +19,11 @@ from ov_recipro.graph import Graph, Node, Shape, descendants
 from ov_recipro.layers import CutPoint
 from ov_recipro.layout import channels_last
 from ov_recipro.limits import NODES, TENSOR_BYTES
-from ov_recipro.runtimes.openvino_models import read_file, reason
+from ov_recipro.runtimes.openvino_models import name_of, ports, read_file, reason
 from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs
 from ov_recipro.sources.base import Part, Parts
-from ov_recipro.sources.openvino_float32 import hand_over, name_of, ports, to_float32
+from ov_recipro.sources.openvino_float32 import hand_over, to_float32
 
 _LARGEST_TEXT = 1 << 30  # bytes of an .xml file
 
@@ -173,7 +173,7 @@ def _at_batch_1(
     entries = list(model.inputs)
     found = [inputs.Input(name_of(port), _dimensions(port)) for port in entries]
     chosen = inputs.choose_image(found, constants, path)
-    shape = inputs.image_shape(found[chosen], image_shape, path)
+    shape = inputs.image_shape(found[chosen], image_shape, path, _metadata(model))
     for index, port in enumerate(entries):
         if index != chosen:
             value = inputs.constant_value(found[index], constants)
@@ -255,10 +255,13 @@ def _has_rank(node: ov.Node) -> bool:
 
 
 def _metadata(model: ov.Model) -> dict[str, str]:
-    if not model.has_rt_info(["model_info"]):
-        return {}
-    info = model.get_rt_info(["model_info"]).astype(dict)
-    return {f"model_info {key}": _text(value) for key, value in info.items()}
+    """Return the file's "model_info", and the metadata of the ONNX file that it was made from."""
+    found: dict[str, str] = {}
+    for section, prefix in (("framework", ""), ("model_info", "model_info ")):
+        if model.has_rt_info([section]):
+            info = model.get_rt_info([section]).astype(dict)
+            found |= {f"{prefix}{key}": _text(value) for key, value in info.items()}
+    return found
 
 
 def _text(value: Any) -> str:

@@ -5,26 +5,15 @@ See `ov_recipro.sources.float32` for why, and for the same on ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes.openvino_models import core
+from ov_recipro.runtimes.openvino_models import core, name_of, ports
 
 _HALVES = (ov.Type.f16, ov.Type.bf16)
-
-
-def name_of(port: ov.Output) -> str:
-    """Return the one name by which a tensor goes: its shortest, or its node's where it has none."""
-    if names := port.get_names():
-        return str(min(names, key=lambda name: (len(name), name)))
-    node = port.get_node()
-    name = str(node.get_friendly_name())
-    return name if node.get_output_size() == 1 else f"{name}:{port.get_index()}"
 
 
 def to_float32(model: ov.Model) -> bool:
@@ -57,14 +46,6 @@ def to_float32(model: ov.Model) -> bool:
     if changed or halves or weights:
         model.validate_nodes_and_infer_types()
     return changed or halves or weights
-
-
-def ports(model: ov.Model) -> Iterable[tuple[ov.Node, ov.Output]]:
-    """Yield every output of every operation, with its node; constants and results left out."""
-    for node in model.get_ordered_ops():
-        if node.get_type_name() not in ("Result", "Constant"):
-            for port in node.outputs():
-                yield node, port
 
 
 def _image_dependent(model: ov.Model) -> set[str]:

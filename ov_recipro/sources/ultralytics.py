@@ -1,0 +1,115 @@
+"""What an Ultralytics export says of itself: its task, its classes and the size of its images.
+
+An ONNX file has this in its metadata, each value written as a Python literal; an IR has it in
+`metadata.yaml` beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ov_recipro.errors import ReciproError
+
+SIDECAR = "metadata.yaml"
+_MODEL_TYPE, _RESIZE = "model_info model_type", "model_info resize_type"
+_LITERALS = ("names", "imgsz")
+_LARGEST = 1 << 20  # bytes of a description
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is said.
+
+    Attributes:
+        task: "classify", "detect", "segment", "pose" or "obb".
+        names: of the classes, in order; None where there are none.
+        size: (height, width) of the images; None where that is not said.
+        source: where it is said, in words.
+    """
+
+    task: str
+    names: tuple[str, ...] | None
+    size: tuple[int, int] | None
+    source: str
+
+
+def find_export(metadata: Mapping[str, str], model: Path) -> Export | None:
+    """Return what a model says if Ultralytics exported it, else None.
+
+    Every IR of theirs has the model type "YOLO", classifiers too. Where nothing names the task, the
+    resize type tells these apart: it is written for all tasks but theirs.
+
+    Args:
+        metadata: the file's entries (see `ov_recipro.sources.base.Source`).
+        model: the file.
+
+    Raises:
+        ReciproError: what is written there makes no sense.
+    """
+    if "task" in metadata and "names" in metadata:
+        present = [key for key in _LITERALS if key in metadata]
+        said = {key: _literal(metadata[key], key, model) for key in present}
+        return _export(metadata["task"], said, model, "Ultralytics metadata in the model")
+    if metadata.get(_MODEL_TYPE) != "YOLO":
+        return None
+    beside = model.parent / SIDECAR
+    said = _read(beside) if beside.is_file() else {}
+    task = "detect" if _RESIZE in metadata else "classify"
+    source = SIDECAR if said else "model_info in the model"
+    return _export(str(said.get("task", task)), said, beside, source)
+
+
+def _export(task: str, said: Mapping[str, Any], path: Path, source: str) -> Export:
+    return Export(task, _names(said.get("names"), path), _size(said.get("imgsz"), path), source)
+
+
+def _names(names: Any, path: Path) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    listed = dict(enumerate(names)) if isinstance(names, list) else names
+    if (
+        not isinstance(listed, dict)
+        or set(listed) != set(range(len(listed)))
+        or not all(isinstance(name, str | int | float) for name in listed.values())
+    ):
+        raise ReciproError(f"{path}: 'names' does not give each class from 0 on a name.")
+    return tuple(str(listed[index]) for index in range(len(listed)))
+
+
+def _size(size: Any, path: Path) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    both = [size, size] if isinstance(size, int) else size
+    if (
+        not isinstance(both, list | tuple)
+        or len(both) != 2
+        or not all(isinstance(side, int) and side > 0 for side in both)
+    ):
+        raise ReciproError(f"{path}: 'imgsz' is not a height and a width.")
+    return both[0], both[1]
+
+
+def _literal(text: str, key: str, model: Path) -> Any:
+    try:
+        if len(text) > _LARGEST:
+            raise ValueError("it is too long")
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ReciproError(f"{model}: its metadata '{key}' is not a Python literal.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ReciproError(f"{path} beside the model has more than {_LARGEST:,} bytes.")
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ReciproError(f"{path} beside the model can't be read: {lines[0]}.") from error
+    return said if isinstance(said, dict) else {}
