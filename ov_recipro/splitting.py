@@ -19,6 +19,7 @@ from ov_recipro.bundle import (
     SUFFIX,
     Bundle,
     Companion,
+    Cost,
     ImageInput,
     Manifest,
     SourceFile,
@@ -30,7 +31,8 @@ from ov_recipro.bundle import (
 from ov_recipro.costs import costs
 from ov_recipro.errors import ReciproError
 from ov_recipro.labels import checked_labels
-from ov_recipro.layers import find_cut
+from ov_recipro.layers import CutPoint, find_cut
+from ov_recipro.plans.rows import FROZEN_BATCH
 from ov_recipro.preprocess import Preprocessing, changed
 from ov_recipro.proof import prove
 from ov_recipro.sources.base import Source
@@ -115,7 +117,7 @@ def split(
             any_batch=proof.any_batch,
             parity=proof.parity,
             deviation=proof.deviation,
-            cost=costs(source, [cut.point])[0],
+            cost=_cost(source, cut.point, proof.any_batch),
             preprocessing=changed(found, preprocessing),
             labels=checked_labels(names, proof.classes),
             versions={name: version(name) for name in _LIBRARIES},
@@ -198,6 +200,13 @@ def kept_or_made(
         if (bundle := kept()) is not None:
             return bundle  # another process was first to put it there
         raise
+
+
+def _cost(source: Source, point: CutPoint, any_batch: bool) -> Cost | None:
+    (cost,) = costs(source, [point])
+    if cost is None or cost.plan == "stream" or any_batch:
+        return cost
+    return Cost("stream", cost.stream, cost.stream, FROZEN_BATCH)
 
 
 def open_source(

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from conftest import LIGHT
 from graphs import Builder
 from openvino import opset13 as ops
 
 from ov_recipro import Explainer
 from ov_recipro.costs import costs
 from ov_recipro.layers import cut_points
-from ov_recipro.plans.rows import RowsPlan
+from ov_recipro.plans.rows import NotWorthIt, RowsPlan, build, steps_of
 from ov_recipro.runtimes.openvino_models import core
 from ov_recipro.splitting import open_source
 
@@ -60,6 +61,73 @@ def test_active_pixels_are_counted_exactly(tmp_path: Path, monkeypatch: pytest.M
     head = 11 * 9 * 4 * 3 * 9
     assert cost.inferences == pytest.approx(1 + (rows + 99 * linear) / (head + tail + linear))
     assert cost.stream == pytest.approx(1 + 99 * (tail + linear) / (head + tail + linear))
+
+
+def padded_net(path: Path) -> Path:
+    """Write a network with a Pad in front of everything that reads one, as PyTorch's static one."""
+    b = Builder(shape=(1, 3, 36, 36))
+    x = b.conv("image", 8, strides=[4, 4], pads=[1, 1, 1, 1])
+    layers: list[tuple[list[int], dict[str, Any]]] = [
+        ([2, 2, 2, 2], {"kernel": 5, "group": 8, "pads": [0] * 4}),
+        ([0, 1, 1, 0], {"pads": [1, 0, 0, 1]}),
+        ([0, 0, 0, 0], {"kernel": 1, "pads": [0] * 4}),
+        ([1, 1, 1, 1], {"group": 8, "pads": [0] * 4}),
+    ]
+    for pads, options in layers:
+        widths = b.constant([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
+        wide = b.add("Pad", x, widths, b.constant(0.0))
+        b.channels[wide] = 8
+        x = b.add("Relu", b.conv(wide, 8, **options))
+    pools: list[tuple[str, dict[str, Any]]] = [
+        ("AveragePool", {"count_include_pad": 1}),
+        ("MaxPool", {}),
+    ]
+    for op, more in pools:
+        widths = b.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
+        wide = b.add("Pad", x, widths, b.constant(0.0))
+        x = b.add(op, wide, kernel_shape=[3, 3], **more)
+    b.channels[x] = 8
+    for mode in ("reflect", "constant"):
+        widths = b.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
+        wide = b.add("Pad", x, widths, mode=mode)
+        b.channels[wide] = 8
+        x = b.conv(wide, 8, pads=[0] * 4)
+        if mode == "reflect":
+            x = b.add("Relu", x)
+    b.head(x)
+    return b.save(path)
+
+
+NETS = ["lite0", "padded", "light_squeezenet", "light_resnet50"]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_layers_says_what_the_plan_does(net: str, lite0: Path, tmp_path: Path) -> None:
+    """At every clean layer of few cells: the same plan, and the same cost."""
+    if net == "padded":
+        path = padded_net(tmp_path / "m.onnx")
+    else:
+        path = lite0 if net == "lite0" else LIGHT / f"{net}.onnx"
+    source = open_source(path)
+    points = [p for p in cut_points(source.graph) if p.clean and np.prod(p.grid) <= 200]
+    assert len(points) >= 8
+    plain = sum(step.macs for step in steps_of(source.outline()[0]))
+    plans = set()
+    for point, cost in zip(points, costs(source, points), strict=True):
+        parts = source.write_parts(point, tmp_path)
+        tail = core().read_model(tmp_path / parts.tail.file)
+        tail.reshape(source.graph.shapes[point.tensor])
+        feature = ops.parameter(list(tail.inputs[0].shape), np.float32)
+        try:
+            _, plan = build(tail, feature.output(0), core(), 64 << 20, plain, True)
+            expected: tuple[str, Any, str | None] = ("rows", 1 + plan.macs / plain, None)
+        except NotWorthIt as failure:
+            expected = ("stream", cost and cost.stream, str(failure))
+        assert cost is not None
+        found = (cost.plan, pytest.approx(cost.inferences, rel=1e-6), cost.reason)
+        assert found == expected, point.tensor
+        plans.add(cost.plan)
+    assert "rows" in plans
 
 
 def reached(active: np.ndarray, kernel: int = 3, **options: Any) -> np.ndarray:

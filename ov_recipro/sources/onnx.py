@@ -22,6 +22,7 @@ from ov_recipro.sources.float32 import Rewritten, to_float32
 from ov_recipro.sources.onnx_file import load, one_line, tensors
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_IDENTITIES = frozenset({"Dropout", "Identity"})
 _INLINE = 64 << 20  # bytes of weights that a written file holds itself; more go beside it
 _OUTLINED = 4096  # bytes from which a weight is only outlined
 _LARGE = 1 << 30  # bytes of weights of a model that is not run whole for its proof
@@ -70,7 +71,11 @@ class OnnxSource:
         except RuntimeError as error:
             raise ReciproError(f"OpenVINO can't read {self.path}: {reason(error)}") from error
         ports = [port for node in outline.get_ordered_ops() for port in node.outputs()]
-        return outline, {name: port for port in ports for name in port.get_names()}
+        named = {name: port for port in ports for name in port.get_names()}
+        for node in reversed(model.graph):  # OpenVINO names one of two equal tensors
+            if node.op_type in _IDENTITIES and (port := named.get(str(node.outputs[0].name))):
+                named |= {str(v.name): port for v in node.inputs[:1] if v and v.name not in named}
+        return outline, named
 
     def write_parts(self, point: CutPoint, folder: Path) -> Parts:
         """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_parts`)."""

@@ -17,6 +17,7 @@ from ov_recipro.plans.rows.cost import (
     steps_of,
 )
 from ov_recipro.plans.rows.plan import (
+    FROZEN_BATCH,
     TOLERANCE,
     Logits,
     RowsPlan,
@@ -31,6 +32,7 @@ from ov_recipro.plans.rows.plan import (
 )
 
 __all__ = [
+    "FROZEN_BATCH",
     "NO_SAVING",
     "TOLERANCE",
     "Logits",

@@ -15,7 +15,7 @@ import openvino as ov
 from ov_recipro.plans.rows import patches, pixelwise, pooling
 from ov_recipro.plans.rows.convolution import convolution_macs
 from ov_recipro.plans.rows.tensors import Mask, Port
-from ov_recipro.plans.rows.windows import Window, window_of
+from ov_recipro.plans.rows.windows import Window, fused_pad, padded, window_of
 
 MOST_OF_DENSE = 0.7  # share of the dense plan's cost above which rows are not worth it, ...
 CHEAP = 0.25  # ... unless both cost less than this share of one plain inference
@@ -60,26 +60,37 @@ class Reach:
 
 @dataclass(frozen=True)
 class Step:
-    """An operation: the tensors it reads and writes, and its multiply-accumulates."""
+    """An operation.
+
+    Attributes:
+        node: the operation; `macs`: its multiply-accumulates.
+        inputs, outputs: the tensors that it reads and writes.
+        pad: a Pad in front of it that becomes part of it (see `windows.fused_pad`). What the Pad
+            reads is then among the inputs too, and the Pad is no step of its own.
+    """
 
     node: ov.Node
     inputs: tuple[Key, ...]
     outputs: tuple[Key, ...]
     macs: int
+    pad: ov.Node | None = None
 
 
 def steps_of(model: ov.Model) -> list[Step]:
     """Return a model's operations in order, results left out."""
-    return [
-        Step(
-            node,
-            inputs=tuple(key_of(port) for port in sources_of(node)),
-            outputs=tuple(key_of(port) for port in node.outputs()),
-            macs=macs_of(node),
-        )
-        for node in model.get_ordered_ops()
-        if node.get_type_name() != "Result"
-    ]
+    steps = []
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() != "Result"]
+    pads = {node.get_friendly_name(): fused_pad(node) for node in nodes}
+    fused = {pad.get_friendly_name() for pad in pads.values() if pad is not None}
+    for node in nodes:
+        if node.get_friendly_name() in fused:
+            continue
+        pad = pads[node.get_friendly_name()]
+        sources = [*sources_of(node), *([] if pad is None else [pad.input_value(0)])]
+        inputs = tuple(key_of(port) for port in sources)
+        outputs = tuple(key_of(port) for port in node.outputs())
+        steps.append(Step(node, inputs, outputs, macs_of(node), pad))
+    return steps
 
 
 def downstream(steps: Sequence[Step], starts: Iterable[Key]) -> list[Step]:
@@ -120,17 +131,19 @@ class _Walk:
         reached = [self.reached[key] for key in step.inputs if key in self.reached]
         made = None
         if reached and self.dense.isdisjoint(step.inputs):
-            made = self._spatial(step.node, reached)
+            made = self._spatial(step, reached)
         if made is not None:
             self.reached |= dict.fromkeys(step.outputs, made)
         else:
             self.dense.update(step.outputs)
             self.macs += self._flattened(step.node, reached) or cells * step.macs
 
-    def _spatial(self, node: ov.Node, reached: list[Reach]) -> Reach | None:
+    def _spatial(self, step: Step, reached: list[Reach]) -> Reach | None:
         """Return the active pixels of the output, None where it is dense or has no pixels."""
+        node, first = step.node, reached[0]
         kind = node.get_type_name()
-        first = reached[0]
+        if kind == "Pad":
+            return first if node.output(0).shape == node.input_value(0).shape else None
         if kind in pixelwise.ELEMENTWISE or kind in ("FakeQuantize", "BatchNormInference"):
             if any(r.pixels != first.pixels for r in reached):
                 return None
@@ -145,6 +158,8 @@ class _Walk:
         if len(reached) > 1 or len(node.output(0).shape) != 4:
             return None
         window = window_of(node)
+        if step.pad is not None and key_of(node.input_value(0)) not in self.reached:
+            window = padded(window, step.pad)
         made = Reach(
             _reached_lines(first.rows, window, 0), _reached_lines(first.columns, window, 1)
         )

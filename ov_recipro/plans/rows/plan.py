@@ -23,6 +23,8 @@ from ov_recipro.plans.rows.tensors import Array, Port
 Logits: TypeAlias = Callable[[Array], tuple[Array, Array]]
 """From a feature map [1,C,H,W] to the logits of its cells [N,classes] and its own [classes]."""
 
+FROZEN_BATCH = "the tail's batch is frozen"
+
 TOLERANCE = 1e-3
 """Largest error against the dense tail, as a fraction of the spread over cells."""
 
@@ -58,7 +60,7 @@ def applies(manifest: Manifest, mask: str) -> str | None:
     if mask != "cell":
         return f"the mask '{mask}' keeps more than one cell"
     if not manifest.any_batch:
-        return "the tail's batch is frozen"
+        return FROZEN_BATCH
     return inapplicable(manifest.cut)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import openvino as ov
@@ -76,6 +76,44 @@ def window_of(node: ov.Node) -> Window:
     return Window(
         *((int(p[0]), int(p[1])) for p in (kernel, stride, dilation, pad, source, target))
     )
+
+
+def fused_pad(node: ov.Node) -> ov.Node | None:
+    """Return the Pad in front of a convolution or average pool that OpenVINO makes part of it.
+
+    It pads height and width with zeros, nothing else reads it, and a pool counts padding in. By
+    the time that the plan is compiled there is none left.
+    """
+    if node.get_type_name() not in ("Convolution", "GroupConvolution", "AvgPool"):
+        return None
+    pad = node.input_value(0).get_node()
+    if pad.get_type_name() != "Pad" or len(pad.output(0).get_target_inputs()) != 1:
+        return None
+    numbers = [value.get_node() for value in pad.input_values()[1:]]
+    if any(number.get_type_name() != "Constant" for number in numbers):
+        return None
+    begin, end, *value = (np.asarray(number.data) for number in numbers)
+    attributes = node.get_attributes()
+    if (
+        pad.get_attributes()["pad_mode"] != "constant"
+        or any(each.any() for each in value)
+        or len(begin) != 4
+        or begin[:2].any()
+        or end[:2].any()
+        or min(*begin, *end) < 0
+    ):
+        return None
+    excludes = attributes.get("exclude-pad", False)
+    own = any([*attributes["pads_begin"], *attributes["pads_end"]])
+    return None if excludes and own else pad
+
+
+def padded(window: Window, pad: ov.Node) -> Window:
+    """Return a window on a padded map (see `fused_pad`) as one on the map before it was padded."""
+    top, left = (int(n) for n in pad.input_value(1).get_node().data[2:])
+    height, width = (int(n) for n in pad.input_value(0).shape[2:])
+    above, before = window.pad
+    return replace(window, pad=(above + top, before + left), source=(height, width))
 
 
 def _within(places: Indices, size: int) -> Mask:
