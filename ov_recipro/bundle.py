@@ -13,6 +13,7 @@ import msgspec
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.layers import CutPoint
+from ov_recipro.output import discard
 from ov_recipro.preprocess import Preprocessing
 from ov_recipro.saliency import Activation
 from ov_recipro.sources.base import Part
@@ -210,13 +211,6 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
         raise ReciproError(f"{target} can't be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def discard(folder: Path) -> None:
-    """Remove a bundle in one step: whoever opens it finds all of it or nothing."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    folder.rename(aside / folder.name)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_replaceable(target: Path, force: bool) -> None:

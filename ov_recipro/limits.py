@@ -28,18 +28,30 @@ class Limit:
         Raises:
             ReciproError: it has, or the environment variable is not a whole number.
         """
-        text = os.environ.get(self.variable)
-        if text is not None and not text.strip().isdecimal():
-            raise ReciproError(f"{self.variable} must be a whole number, not '{text}'.")
-        most = self.default if text is None else int(text)
+        most = self.value
         if count > most:
             raise ReciproError(
                 f"{subject} has {count:,} {self.unit}; at most {most:,} are read. Set "
                 f"{self.variable} to raise this limit."
             )
 
+    @property
+    def value(self) -> int:
+        """The limit in force.
+
+        Raises:
+            ReciproError: the environment variable is not a whole number.
+        """
+        text = os.environ.get(self.variable)
+        if text is None:
+            return self.default
+        if not text.strip().isdecimal():
+            raise ReciproError(f"{self.variable} must be a whole number, not '{text}'.")
+        return int(text)
+
 
 PIXELS = Limit("OV_RECIPRO_MAX_PIXELS", 1 << 28, "pixels")
 TENSOR_BYTES = Limit("OV_RECIPRO_MAX_TENSOR_BYTES", 1 << 30, "bytes")
 NODES = Limit("OV_RECIPRO_MAX_NODES", 200_000, "nodes")
 FUNCTION_DEPTH = Limit("OV_RECIPRO_MAX_FUNCTION_DEPTH", 64, "levels of nested functions")
+CACHE_BYTES = Limit("OV_RECIPRO_MAX_CACHE_BYTES", 8 << 30, "bytes")

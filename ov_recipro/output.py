@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,3 +78,19 @@ def write_whole(path: Path, data: bytes) -> None:
             work.unlink(missing_ok=True)
     except OSError as error:
         raise ReciproError(f"{path} can't be written: {error.strerror or error}.") from error
+
+
+def discard(path: Path) -> None:
+    """Remove a file, or a folder in one step: whoever opens it finds all of it or nothing.
+
+    Raises:
+        OSError: it is not there, or can't be removed.
+    """
+    if not path.is_dir():
+        path.unlink()
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.rename(aside / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-import platformdirs
-
-from ov_recipro import metadata
+from ov_recipro import cache, metadata
 from ov_recipro.bundle import (
     SCHEMA_VERSION,
     SUFFIX,
@@ -23,7 +18,6 @@ from ov_recipro.bundle import (
     ImageInput,
     Manifest,
     SourceFile,
-    discard,
     new_folder,
     open_bundle,
     write_manifest,
@@ -32,6 +26,7 @@ from ov_recipro.costs import costs
 from ov_recipro.errors import ReciproError
 from ov_recipro.labels import checked_labels
 from ov_recipro.layers import CutPoint, find_cut
+from ov_recipro.output import discard
 from ov_recipro.plans.rows import FROZEN_BATCH
 from ov_recipro.preprocess import Preprocessing, changed
 from ov_recipro.proof import prove
@@ -148,7 +143,7 @@ def cached_split(
     given = sorted((constants or {}).items())
     arguments = (layer, exact, output, image_shape, given, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
-    folder = cache_folder() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
+    folder = cache.bundles() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
 
     def make() -> Bundle:
         return split(
@@ -188,14 +183,19 @@ def kept_or_made(
             bundle = open_bundle(folder)
         except ReciproError:
             return None  # damaged from outside: made anew
-        return bundle if is_current(bundle) else None
+        if not is_current(bundle):
+            return None
+        cache.mark_used(folder)
+        return bundle
 
     if (bundle := kept()) is not None:
         return bundle
     try:
         if folder.exists():
             discard(folder)
-        return make()
+        bundle = make()
+        cache.prune()
+        return bundle
     except (ReciproError, OSError):
         if (bundle := kept()) is not None:
             return bundle  # another process was first to put it there
@@ -268,17 +268,3 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ReciproError(f"{path}: {error.strerror or error}.") from error
-
-
-@cache
-def cache_folder() -> Path:
-    """Return the user's cache folder for bundles, or this process's own where that is closed."""
-    folder = platformdirs.user_cache_path("ov-recipro") / "bundles"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        own = tempfile.TemporaryDirectory(prefix="ov-recipro-")
-        atexit.register(own.cleanup)
-        return Path(own.name)

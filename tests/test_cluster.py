@@ -17,6 +17,7 @@ import duckdb
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -96,7 +97,7 @@ def test_the_same_as_without_ray(folder: Path, first: subprocess.CompletedProces
             assert (ours["index"], ours["label"]) == (theirs["index"], theirs["label"])
             assert ours["score"] == pytest.approx(theirs["score"], rel=1e-5)
             assert [ours["low"], ours["high"]] == pytest.approx(theirs["range"], rel=1e-5)
-            overlay = cv2.imread(str(folder / "out" / "overlays" / ours["overlay"]))
+            overlay = cv2.imread(str(folder / "out" / "_overlays" / ours["overlay"]))
             drawn = cv2.imread(str(folder / "local" / theirs["overlay"]))
             assert overlay is not None
             assert drawn is not None
@@ -107,7 +108,8 @@ def test_other_tools_read_the_results(
     folder: Path, first: subprocess.CompletedProcess[str]
 ) -> None:
     assert first.returncode == 1
-    frame = pd.read_parquet(folder / "out" / "results").set_index("path")
+    assert pyarrow.dataset.dataset(folder / "out").count_rows() == 5
+    frame = pd.read_parquet(folder / "out").set_index("path")
     frame = frame[frame.error.isna()]
     maps = np.stack(frame.maps.iloc[0]).reshape(-1, 7, 7)
     assert maps.dtype == np.float32

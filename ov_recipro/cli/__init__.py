@@ -20,6 +20,7 @@ COMMANDS = (
     "evaluate",
     "bench",
     "devices",
+    "cache",
 )
 INTERRUPTED = 130
 

@@ -25,7 +25,7 @@ from ov_recipro.ordered import in_order
 from ov_recipro.output import file_stems, open_folder
 from ov_recipro.verification import verify
 
-OVERLAYS = "overlays"
+OVERLAYS = "_overlays"  # readers of the folder as one dataset pass over such names
 _MOST = 128  # images that an actor takes at once
 _READERS = 16  # files that it reads at once
 

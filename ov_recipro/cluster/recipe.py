@@ -11,11 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ov_recipro import cache
 from ov_recipro.bundle import SUFFIX, Bundle, new_folder, open_bundle
 from ov_recipro.cluster import pool
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
-from ov_recipro.splitting import cache_folder, kept_or_made
+from ov_recipro.splitting import kept_or_made
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Recipe:
         """
         os.environ["OMP_NUM_THREADS"] = str(self.cpus)
         cv2.setNumThreads(self.cpus)
-        folder = cache_folder() / f"{self.key}{SUFFIX}"
+        folder = cache.bundles() / f"{self.key}{SUFFIX}"
         bundle = kept_or_made(folder, lambda: self._unpacked(folder))
         explainer = Explainer(bundle, **self.options)
         if explainer.plan.name != self.plan:

@@ -19,7 +19,8 @@ from ov_recipro.output import open_folder, write_whole
 from ov_recipro.saliency import Score
 from ov_recipro.verification import Verification
 
-SETTINGS = "run.json"
+SETTINGS = "_run.json"  # readers of the folder as one dataset pass over such names
+_OLD_SETTINGS = "run.json"
 PARTS = "results"
 SCHEMA_VERSION = 2
 
@@ -154,7 +155,9 @@ class Results:
         self._rows: list[pa.Table] = []
         self._since = time.monotonic()
         open_folder(self.parts)
-        _agree(folder / SETTINGS, {"schema_version": SCHEMA_VERSION, **settings})
+        old = folder / _OLD_SETTINGS
+        path = old if old.exists() else folder / SETTINGS
+        _agree(path, {"schema_version": SCHEMA_VERSION, **settings})
         self.kept: set[str] = set()
         files = sorted(self.parts.glob("part-*.parquet"))
         for file in files:

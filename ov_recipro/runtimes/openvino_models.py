@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import numpy as np
 import openvino as ov
-import platformdirs
 from openvino import opset13 as ops
 
+from ov_recipro import cache
 from ov_recipro.errors import ReciproError
 from ov_recipro.runtimes.base import Array, Device, Hint, Precision, thread_limit
 from ov_recipro.sources.companions import open_companion
@@ -30,7 +30,7 @@ _PLUGINS = {
 _VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 
 
-@cache
+@functools.cache
 def core() -> ov.Core:
     """Return the process's one OpenVINO core."""
     found = ov.Core()
@@ -154,7 +154,7 @@ def compiled(
     if precision == "f32":
         config["INFERENCE_PRECISION_HINT"] = "f32"
     if device != "CPU":  # there compiling takes long, and kept models pay; on the CPU they do not
-        config["CACHE_DIR"] = str(platformdirs.user_cache_path("ov-recipro") / "compiled")
+        config["CACHE_DIR"] = str(cache.folder("compiled"))
     try:
         return core().compile_model(model, device, config)
     except RuntimeError as error:

@@ -13,8 +13,8 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 import openvino as ov
-import platformdirs
 
+from ov_recipro import cache
 from ov_recipro.bundle import Manifest
 from ov_recipro.layers import CutPoint
 from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt, lower, prepared
@@ -126,7 +126,7 @@ def verdict_file(manifest: Manifest, device: str) -> Path:
         version("openvino"),
     )
     name = hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:32]
-    return platformdirs.user_cache_path("ov-recipro") / "plans" / f"{name}.json"
+    return cache.folder("plans") / f"{name}.json"
 
 
 def read_verdict(path: Path) -> Verdict | None:

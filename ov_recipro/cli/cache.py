@@ -1,0 +1,53 @@
+"""`ov-recipro cache`: what is kept from one run to the next."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+
+@click.group("cache")
+def command() -> None:
+    """Show or clear what is kept from one run to the next.
+
+    These are split models, verdicts on plans and compiled models. All of it can be made anew. When
+    a split model is added and the cache is larger than $OV_RECIPRO_MAX_CACHE_BYTES (8 GiB), what
+    was used least recently is removed.
+    """
+
+
+@command.command("show")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(as_json: bool) -> None:
+    """Say where the cache is, what is in it and how large it is."""
+    from typing import get_args
+
+    from ov_recipro import cache
+    from ov_recipro.limits import CACHE_BYTES
+
+    found = {kind: cache.entries(kind) for kind in get_args(cache.Kind)}
+    if as_json:
+        kinds = {
+            kind: {"entries": len(entries), "bytes": sum(entry.size for entry in entries)}
+            for kind, entries in found.items()
+        }
+        record = {"folder": str(cache.root()), "limit": CACHE_BYTES.value, **kinds}
+        click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2))
+        return
+    click.echo(f"folder    {cache.root()}")
+    for kind, entries in found.items():
+        size = sum(entry.size for entry in entries)
+        click.echo(f"{kind:8}  {len(entries)}, {_megabytes(size)}")
+    click.echo(f"limit     {_megabytes(CACHE_BYTES.value)} ({CACHE_BYTES.variable})")
+
+
+@command.command("clear")
+def clear() -> None:
+    """Remove everything from the cache."""
+    from ov_recipro import cache
+
+    click.echo(f"{_megabytes(cache.clear())} freed.")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
