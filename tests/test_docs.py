@@ -66,7 +66,7 @@ def test_there_are_commands() -> None:
     names = {command.split()[0] for command in COMMANDS}
     assert names == {
         *("layers", "split", "explain", "compare", "embed"),
-        *("evaluate", "bench", "devices"),
+        *("evaluate", "bench", "devices", "cache"),
     }
 
 
@@ -84,7 +84,8 @@ def test_commands(command: str, folder: Path) -> None:
         words += ["--step", "12544"] * ("--step" not in words)
     if words[0] == "bench":
         words += ["--runs", "3"]
-    result = run(*words, cwd=folder)
+    own = {"XDG_CACHE_HOME": str(folder / "cache")} if words[0] == "cache" else {}
+    result = run(*words, cwd=folder, **own)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 

@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
+class Numbers(click.ParamType):  # type: ignore[type-arg] # generic from click 8.4 on
     """Comma-separated numbers, as in 1,3,224,224."""
 
     def __init__(self, count: int, kind: type[int] | type[float]) -> None:
@@ -44,7 +44,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
-class Constant(click.ParamType[tuple[str, float]]):
+class Constant(click.ParamType):  # type: ignore[type-arg]
     """A name and a number, as in threshold=0.5."""
 
     name = "NAME=VALUE"
