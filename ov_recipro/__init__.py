@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ov_recipro.errors import ReciproError
     from ov_recipro.explainer import Explainer
     from ov_recipro.explanation import Explanation, Prediction, Target
+    from ov_recipro.images.preprocess import Preprocessing
     from ov_recipro.methods import Subject
-    from ov_recipro.preprocess import Preprocessing
     from ov_recipro.splitting import split
     from ov_recipro.verification import Verification, verify
 
@@ -41,7 +41,7 @@ _HOMES = {
     "Explainer": "explainer",
     "Explanation": "explanation",
     "Prediction": "explanation",
-    "Preprocessing": "preprocess",
+    "Preprocessing": "images.preprocess",
     "ReciproError": "errors",
     "Subject": "methods",
     "Target": "explanation",

@@ -10,15 +10,16 @@ from typing import Any
 
 import msgspec
 
-from ov_recipro import output, video
-from ov_recipro.draw import DEFAULT, Style
+from ov_recipro import output
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
-from ov_recipro.images import ImageFile, decode_file, find_images, read_file
+from ov_recipro.images import video
+from ov_recipro.images.drawing import DEFAULT, Style
+from ov_recipro.images.preprocess import Image
+from ov_recipro.images.reading import ImageFile, decode_file, find_images, read_file
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
-from ov_recipro.preprocess import Image
 from ov_recipro.report import Card, card, page
 from ov_recipro.splitting import file_sha256
 from ov_recipro.verification import Verification, verify

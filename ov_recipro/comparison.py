@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ov_recipro.draw import DEFAULT, Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Prediction
-from ov_recipro.images import ImageFile, read_file
+from ov_recipro.images.drawing import DEFAULT, Style
+from ov_recipro.images.preprocess import Image
+from ov_recipro.images.reading import ImageFile, read_file
 from ov_recipro.metrics import correlation
-from ov_recipro.preprocess import Image
 from ov_recipro.saliency import Floats
 
 _SIDE = 256  # pixels of an image's longer side, where maps of different grids meet

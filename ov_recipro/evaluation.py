@@ -14,11 +14,11 @@ import msgspec
 from ov_recipro.datasets import Boxes, Sample
 from ov_recipro.errors import ReciproError
 from ov_recipro.faithfulness import Profile, measure
-from ov_recipro.images import decode_image, read_bytes
+from ov_recipro.images.preprocess import Window
+from ov_recipro.images.reading import decode_image, read_bytes
 from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.metrics import Box, Mean, Measurement, Summary, Tally
 from ov_recipro.ordered import in_order
-from ov_recipro.preprocess import Window
 
 SCHEMA_VERSION = 1
 RECORDS = "records"

@@ -19,11 +19,11 @@ import openvino
 from ov_recipro.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation, Prediction, Target
-from ov_recipro.images import ImageFile, read_file
+from ov_recipro.images.preprocess import Image, Preprocessing, changed, prepare
+from ov_recipro.images.reading import ImageFile, read_file
 from ov_recipro.labels import checked_labels, class_index
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
-from ov_recipro.preprocess import Image, Preprocessing, changed, prepare
 from ov_recipro.runtimes import open_runtime
 from ov_recipro.runtimes.base import Hint, PlanName, Precision
 from ov_recipro.runtimes.openvino_models import as_file
@@ -131,7 +131,7 @@ class Explainer:
         """Explain an image.
 
         Args:
-            image: a path, a file that was read (see `ov_recipro.images`), or uint8 [H,W,3] BGR.
+            image: a path, a file that was read (see `images.reading`), or uint8 [H,W,3] BGR.
             targets: what to explain: a class name or index, or "top1", "top5", ... for the
                 classes of highest score; or several of these.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.preprocess import Interpolation, Preprocessing, Resize
+from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
 from ov_recipro.sources import ultralytics
 
 _MODEL_INFO = "model_info "

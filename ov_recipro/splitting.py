@@ -24,11 +24,11 @@ from ov_recipro.bundle import (
 )
 from ov_recipro.costs import costs
 from ov_recipro.errors import ReciproError
+from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.labels import checked_labels
 from ov_recipro.layers import CutPoint, find_cut
 from ov_recipro.output import discard
 from ov_recipro.plans.rows import FROZEN_BATCH
-from ov_recipro.preprocess import Preprocessing, changed
 from ov_recipro.proof import prove
 from ov_recipro.sources.base import Source
 from ov_recipro.sources.companions import open_companion

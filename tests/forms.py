@@ -21,8 +21,8 @@ from onnxruntime.quantization import (
 )
 
 from ov_recipro import Explainer
-from ov_recipro.images import read_image
-from ov_recipro.preprocess import Preprocessing, prepare
+from ov_recipro.images.preprocess import Preprocessing, prepare
+from ov_recipro.images.reading import read_image
 
 
 class Calibration(CalibrationDataReader):  # type: ignore[misc]

@@ -15,7 +15,7 @@ import pytest
 from command import COMMAND, fails, run
 from graphs import Builder, residual
 
-from ov_recipro.images import read_image
+from ov_recipro.images.reading import read_image
 
 
 def test_explain_with_the_bundled_model(tmp_path: Path, cat: Path) -> None:

@@ -13,7 +13,7 @@ from graphs import Builder
 
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.comparison import compare
-from ov_recipro.images import read_image
+from ov_recipro.images.reading import read_image
 
 
 def test_a_float_model_and_its_8_bit_form(

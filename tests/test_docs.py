@@ -14,7 +14,7 @@ import cv2
 import pytest
 from command import run
 
-from ov_recipro.images import read_image
+from ov_recipro.images.reading import read_image
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -91,8 +91,8 @@ def test_a_measurement_by_hand(subject: Subject, folders: Path, tmp_path: Path, 
     assert found.score == pytest.approx(target.score, rel=1e-4)
     large = cv2.resize(explanation.maps[0], (224, 224), interpolation=cv2.INTER_LINEAR)
     assert found.complexity == pytest.approx(large.mean(), rel=1e-5)
-    from ov_recipro.images import read_image
-    from ov_recipro.preprocess import prepare
+    from ov_recipro.images.preprocess import prepare
+    from ov_recipro.images.reading import read_image
 
     x, _ = prepare(read_image(Path(sample.path)), explainer.preprocessing)
     e = explainer.explain_tensor(x * large, CAT)
@@ -126,8 +126,8 @@ def test_the_other_profile(subject: Subject, folders: Path, tmp_path: Path, name
     explanation = subject.explainer(samples[1].path, COFFEE)
     saliency = explanation.maps[0]
     assert record.measured.complexity == pytest.approx(saliency.mean(), rel=1e-5)
-    from ov_recipro.images import read_image
-    from ov_recipro.preprocess import prepare
+    from ov_recipro.images.preprocess import prepare
+    from ov_recipro.images.reading import read_image
 
     tensor, _ = prepare(read_image(Path(samples[1].path)), subject.explainer.preprocessing)
     x = subject.image(tensor)

@@ -14,9 +14,9 @@ from graphs import Builder, residual
 from oracle import Oracle
 
 from ov_recipro import Explainer, ReciproError, split
-from ov_recipro.images import read_image
+from ov_recipro.images.preprocess import prepare
+from ov_recipro.images.reading import read_image
 from ov_recipro.metrics import rank_correlation
-from ov_recipro.preprocess import prepare
 from ov_recipro.runtimes.openvino_models import core
 from ov_recipro.splitting import open_source
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
 from ov_recipro import ReciproError, split
-from ov_recipro.images import find_images, read_image
+from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.sources import onnx_file
 from ov_recipro.sources.companions import open_companion
 

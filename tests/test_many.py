@@ -14,9 +14,9 @@ import pytest
 from command import run
 
 from ov_recipro import Explainer, ReciproError
-from ov_recipro.images import read_image
+from ov_recipro.images.reading import read_image
+from ov_recipro.images.video import open_video, read_frames, write_video
 from ov_recipro.ordered import in_order
-from ov_recipro.video import open_video, read_frames, write_video
 
 
 def test_results_keep_the_order_though_some_take_longer() -> None:

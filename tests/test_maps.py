@@ -12,8 +12,8 @@ import pytest
 from oracle import Oracle, features_of, run
 
 from ov_recipro import Explainer
-from ov_recipro.images import read_image
-from ov_recipro.preprocess import prepare
+from ov_recipro.images.preprocess import prepare
+from ov_recipro.images.reading import read_image
 
 LAYERS = [
     pytest.param("auto", False, id="last"),

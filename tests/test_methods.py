@@ -13,7 +13,7 @@ import pytest
 from graphs import Builder, residual
 
 from ov_recipro import Explainer, ReciproError
-from ov_recipro.images import read_image
+from ov_recipro.images.reading import read_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject, find_methods
 from ov_recipro.methods.perturbation import RISE_MASKS, _random_masks
 from ov_recipro.metrics import correlation, upsampled

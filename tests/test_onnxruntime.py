@@ -15,9 +15,9 @@ from oracle import Oracle, run
 
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.bundle import Bundle
-from ov_recipro.images import read_image
+from ov_recipro.images.preprocess import prepare
+from ov_recipro.images.reading import read_image
 from ov_recipro.plans import closed_form
-from ov_recipro.preprocess import prepare
 from ov_recipro.runtimes import describe_devices, onnxruntime
 from ov_recipro.runtimes.onnxruntime import ONNXRuntime
 from ov_recipro.runtimes.openvino import OpenVINORuntime

@@ -17,8 +17,8 @@ from command import fails, run
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ov_recipro import Explainer, Target
-from ov_recipro.draw import Style
-from ov_recipro.images import read_image
+from ov_recipro.images.drawing import Style
+from ov_recipro.images.reading import read_image
 from ov_recipro.report import card, page
 
 FLAGS = (

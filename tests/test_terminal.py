@@ -14,7 +14,7 @@ from command import COMMAND
 
 from ov_recipro.cli.progress import progress
 from ov_recipro.cli.terminal import heat
-from ov_recipro.draw import palette
+from ov_recipro.images.drawing import palette
 
 
 def in_terminal(*arguments: str | Path, cwd: Path, **environment: str) -> str:

@@ -13,7 +13,7 @@ from command import run
 from graphs import Builder
 
 from ov_recipro import Explainer, ReciproError, split
-from ov_recipro.preprocess import Preprocessing
+from ov_recipro.images.preprocess import Preprocessing
 
 NAMES = {0: "tench", 1: "crow's nest", 2: 'a "quoted" name', 3: "n 3", 4: "n 4"}
 EXPECTED = {

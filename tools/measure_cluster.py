@@ -21,8 +21,8 @@ import ray
 from ov_recipro import Explainer
 from ov_recipro.cluster.explaining import Run, Wish
 from ov_recipro.cluster.pool import open_pool
-from ov_recipro.draw import Style
-from ov_recipro.images import find_images
+from ov_recipro.images.drawing import Style
+from ov_recipro.images.reading import find_images
 
 _ACTOR = "ray::MapWorker(MapBatches(_Worker"
 _WARM = 0.1  # of the images come before the clock

@@ -23,7 +23,7 @@ from ov_recipro import Explainer
 from ov_recipro.cli.tables import markdown
 from ov_recipro.datasets import spread
 from ov_recipro.faithfulness import measure
-from ov_recipro.images import find_images, read_image
+from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.methods import METHODS, Method, Subject
 from ov_recipro.metrics import Tally, rank_correlation
 from ov_recipro.saliency import Score, class_scores

@@ -18,9 +18,9 @@ import numpy as np
 import openvino as ov
 
 from ov_recipro import Explainer
-from ov_recipro.images import find_images, read_image
+from ov_recipro.images.preprocess import prepare
+from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.ordered import in_order
-from ov_recipro.preprocess import prepare
 from ov_recipro.runtimes.openvino import plain_model
 from ov_recipro.runtimes.openvino_models import compiled
 

@@ -71,7 +71,7 @@ def command(
     prediction unless -t names another, by Pearson's correlation; a flat map counts as 0.
     """
     from ov_recipro.comparison import compare, side_by_side
-    from ov_recipro.images import find_images
+    from ov_recipro.images.reading import find_images
     from ov_recipro.output import file_stems, open_folder, write_whole
 
     open_folder(output)

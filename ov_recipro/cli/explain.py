@@ -13,8 +13,8 @@ from ov_recipro.cli.cluster import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.options import FILE, explainer_options, note, open_explainer
 from ov_recipro.cli.progress import progress
 from ov_recipro.cli.terminal import colour_console, picture
-from ov_recipro.draw import COLORMAPS, DEFAULT, Colormap, Style
 from ov_recipro.errors import ReciproError
+from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Colormap, Style
 from ov_recipro.saliency import Score
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _print(outcome: Outcome, explainer: Explainer, colormap: Colormap) -> None:
 
 def _count(inputs: Sequence[Input]) -> int:
     """Return the number of images and frames."""
-    from ov_recipro.video import count_frames
+    from ov_recipro.images.video import count_frames
 
     return sum(count_frames(each.path) if each.is_video else 1 for each in inputs)
 

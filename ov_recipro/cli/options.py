@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from ov_recipro.preprocess import Interpolation, Preprocessing, Resize
+from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
 from ov_recipro.runtimes.base import Precision
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from ov_recipro.cli.options import FILE, note
-from ov_recipro.draw import COLORMAPS, DEFAULT, Style
 from ov_recipro.errors import ReciproError
+from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Style
 
 
 @click.command("report")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ov_recipro.draw import Colormap, palette
+from ov_recipro.images.drawing import Colormap, palette
 from ov_recipro.saliency import Floats
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from ov_recipro.cluster.files import File, find_files, read_file
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.cluster.results import MapType, Results
-from ov_recipro.draw import Style
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
-from ov_recipro.images import decode_file
+from ov_recipro.images.drawing import Style
+from ov_recipro.images.reading import decode_file
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.output import file_stems, open_folder

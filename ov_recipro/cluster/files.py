@@ -17,7 +17,7 @@ import pyarrow.fs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.images import SUFFIXES, find_images, read_bytes
+from ov_recipro.images.reading import SUFFIXES, find_images, read_bytes
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from ov_recipro.embedding.common import (
     score_of,
 )
 from ov_recipro.errors import ReciproError
+from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.output import write_whole
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import NoClosedForm, closed_form
 from ov_recipro.plans.stream import StreamPlan
 from ov_recipro.plans.stream.onnx import Graph, add_mask
 from ov_recipro.plans.stream.plan import is_batched
-from ov_recipro.preprocess import Preprocessing
 from ov_recipro.runtimes.openvino import dense_logits, stream_plan
 from ov_recipro.runtimes.openvino_models import core, runner
 from ov_recipro.saliency import Score

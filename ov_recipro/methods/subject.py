@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
+from ov_recipro.images.preprocess import Image, Window, prepare
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
-from ov_recipro.preprocess import Image, Window, prepare
 from ov_recipro.runtimes import runs_on_openvino
 from ov_recipro.runtimes.base import Array
 from ov_recipro.runtimes.openvino_parts import Parts

@@ -14,9 +14,9 @@ import cv2
 import jinja2
 import msgspec
 
-from ov_recipro.draw import Colormap, Style, palette, shrink
 from ov_recipro.explanation import Target
-from ov_recipro.preprocess import Image
+from ov_recipro.images.drawing import Colormap, Style, palette, shrink
+from ov_recipro.images.preprocess import Image
 from ov_recipro.saliency import Floats
 
 _LONGEST = 640  # pixels of an image's longer side

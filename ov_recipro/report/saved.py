@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.images import read_file
+from ov_recipro.images.reading import read_file
 from ov_recipro.output import RECORD, SCHEMA_VERSION
 from ov_recipro.report import Card, card
 

@@ -15,8 +15,8 @@ import imagesize
 import numpy as np
 
 from ov_recipro.errors import ReciproError
+from ov_recipro.images.preprocess import Image
 from ov_recipro.limits import PIXELS
-from ov_recipro.preprocess import Image
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}

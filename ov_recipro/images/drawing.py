@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.preprocess import Image, Window
+from ov_recipro.images.preprocess import Image, Window
 from ov_recipro.saliency import Floats
 
 Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "turbo"]

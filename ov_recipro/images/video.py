@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from ov_recipro.errors import ReciproError
+from ov_recipro.images.preprocess import Image
 from ov_recipro.limits import PIXELS
-from ov_recipro.preprocess import Image
 
 SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 

@@ -1,0 +1,1 @@
+"""Pixels in, pixels out: reading images and videos, preparing them, drawing on them."""
