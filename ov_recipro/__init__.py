@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ov_recipro.bundle import Bundle, open_bundle
+    from ov_recipro.cut.bundle import Bundle, open_bundle
     from ov_recipro.embedding import embed
     from ov_recipro.errors import ReciproError
     from ov_recipro.explainer import Explainer
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bundle": "bundle",
+    "Bundle": "cut.bundle",
     "Explainer": "explainer",
     "Explanation": "explanation",
     "Prediction": "explanation",
@@ -47,7 +47,7 @@ _HOMES = {
     "Target": "explanation",
     "Verification": "verification",
     "embed": "embedding",
-    "open_bundle": "bundle",
+    "open_bundle": "cut.bundle",
     "split": "splitting",
     "verify": "verification",
 }

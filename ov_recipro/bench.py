@@ -17,7 +17,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from ov_recipro.bundle import ImageInput, open_bundle
+from ov_recipro.cut.bundle import ImageInput, open_bundle
 from ov_recipro.explainer import Explainer
 from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.plans.rows import RowsPlan

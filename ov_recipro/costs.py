@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ov_recipro.bundle import Cost
-from ov_recipro.layers import CutPoint, cut_points
+from ov_recipro.cut.bundle import Cost
+from ov_recipro.cut.points import CutPoint, cut_points
 from ov_recipro.plans.rows import (
     NO_SAVING,
     downstream,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
-from ov_recipro.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
+from ov_recipro.cut.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images.preprocess import Image, Preprocessing, changed, prepare

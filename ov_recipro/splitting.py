@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ov_recipro import cache, metadata
-from ov_recipro.bundle import (
+from ov_recipro.costs import costs
+from ov_recipro.cut.bundle import (
     SCHEMA_VERSION,
     SUFFIX,
     Bundle,
@@ -22,11 +23,10 @@ from ov_recipro.bundle import (
     open_bundle,
     write_manifest,
 )
-from ov_recipro.costs import costs
+from ov_recipro.cut.points import CutPoint, find_cut
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.labels import checked_labels
-from ov_recipro.layers import CutPoint, find_cut
 from ov_recipro.output import discard
 from ov_recipro.plans.rows import FROZEN_BATCH
 from ov_recipro.proof import prove
@@ -59,7 +59,7 @@ def split(
         model: an ONNX file.
         output_folder: the bundle to write; by default "<model's stem>.recipro" in the working
             directory.
-        layer: where to cut (see `ov_recipro.layers.find_cut`).
+        layer: where to cut (see `ov_recipro.cut.points.find_cut`).
         exact: cut at the named tensor itself, even where other tensors go round it.
         output: the model output with the class scores, where the model has several.
         image_shape: shape of the image input, where the file leaves it open.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from ov_recipro.bundle import Bundle
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.runtimes.base import Runtime
 from ov_recipro.runtimes.openvino_models import read, runner
 

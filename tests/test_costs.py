@@ -14,7 +14,7 @@ from openvino import opset13 as ops
 
 from ov_recipro import Explainer
 from ov_recipro.costs import costs
-from ov_recipro.layers import cut_points
+from ov_recipro.cut.points import cut_points
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, build, steps_of
 from ov_recipro.runtimes.openvino_models import core
 from ov_recipro.splitting import open_source

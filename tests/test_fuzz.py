@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ov_recipro import Explainer, ReciproError, split
-from ov_recipro.layers import cut_points
+from ov_recipro.cut.points import cut_points
 from ov_recipro.splitting import open_source
 
 BLOCKS = ("conv", "depthwise", "grouped", "residual", "concat", "gate", "maxpool", "avgpool",

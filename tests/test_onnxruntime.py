@@ -14,7 +14,7 @@ from graphs import Builder
 from oracle import Oracle, run
 
 from ov_recipro import Explainer, ReciproError, split
-from ov_recipro.bundle import Bundle
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
 from ov_recipro.plans import closed_form

@@ -19,7 +19,7 @@ from command import run
 from graphs import residual
 
 from ov_recipro import Explainer, ReciproError, open_bundle, split
-from ov_recipro.bundle import MANIFEST
+from ov_recipro.cut.bundle import MANIFEST
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_file, read_image
 from ov_recipro.report.saved import read_cards

@@ -12,7 +12,7 @@ from graphs import Builder
 from oracle import run
 
 from ov_recipro import Explainer, ReciproError, split
-from ov_recipro.bundle import Bundle
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.plans.rows import convolution, patches, pooling
 from ov_recipro.plans.rows.tensors import Rows
 from ov_recipro.runtimes.openvino import OpenVINORuntime

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from oracle import Oracle, features_of, run
 
 from ov_recipro import Explainer, ReciproError, split
-from ov_recipro.layers import cut_points, find_cut
+from ov_recipro.cut.points import cut_points, find_cut
 from ov_recipro.splitting import open_source
 
 

@@ -27,8 +27,8 @@ import onnx
 import openvino as ov
 
 from ov_recipro import Explainer, ReciproError
-from ov_recipro.bundle import Bundle
-from ov_recipro.layers import CutPoint, cut_points
+from ov_recipro.cut.bundle import Bundle
+from ov_recipro.cut.points import CutPoint, cut_points
 from ov_recipro.sources.base import Source
 from ov_recipro.splitting import open_source, split
 

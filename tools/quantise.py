@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ov_recipro.bundle import Bundle
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.splitting import cached_split

@@ -33,7 +33,7 @@ def command(
     explanation there is estimated, by the plan that will run it, as a multiple of one inference.
     """
     from ov_recipro.costs import costs
-    from ov_recipro.layers import cut_points
+    from ov_recipro.cut.points import cut_points
     from ov_recipro.splitting import open_source
 
     source = open_source(model, output_name, input_shape, dict(constants))

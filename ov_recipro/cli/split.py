@@ -10,7 +10,7 @@ import click
 from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
 
 if TYPE_CHECKING:
-    from ov_recipro.bundle import Manifest
+    from ov_recipro.cut.bundle import Manifest
 
 
 @click.command("split")

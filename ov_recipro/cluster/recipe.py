@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from ov_recipro import cache
-from ov_recipro.bundle import SUFFIX, Bundle, new_folder, open_bundle
 from ov_recipro.cluster import pool
+from ov_recipro.cut.bundle import SUFFIX, Bundle, new_folder, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.splitting import kept_or_made

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ov_recipro.bundle import Bundle, Manifest
+from ov_recipro.cut.bundle import Bundle, Manifest
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.labels import checked_labels, class_index

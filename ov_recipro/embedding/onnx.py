@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ov_recipro.bundle import Bundle, Manifest
+from ov_recipro.cut.bundle import Bundle, Manifest
 from ov_recipro.embedding.common import (
     FEATURE_VECTOR,
     SALIENCY_CLASSES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ov_recipro.bundle import Bundle
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes.base import Array, Device, Floats, Hint, PlanName, Precision, Runtime
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ov_recipro.bundle import Bundle
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form

@@ -12,7 +12,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_recipro.bundle import Bundle
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.plans import rows
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, Verdict, macs_of

@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 import openvino as ov
 
-from ov_recipro.bundle import Bundle
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.plans.stream.openvino import activation_bytes
 from ov_recipro.plans.stream.plan import is_batched
 from ov_recipro.runtimes.base import Array, Floats, Hint, Precision

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import openvino as ov
 
-from ov_recipro.graph import Graph
-from ov_recipro.layers import CutPoint
+from ov_recipro.cut.graph import Graph
+from ov_recipro.cut.points import CutPoint
 
 
 @dataclass(frozen=True)

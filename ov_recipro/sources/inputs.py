@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ov_recipro.cut.graph import Shape
 from ov_recipro.errors import ReciproError
-from ov_recipro.graph import Shape
 from ov_recipro.sources import ultralytics
 
 Constants: TypeAlias = Mapping[str, float]

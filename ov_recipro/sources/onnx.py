@@ -9,13 +9,13 @@ from pathlib import Path
 import onnx_ir as ir
 import openvino as ov
 
+from ov_recipro.cut.graph import Graph, Node, descendants
+from ov_recipro.cut.layout import channels_last
+from ov_recipro.cut.outputs import find_scores
+from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ReciproError
-from ov_recipro.graph import Graph, Node, descendants
-from ov_recipro.layers import CutPoint
-from ov_recipro.layout import channels_last
 from ov_recipro.limits import TENSOR_BYTES
 from ov_recipro.runtimes.openvino_models import core, reason
-from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs, shaping
 from ov_recipro.sources.base import Part, Parts
 from ov_recipro.sources.float32 import Rewritten, to_float32

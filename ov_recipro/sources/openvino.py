@@ -14,13 +14,13 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from ov_recipro.cut.graph import Graph, Node, Shape, descendants
+from ov_recipro.cut.layout import channels_last
+from ov_recipro.cut.outputs import find_scores
+from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ReciproError
-from ov_recipro.graph import Graph, Node, Shape, descendants
-from ov_recipro.layers import CutPoint
-from ov_recipro.layout import channels_last
 from ov_recipro.limits import NODES, TENSOR_BYTES
 from ov_recipro.runtimes.openvino_models import name_of, ports, read_file, reason
-from ov_recipro.scores import find_scores
 from ov_recipro.sources import inputs
 from ov_recipro.sources.base import Part, Parts
 from ov_recipro.sources.openvino_float32 import hand_over, to_float32

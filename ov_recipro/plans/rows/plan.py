@@ -15,8 +15,8 @@ import numpy as np
 import openvino as ov
 
 from ov_recipro import cache
-from ov_recipro.bundle import Manifest
-from ov_recipro.layers import CutPoint
+from ov_recipro.cut.bundle import Manifest
+from ov_recipro.cut.points import CutPoint
 from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt, lower, prepared
 from ov_recipro.plans.rows.tensors import Array, Port
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ov_recipro.bundle import Manifest
+from ov_recipro.cut.bundle import Manifest
 from ov_recipro.plans.stream.plan import GAUSSIAN, Mask, is_batched
 
 OPSET = 17

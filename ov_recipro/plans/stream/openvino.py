@@ -9,7 +9,7 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_recipro.bundle import Manifest
+from ov_recipro.cut.bundle import Manifest
 from ov_recipro.plans.stream.plan import GAUSSIAN, Mask, is_batched
 
 

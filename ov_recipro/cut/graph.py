@@ -1,6 +1,6 @@
 """A model's graph without its file format, and which of its tensors cut it in two.
 
-Terms (see also `ov_recipro.layers`): a tensor *depends on the image* when the image's pixels reach
+Terms (see also `ov_recipro.cut.points`): a tensor *depends on the image* when its pixels reach
 it; reading only an image's shape does not count. A tensor is *clean* when every path from the
 image to the class scores passes through it. The tensors that go round an unclean one are its
 *bypass*.

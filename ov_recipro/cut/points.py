@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from ov_recipro.cut.graph import Graph, descendants
 from ov_recipro.errors import ReciproError
-from ov_recipro.graph import Graph, descendants
 
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}

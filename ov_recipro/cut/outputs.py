@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
+from ov_recipro.cut.graph import Node, Shape
 from ov_recipro.errors import ReciproError
-from ov_recipro.graph import Node, Shape
 from ov_recipro.saliency import Activation
 
 _ACTIVATIONS: dict[str, Activation] = {

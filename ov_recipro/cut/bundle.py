@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing
-from ov_recipro.layers import CutPoint
 from ov_recipro.output import discard
 from ov_recipro.saliency import Activation
 from ov_recipro.sources.base import Part

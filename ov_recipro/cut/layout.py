@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ov_recipro.graph import Node, Shape
+from ov_recipro.cut.graph import Node, Shape
 
 _CHANNELS_FIRST = frozenset(
     {
