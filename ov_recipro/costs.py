@@ -14,7 +14,7 @@ from ov_recipro.plans.rows import (
     key_of,
     steps_of,
 )
-from ov_recipro.sources.base import Source
+from ov_recipro.sources.source import Source
 
 
 def costs(source: Source, points: Sequence[CutPoint]) -> list[Cost | None]:

@@ -14,8 +14,8 @@ import msgspec
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import bundled_model
 from ov_recipro.images.reading import find_images
-from ov_recipro.labels import class_index, read_synsets
 from ov_recipro.metrics import Box
+from ov_recipro.sources.labels import class_index, read_synsets
 
 Item = TypeVar("Item")
 _TABLES = {".csv": ",", ".tsv": "\t"}

@@ -21,12 +21,10 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images.preprocess import Image, Preprocessing, changed, prepare
 from ov_recipro.images.reading import ImageFile, read_file
-from ov_recipro.labels import checked_labels, class_index
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import open_runtime
 from ov_recipro.runtimes.base import Hint, PlanName, Precision
-from ov_recipro.runtimes.openvino_models import as_file
 from ov_recipro.saliency import (
     Score,
     best_classes,
@@ -34,6 +32,8 @@ from ov_recipro.saliency import (
     saliency_maps,
     target_scores,
 )
+from ov_recipro.sources.labels import checked_labels, class_index
+from ov_recipro.sources.openvino_models import as_file
 
 MODEL_VARIABLE = "OV_RECIPRO_MODEL"
 _TOP = re.compile(r"top([1-9]\d*)")
@@ -61,7 +61,7 @@ class Explainer:
         max_cost: refuse layers where an explanation is estimated to cost more than so many plain
             inferences, before anything is made ready.
         preprocessing: how images become inputs, or a function that changes what the model says of
-            it (see `ov_recipro.metadata.find_preprocessing`).
+            it (see `ov_recipro.sources.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
 
     Raises:

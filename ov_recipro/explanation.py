@@ -20,9 +20,9 @@ import numpy.typing as npt
 from ov_recipro.errors import ReciproError
 from ov_recipro.images import drawing as draw
 from ov_recipro.images.preprocess import Image, Window
-from ov_recipro.labels import find_class
 from ov_recipro.output import SCHEMA_VERSION, open_folder, write_whole
 from ov_recipro.saliency import Score
+from ov_recipro.sources.labels import find_class
 
 _FEW = 0.5  # share of different scores below which a map is coarse
 _SHOWN = 640  # pixels of a shown overlay's longer side

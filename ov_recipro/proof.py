@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes import openvino_models as openvino
 from ov_recipro.runtimes.base import Array
 from ov_recipro.saliency import close_scores
-from ov_recipro.sources.base import Part, Parts, Source
+from ov_recipro.sources import openvino_models as openvino
+from ov_recipro.sources.source import Part, Parts, Source
 
 TOLERANCE = 1e-4
 """Largest error, as a fraction of the largest score: float32 rounding in another order."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ov_recipro import cache, metadata
+from ov_recipro import cache
 from ov_recipro.costs import costs
 from ov_recipro.cut.bundle import (
     SCHEMA_VERSION,
@@ -26,13 +26,14 @@ from ov_recipro.cut.bundle import (
 from ov_recipro.cut.points import CutPoint, find_cut
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
-from ov_recipro.labels import checked_labels
 from ov_recipro.output import discard
 from ov_recipro.plans.rows import FROZEN_BATCH
 from ov_recipro.proof import prove
-from ov_recipro.sources.base import Source
+from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import open_companion
 from ov_recipro.sources.inputs import Constants
+from ov_recipro.sources.labels import checked_labels
+from ov_recipro.sources.source import Source
 
 _LIBRARIES = ("ov-recipro", "openvino", "onnx", "onnx-ir", "numpy")
 
@@ -65,7 +66,7 @@ def split(
         image_shape: shape of the image input, where the file leaves it open.
         constants: values for the inputs that are not the image.
         preprocessing: how images become inputs, or a function that changes what the model says of
-            it (see `ov_recipro.metadata.find_preprocessing`).
+            it (see `ov_recipro.sources.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
         force: replace an existing bundle.
 
@@ -222,11 +223,11 @@ def open_source(
     """
     _check_is_file(path)
     if path.suffix.lower() == ".onnx":
-        from ov_recipro.sources.onnx import open_onnx
+        from ov_recipro.sources.onnx_source import open_onnx
 
         return open_onnx(path, output, image_shape, constants)
     if path.suffix.lower() == ".xml":
-        from ov_recipro.sources.openvino import open_openvino
+        from ov_recipro.sources.openvino_source import open_openvino
 
         return open_openvino(path, output, image_shape, constants)
     raise ReciproError(f"{path}: not a model this tool reads (an .onnx or .xml file).")

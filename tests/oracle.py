@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.runtimes.base import Runtime
-from ov_recipro.runtimes.openvino_models import read, runner
+from ov_recipro.sources.openvino_models import read, runner
 
 
 class Oracle:

@@ -333,7 +333,7 @@ def test_without_the_extra(tmp_path: Path, cat: Path) -> None:
 def test_threads_by_the_environment() -> None:
     """As schedulers set it: OpenVINO does not go by it of itself."""
     code = (
-        "from ov_recipro.runtimes.openvino_models import core;"
+        "from ov_recipro.sources.openvino_models import core;"
         "print(core().get_property('CPU', 'INFERENCE_NUM_THREADS'))"
     )
     for threads in ("1", "3"):

@@ -16,7 +16,7 @@ from ov_recipro import Explainer
 from ov_recipro.costs import costs
 from ov_recipro.cut.points import cut_points
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, build, steps_of
-from ov_recipro.runtimes.openvino_models import core
+from ov_recipro.sources.openvino_models import core
 from ov_recipro.splitting import open_source
 
 

@@ -10,7 +10,7 @@ from graphs import Builder, residual
 from ov_recipro.cut.graph import Graph, Node
 from ov_recipro.cut.points import cut_points, find_cut
 from ov_recipro.errors import ReciproError
-from ov_recipro.sources.onnx import open_onnx
+from ov_recipro.sources.onnx_source import open_onnx
 from ov_recipro.splitting import open_source
 
 

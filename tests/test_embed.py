@@ -19,8 +19,8 @@ from ov_recipro.embedding import embed_onnx, save
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
 from ov_recipro.runtimes.openvino import dense_logits
-from ov_recipro.runtimes.openvino_models import core, keep_outputs
 from ov_recipro.saliency import class_scores, saliency_maps
+from ov_recipro.sources.openvino_models import core, keep_outputs
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 

@@ -12,7 +12,7 @@ from ov_recipro import Explainer, ReciproError
 from ov_recipro.images.drawing import COLORMAPS, Colormap, Style, legend, overlay, palette
 from ov_recipro.images.preprocess import Preprocessing, Resize, prepare
 from ov_recipro.images.reading import decode_image, find_images, read_image
-from ov_recipro.metadata import find_labels, find_preprocessing
+from ov_recipro.sources.metadata import find_labels, find_preprocessing
 
 PLAIN = {"mean": (0, 0, 0), "scale": (1, 1, 1)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ov_recipro import ReciproError
-from ov_recipro.labels import find_class, read_labels
+from ov_recipro.sources.labels import find_class, read_labels
 
 NAMES = ("tench, Tinca tinca", "crane", "crane", "coffee mug")
 

@@ -11,7 +11,7 @@ import pytest
 
 from ov_recipro import Explainer
 from ov_recipro.runtimes import openvino as runtime
-from ov_recipro.runtimes.openvino_models import compiled, core
+from ov_recipro.sources.openvino_models import compiled, core
 
 HINT = "INFERENCE_PRECISION_HINT"
 

@@ -18,7 +18,7 @@ from onnx.external_data_helper import set_external_data
 
 from ov_recipro import Explainer, ReciproError, open_bundle, split
 from ov_recipro.plans.stream import StreamPlan
-from ov_recipro.sources.onnx import open_onnx
+from ov_recipro.sources.onnx_source import open_onnx
 
 LIGHT_MODELS = [
     "resnet50",
@@ -220,7 +220,7 @@ def test_missing_external_data(tmp_path: Path) -> None:
 
 def test_a_wrong_tail_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof is no formality: a tail with another bias is refused, and nothing is left."""
-    from ov_recipro.sources import onnx as source
+    from ov_recipro.sources import onnx_source as source
 
     save = source._save
 

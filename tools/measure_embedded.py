@@ -13,7 +13,7 @@ import openvino as ov
 
 from ov_recipro import embed
 from ov_recipro.embedding import save
-from ov_recipro.runtimes.openvino_models import compiled, core
+from ov_recipro.sources.openvino_models import compiled, core
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def command(
     Its own outputs stay as they are. OpenVINO Model API, and any pipeline, gets maps without this
     tool. What is known of labels and preprocessing is written into it, as Model API reads it.
     """
-    from ov_recipro.labels import read_labels
+    from ov_recipro.sources.labels import read_labels
 
     arguments: dict[str, Any] = {
         "layer": layer,
@@ -92,7 +92,7 @@ def command(
         names = [value.name for value in proto.graph.output]
     else:
         from ov_recipro.embedding import embed, save
-        from ov_recipro.runtimes.openvino_models import name_of
+        from ov_recipro.sources.openvino_models import name_of
 
         embedded = embed(model, **arguments)
         save(embedded, output, force, compress_to_fp16)

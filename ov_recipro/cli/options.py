@@ -176,7 +176,7 @@ def open_explainer(
         options: the others of these, and arguments of `ov_recipro.Explainer`.
     """
     from ov_recipro.explainer import Explainer, default_model
-    from ov_recipro.labels import read_labels
+    from ov_recipro.sources.labels import read_labels
 
     if model is None:
         model = default_model()

@@ -38,7 +38,7 @@ def command(
     The two are run against the whole model first; if they differ by more than rounding, nothing
     is written.
     """
-    from ov_recipro.labels import read_labels
+    from ov_recipro.sources.labels import read_labels
     from ov_recipro.splitting import split
 
     names = read_labels(labels) if labels is not None else None

@@ -16,7 +16,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.output import discard
 from ov_recipro.saliency import Activation
-from ov_recipro.sources.base import Part
+from ov_recipro.sources.source import Part
 
 SCHEMA_VERSION = 2
 SUFFIX = ".recipro"

@@ -13,9 +13,9 @@ import numpy as np
 from ov_recipro.cut.bundle import Bundle, Manifest
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
-from ov_recipro.labels import checked_labels, class_index
-from ov_recipro.metadata import MODEL_API_RESIZES
 from ov_recipro.saliency import Score, default_score
+from ov_recipro.sources.labels import checked_labels, class_index
+from ov_recipro.sources.metadata import MODEL_API_RESIZES
 
 SALIENCY_MAP = "saliency_map"
 SALIENCY_CLASSES = "saliency_classes"

@@ -34,8 +34,8 @@ from ov_recipro.plans.stream import StreamPlan
 from ov_recipro.plans.stream.onnx import Graph, add_mask
 from ov_recipro.plans.stream.plan import is_batched
 from ov_recipro.runtimes.openvino import dense_logits, stream_plan
-from ov_recipro.runtimes.openvino_models import core, runner
 from ov_recipro.saliency import Score
+from ov_recipro.sources.openvino_models import core, runner
 from ov_recipro.splitting import cached_split
 
 _PREFIX = "explain/"

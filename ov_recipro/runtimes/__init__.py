@@ -50,7 +50,8 @@ def plain_runner(bundle: Bundle, device: str, precision: Precision) -> Callable[
 
 def describe_devices() -> list[Device]:
     """Return what can run here and, of the rest, what it lacks."""
-    from ov_recipro.runtimes import onnxruntime, openvino_models
+    from ov_recipro.runtimes import onnxruntime
+    from ov_recipro.sources import openvino_models
 
     return [*openvino_models.describe_devices(), *onnxruntime.describe_devices()]
 

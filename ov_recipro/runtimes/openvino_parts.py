@@ -13,7 +13,7 @@ from ov_recipro.plans.stream.openvino import activation_bytes
 from ov_recipro.plans.stream.plan import is_batched
 from ov_recipro.runtimes.base import Array, Floats, Hint, Precision
 from ov_recipro.runtimes.openvino import tail_at, whole
-from ov_recipro.runtimes.openvino_models import (
+from ov_recipro.sources.openvino_models import (
     Runner,
     check_device,
     compiled,

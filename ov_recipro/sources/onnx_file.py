@@ -19,7 +19,7 @@ from onnx_ir.passes import common as passes
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import FUNCTION_DEPTH, NODES, TENSOR_BYTES
 from ov_recipro.sources.companions import open_companion
-from ov_recipro.sources.quantised import to_qdq
+from ov_recipro.sources.rewriting.quantised import to_qdq
 
 _LARGEST_FILE = (1 << 31) - 1  # bytes; protobuf's own limit
 _NO_TENSORS = frozenset({"TypeProto", "ValueInfoProto", "StringStringEntryProto"})

@@ -46,7 +46,7 @@ def find_export(metadata: Mapping[str, str], model: Path) -> Export | None:
     resize type tells these apart: it is written for all tasks but theirs.
 
     Args:
-        metadata: the file's entries (see `ov_recipro.sources.base.Source`).
+        metadata: the file's entries (see `ov_recipro.sources.source.Source`).
         model: the file.
 
     Raises:

@@ -15,11 +15,12 @@ from ov_recipro.cut.outputs import find_scores
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import TENSOR_BYTES
-from ov_recipro.runtimes.openvino_models import core, reason
-from ov_recipro.sources import inputs, shaping
-from ov_recipro.sources.base import Part, Parts
-from ov_recipro.sources.float32 import Rewritten, to_float32
+from ov_recipro.sources import inputs
 from ov_recipro.sources.onnx_file import load, one_line, tensors
+from ov_recipro.sources.openvino_models import core, reason
+from ov_recipro.sources.rewriting import shaping
+from ov_recipro.sources.rewriting.float32 import Rewritten, to_float32
+from ov_recipro.sources.source import Part, Parts
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _IDENTITIES = frozenset({"Dropout", "Identity"})

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.sources.shaping import constant
+from ov_recipro.sources.rewriting.shaping import constant
 
 _UNARY = {  # x, x_scale, x_zero_point, y_scale, y_zero_point
     "QLinearGlobalAveragePool": "GlobalAveragePool",

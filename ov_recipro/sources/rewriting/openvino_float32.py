@@ -1,6 +1,6 @@
 """The float32 form of an 8-bit or 16-bit OpenVINO model, and the tools to rewrite its graph.
 
-See `ov_recipro.sources.float32` for why, and for the same on ONNX.
+See `ov_recipro.sources.rewriting.float32` for why, and for the same on ONNX.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes.openvino_models import core, name_of, ports
+from ov_recipro.sources.openvino_models import core, name_of, ports
 
 _HALVES = (ov.Type.f16, ov.Type.bf16)
 

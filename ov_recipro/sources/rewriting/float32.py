@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.sources.shaping import constant, values_of
+from ov_recipro.sources.rewriting.shaping import constant, values_of
 
 _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _INTEGER_OPS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}

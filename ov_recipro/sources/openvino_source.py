@@ -20,17 +20,17 @@ from ov_recipro.cut.outputs import find_scores
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import NODES, TENSOR_BYTES
-from ov_recipro.runtimes.openvino_models import name_of, ports, read_file, reason
 from ov_recipro.sources import inputs
-from ov_recipro.sources.base import Part, Parts
-from ov_recipro.sources.openvino_float32 import hand_over, to_float32
+from ov_recipro.sources.openvino_models import name_of, ports, read_file, reason
+from ov_recipro.sources.rewriting.openvino_float32 import hand_over, to_float32
+from ov_recipro.sources.source import Part, Parts
 
 _LARGEST_TEXT = 1 << 30  # bytes of an .xml file
 
 
 @dataclass(frozen=True)
 class OpenVINOSource:
-    """An IR classifier, ready to be cut (see `ov_recipro.sources.base.Source`)."""
+    """An IR classifier, ready to be cut (see `ov_recipro.sources.source.Source`)."""
 
     path: Path
     graph: Graph
@@ -88,7 +88,7 @@ def open_openvino(
     image_shape: Sequence[int] | None = None,
     constants: inputs.Constants | None = None,
 ) -> OpenVINOSource:
-    """Read an IR classifier; arguments and errors as of `ov_recipro.sources.onnx.open_onnx`."""
+    """Read an IR classifier; arguments and errors as of `onnx_source.open_onnx`."""
     with _reported(path, "is not a readable OpenVINO IR"):
         return _describe(path, output, image_shape, constants or {})
 
