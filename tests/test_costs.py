@@ -39,7 +39,7 @@ CONVOLUTIONS: list[dict[str, Any]] = [
 
 def test_active_pixels_are_counted_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions with strides, dilations and uneven pads, against masks pushed through ones."""
-    monkeypatch.setattr("ov_recipro.plans.rows.cost.CHEAP", 1e9)
+    monkeypatch.setattr("ov_recipro.plans.rows.rows_cost.CHEAP", 1e9)
     b = Builder(shape=(1, 3, 22, 18))
     x = b.conv("image", 4, output="feature", strides=[2, 2])
     for options in CONVOLUTIONS:

@@ -122,7 +122,7 @@ def all_logits(
 @pytest.fixture(autouse=True)
 def _always_worth_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no verdict of another test
-    monkeypatch.setattr("ov_recipro.plans.rows.cost.CHEAP", 1e9)
+    monkeypatch.setattr("ov_recipro.plans.rows.rows_cost.CHEAP", 1e9)
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=["pool", "flatten"])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ov_recipro.plans.stream.onnx import TOTAL, Graph
+from ov_recipro.plans.stream.stream_onnx import TOTAL, Graph
 
 _POINTWISE = frozenset(
     {

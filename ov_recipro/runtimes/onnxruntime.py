@@ -18,7 +18,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
 from ov_recipro.plans.stream import Mask, StreamPlan
-from ov_recipro.plans.stream.onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
+from ov_recipro.plans.stream.stream_onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
 from ov_recipro.runtimes.base import (
     Array,
     Device,

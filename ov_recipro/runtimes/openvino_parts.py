@@ -9,8 +9,8 @@ import numpy as np
 import openvino as ov
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.plans.stream.openvino import activation_bytes
-from ov_recipro.plans.stream.plan import is_batched
+from ov_recipro.plans.stream.stream_openvino import activation_bytes
+from ov_recipro.plans.stream.stream_plan import is_batched
 from ov_recipro.runtimes.base import Array, Floats, Hint, Precision
 from ov_recipro.runtimes.openvino import tail_at, whole
 from ov_recipro.sources.openvino_models import (

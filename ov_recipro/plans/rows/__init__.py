@@ -8,7 +8,7 @@ constants. What no rule covers is computed densely from there on.
 """
 
 from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt
-from ov_recipro.plans.rows.cost import (
+from ov_recipro.plans.rows.rows_cost import (
     NO_SAVING,
     downstream,
     estimate,
@@ -16,7 +16,7 @@ from ov_recipro.plans.rows.cost import (
     macs_of,
     steps_of,
 )
-from ov_recipro.plans.rows.plan import (
+from ov_recipro.plans.rows.rows_plan import (
     FROZEN_BATCH,
     TOLERANCE,
     Logits,

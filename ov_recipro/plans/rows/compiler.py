@@ -13,7 +13,7 @@ from openvino import opset13 as ops
 from openvino._offline_transformations import apply_moc_transformations
 
 from ov_recipro.plans.rows import convolution, patches, pixelwise, pooling
-from ov_recipro.plans.rows.cost import (
+from ov_recipro.plans.rows.rows_cost import (
     MOST_OF_DENSE,
     NO_SAVING,
     Key,

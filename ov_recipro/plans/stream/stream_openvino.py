@@ -10,7 +10,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Manifest
-from ov_recipro.plans.stream.plan import GAUSSIAN, Mask, is_batched
+from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask, is_batched
 
 
 def masked(tail: ov.Model, manifest: Manifest, batch: int, mask: Mask) -> ov.Model:

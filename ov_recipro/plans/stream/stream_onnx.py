@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ov_recipro.cut.bundle import Manifest
-from ov_recipro.plans.stream.plan import GAUSSIAN, Mask, is_batched
+from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask, is_batched
 
 OPSET = 17
 IR_VERSION = 8
