@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ov_recipro.explanation import Explanation, Prediction, Target
     from ov_recipro.images.preprocess import Preprocessing
     from ov_recipro.methods import Subject
-    from ov_recipro.splitting import split
+    from ov_recipro.splitting.split import split
     from ov_recipro.verification import Verification, verify
 
 __all__ = [
@@ -48,7 +48,7 @@ _HOMES = {
     "Verification": "verification",
     "embed": "embedding",
     "open_bundle": "cut.bundle",
-    "split": "splitting",
+    "split": "splitting.split",
     "verify": "verification",
 }
 

@@ -21,7 +21,7 @@ from ov_recipro.images.reading import ImageFile, decode_file, find_images, read_
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.report import Card, card, page
-from ov_recipro.splitting import file_sha256
+from ov_recipro.splitting.split import file_sha256
 from ov_recipro.verification import Verification, verify
 
 STDIN = "-"

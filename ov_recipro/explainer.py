@@ -334,7 +334,7 @@ def _open(
                 f"{path} is already split: its layer, output and input shape are fixed."
             )
         return open_bundle(path)
-    from ov_recipro.splitting import cached_split
+    from ov_recipro.splitting.split import cached_split
 
     return cached_split(
         path,
@@ -369,8 +369,8 @@ def _check_cost(
     hint = "'ov-recipro layers' lists what other layers cost"
     tensor = bundle.manifest.cut.tensor
     if given is not None:
-        from ov_recipro.costs import cheaper_layer
-        from ov_recipro.splitting import open_source
+        from ov_recipro.splitting.costs import cheaper_layer
+        from ov_recipro.splitting.split import open_source
 
         found = cheaper_layer(open_source(*given), tensor, most)
         if found is not None:

@@ -13,7 +13,8 @@ import pytest
 from command import fails, run
 from graphs import residual
 
-from ov_recipro import Explainer, cache
+from ov_recipro import Explainer
+from ov_recipro.splitting import bundle_cache as cache
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from graphs import Builder
 from openvino import opset13 as ops
 
 from ov_recipro import Explainer
-from ov_recipro.costs import costs
 from ov_recipro.cut.points import cut_points
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, build, steps_of
 from ov_recipro.sources.openvino_models import core
-from ov_recipro.splitting import open_source
+from ov_recipro.splitting.costs import costs
+from ov_recipro.splitting.split import open_source
 
 
 @pytest.mark.parametrize("layer", ["auto", "blocks.14", "blocks.12"])

@@ -11,7 +11,7 @@ from ov_recipro.cut.graph import Graph, Node
 from ov_recipro.cut.points import cut_points, find_cut
 from ov_recipro.errors import ReciproError
 from ov_recipro.sources.onnx_source import open_onnx
-from ov_recipro.splitting import open_source
+from ov_recipro.splitting.split import open_source
 
 
 def graph(*nodes: tuple[str, str, str], scores: str = "y") -> Graph:

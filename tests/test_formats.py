@@ -18,7 +18,7 @@ from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
 from ov_recipro.metrics import rank_correlation
 from ov_recipro.sources.openvino_models import core
-from ov_recipro.splitting import open_source
+from ov_recipro.splitting.split import open_source
 
 
 @pytest.mark.parametrize("form", ["ir", "ir16"])

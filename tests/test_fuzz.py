@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.points import cut_points
-from ov_recipro.splitting import open_source
+from ov_recipro.splitting.split import open_source
 
 BLOCKS = ("conv", "depthwise", "grouped", "residual", "concat", "gate", "maxpool", "avgpool",
           "norm", "relu", "hardswish", "pad")  # fmt: skip

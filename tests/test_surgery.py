@@ -14,7 +14,7 @@ from oracle import Oracle, features_of, run
 
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.points import cut_points, find_cut
-from ov_recipro.splitting import open_source
+from ov_recipro.splitting.split import open_source
 
 
 def check(

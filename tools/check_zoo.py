@@ -30,7 +30,7 @@ from ov_recipro import Explainer, ReciproError
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.cut.points import CutPoint, cut_points
 from ov_recipro.sources.source import Source
-from ov_recipro.splitting import open_source, split
+from ov_recipro.splitting.split import open_source, split
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 SAMPLED_CELLS = 6

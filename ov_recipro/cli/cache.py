@@ -22,8 +22,8 @@ def show(as_json: bool) -> None:
     """Say where the cache is, what is in it and how large it is."""
     from typing import get_args
 
-    from ov_recipro import cache
     from ov_recipro.limits import CACHE_BYTES
+    from ov_recipro.splitting import bundle_cache as cache
 
     found = {kind: cache.entries(kind) for kind in get_args(cache.Kind)}
     if as_json:
@@ -44,7 +44,7 @@ def show(as_json: bool) -> None:
 @command.command("clear")
 def clear() -> None:
     """Remove everything from the cache."""
-    from ov_recipro import cache
+    from ov_recipro.splitting import bundle_cache as cache
 
     click.echo(f"{_megabytes(cache.clear())} freed.")
 

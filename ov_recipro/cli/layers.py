@@ -32,9 +32,9 @@ def command(
     the tensors that go round them; without it the cut is at the end of their block. The cost of an
     explanation there is estimated, by the plan that will run it, as a multiple of one inference.
     """
-    from ov_recipro.costs import costs
     from ov_recipro.cut.points import cut_points
-    from ov_recipro.splitting import open_source
+    from ov_recipro.splitting.costs import costs
+    from ov_recipro.splitting.split import open_source
 
     source = open_source(model, output_name, input_shape, dict(constants))
     points = cut_points(source.graph)

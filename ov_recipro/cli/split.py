@@ -39,7 +39,7 @@ def command(
     is written.
     """
     from ov_recipro.sources.labels import read_labels
-    from ov_recipro.splitting import split
+    from ov_recipro.splitting.split import split
 
     names = read_labels(labels) if labels is not None else None
     bundle = split(

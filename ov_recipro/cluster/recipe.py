@@ -11,12 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ov_recipro import cache
 from ov_recipro.cluster import pool
 from ov_recipro.cut.bundle import SUFFIX, Bundle, new_folder, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
-from ov_recipro.splitting import kept_or_made
+from ov_recipro.splitting import bundle_cache as cache
+from ov_recipro.splitting.split import kept_or_made
 
 
 @dataclass(frozen=True)

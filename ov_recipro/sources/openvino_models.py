@@ -14,10 +14,10 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_recipro import cache
 from ov_recipro.errors import ReciproError
 from ov_recipro.runtimes.base import Array, Device, Hint, Precision, thread_limit
 from ov_recipro.sources.companions import open_companion
+from ov_recipro.splitting import bundle_cache as cache
 
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 """From a model's inputs to its outputs, in order."""

@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 import openvino as ov
 
-from ov_recipro import cache
 from ov_recipro.cut.bundle import Manifest
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt, lower, prepared
 from ov_recipro.plans.rows.tensors import Array, Port
+from ov_recipro.splitting import bundle_cache as cache
 
 Logits: TypeAlias = Callable[[Array], tuple[Array, Array]]
 """From a feature map [1,C,H,W] to the logits of its cells [N,classes] and its own [classes]."""

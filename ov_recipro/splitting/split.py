@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ov_recipro import cache
-from ov_recipro.costs import costs
 from ov_recipro.cut.bundle import (
     SCHEMA_VERSION,
     SUFFIX,
@@ -28,12 +26,14 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.output import discard
 from ov_recipro.plans.rows import FROZEN_BATCH
-from ov_recipro.proof import prove
 from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import open_companion
 from ov_recipro.sources.inputs import Constants
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.source import Source
+from ov_recipro.splitting import bundle_cache as cache
+from ov_recipro.splitting.costs import costs
+from ov_recipro.splitting.proof import prove
 
 _LIBRARIES = ("ov-recipro", "openvino", "onnx", "onnx-ir", "numpy")
 

@@ -1,0 +1,1 @@
+"""Splitting a model: cut it, prove it, keep it."""
