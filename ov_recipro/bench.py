@@ -22,7 +22,7 @@ from ov_recipro.explainer import Explainer
 from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.plans.rows import RowsPlan
 from ov_recipro.runtimes import plain_runner
-from ov_recipro.runtimes.base import Array, PlanName, Precision
+from ov_recipro.runtimes.runtime import Array, PlanName, Precision
 
 Result = TypeVar("Result")
 _LEAST, _LONGEST = 3, 30.0  # turns of a slow method, and seconds after which there are no more

@@ -24,7 +24,7 @@ from ov_recipro.images.reading import ImageFile, read_file
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import open_runtime
-from ov_recipro.runtimes.base import Hint, PlanName, Precision
+from ov_recipro.runtimes.runtime import Hint, PlanName, Precision
 from ov_recipro.saliency import (
     Score,
     best_classes,

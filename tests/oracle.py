@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.runtimes.base import Runtime
+from ov_recipro.runtimes.runtime import Runtime
 from ov_recipro.sources.openvino_models import read, runner
 
 

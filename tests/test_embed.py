@@ -18,7 +18,7 @@ from ov_recipro import Bundle, Explainer, ReciproError, embed
 from ov_recipro.embedding import embed_onnx, save
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
-from ov_recipro.runtimes.openvino import dense_logits
+from ov_recipro.runtimes.openvino_runtime import dense_logits
 from ov_recipro.saliency import class_scores, saliency_maps
 from ov_recipro.sources.openvino_models import core, keep_outputs
 

@@ -18,9 +18,10 @@ from ov_recipro.cut.bundle import Bundle
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
 from ov_recipro.plans import closed_form
-from ov_recipro.runtimes import describe_devices, onnxruntime
-from ov_recipro.runtimes.onnxruntime import ONNXRuntime
-from ov_recipro.runtimes.openvino import OpenVINORuntime
+from ov_recipro.runtimes import describe_devices
+from ov_recipro.runtimes import ort_runtime as onnxruntime
+from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
+from ov_recipro.runtimes.ort_runtime import ONNXRuntime
 
 
 @pytest.fixture(params=["ort-cpu", "cuda"])

@@ -10,7 +10,7 @@ import openvino as ov
 import pytest
 
 from ov_recipro import Explainer
-from ov_recipro.runtimes import openvino as runtime
+from ov_recipro.runtimes import openvino_runtime as runtime
 from ov_recipro.sources.openvino_models import compiled, core
 
 HINT = "INFERENCE_PRECISION_HINT"

@@ -15,7 +15,7 @@ from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.plans.rows import convolution, patches, pooling
 from ov_recipro.plans.rows.tensors import Rows
-from ov_recipro.runtimes.openvino import OpenVINORuntime
+from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
 
 
 def norm(b: Builder, x: str) -> str:
@@ -211,7 +211,7 @@ def test_a_compiler_that_fails_falls_back_and_says_so(
 def test_the_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = network("3x3", tmp_path / "m.onnx", flatten=False)
     first = OpenVINORuntime(bundle)
-    monkeypatch.setattr("ov_recipro.runtimes.openvino._rows_error", None)
+    monkeypatch.setattr("ov_recipro.runtimes.openvino_runtime._rows_error", None)
     assert OpenVINORuntime(bundle).plan == first.plan
 
 

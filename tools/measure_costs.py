@@ -12,7 +12,7 @@ from pathlib import Path
 from ov_recipro.bench import measure
 from ov_recipro.cli.tables import markdown
 from ov_recipro.explainer import bundled_model
-from ov_recipro.runtimes.base import PlanName
+from ov_recipro.runtimes.runtime import PlanName
 from ov_recipro.splitting.split import cached_split
 
 ROWS: Sequence[tuple[str, str, str, str, PlanName]] = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
-from ov_recipro.runtimes.base import Precision
+from ov_recipro.runtimes.runtime import Precision
 
 if TYPE_CHECKING:
     from ov_recipro.explainer import Explainer

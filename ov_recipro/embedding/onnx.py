@@ -33,7 +33,7 @@ from ov_recipro.plans.closed_form import NoClosedForm, closed_form
 from ov_recipro.plans.stream import StreamPlan
 from ov_recipro.plans.stream.stream_onnx import Graph, add_mask
 from ov_recipro.plans.stream.stream_plan import is_batched
-from ov_recipro.runtimes.openvino import dense_logits, stream_plan
+from ov_recipro.runtimes.openvino_runtime import dense_logits, stream_plan
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import core, runner
 from ov_recipro.splitting.split import cached_split

@@ -30,7 +30,7 @@ from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.plans import rows
 from ov_recipro.plans.rows.pixelwise import ELEMENTWISE
 from ov_recipro.plans.stream.stream_openvino import masked
-from ov_recipro.runtimes.openvino import rows_model, rows_refusal, stream_plan, tail_at
+from ov_recipro.runtimes.openvino_runtime import rows_model, rows_refusal, stream_plan, tail_at
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import as_file, core, name_of, ports, read, reason
 from ov_recipro.splitting.split import cached_split

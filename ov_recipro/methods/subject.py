@@ -15,8 +15,8 @@ from ov_recipro.images.preprocess import Image, Window, prepare
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import runs_on_openvino
-from ov_recipro.runtimes.base import Array
 from ov_recipro.runtimes.openvino_parts import Parts
+from ov_recipro.runtimes.runtime import Array
 from ov_recipro.saliency import Floats, Score, class_scores, default_score
 
 

@@ -11,8 +11,8 @@ import openvino as ov
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.plans.stream.stream_openvino import activation_bytes
 from ov_recipro.plans.stream.stream_plan import is_batched
-from ov_recipro.runtimes.base import Array, Floats, Hint, Precision
-from ov_recipro.runtimes.openvino import tail_at, whole
+from ov_recipro.runtimes.openvino_runtime import tail_at, whole
+from ov_recipro.runtimes.runtime import Array, Floats, Hint, Precision
 from ov_recipro.sources.openvino_models import (
     Runner,
     check_device,

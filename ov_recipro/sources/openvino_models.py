@@ -15,7 +15,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes.base import Array, Device, Hint, Precision, thread_limit
+from ov_recipro.runtimes.runtime import Array, Device, Hint, Precision, thread_limit
 from ov_recipro.sources.companions import open_companion
 from ov_recipro.splitting import bundle_cache as cache
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes.base import Array
+from ov_recipro.runtimes.runtime import Array
 from ov_recipro.saliency import close_scores
 from ov_recipro.sources import openvino_models as openvino
 from ov_recipro.sources.source import Part, Parts, Source

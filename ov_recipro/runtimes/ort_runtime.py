@@ -19,7 +19,8 @@ from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.stream_onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
-from ov_recipro.runtimes.base import (
+from ov_recipro.runtimes.openvino_runtime import stream_plan
+from ov_recipro.runtimes.runtime import (
     Array,
     Device,
     Floats,
@@ -29,7 +30,6 @@ from ov_recipro.runtimes.base import (
     Precision,
     thread_limit,
 )
-from ov_recipro.runtimes.openvino import stream_plan
 
 _CUDA = "CUDAExecutionProvider"
 _SILENT, _WARNINGS = 4, 2  # ONNX Runtime's log levels; the second is its own default

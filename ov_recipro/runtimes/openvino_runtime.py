@@ -18,7 +18,7 @@ from ov_recipro.plans import rows
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, Verdict, macs_of
 from ov_recipro.plans.stream import Mask, StreamPlan, batched, plan_stream
 from ov_recipro.plans.stream.stream_openvino import activation_bytes, masked
-from ov_recipro.runtimes.base import Array, Floats, Hint, Inference, PlanName, Precision
+from ov_recipro.runtimes.runtime import Array, Floats, Hint, Inference, PlanName, Precision
 from ov_recipro.sources.openvino_models import (
     check_device,
     compiled,
