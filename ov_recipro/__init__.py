@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from ov_recipro.errors import ReciproError
     from ov_recipro.explainer import Explainer
     from ov_recipro.explanation import Explanation, Prediction, Target
+    from ov_recipro.faithfulness.verification import Verification, verify
     from ov_recipro.images.preprocess import Preprocessing
     from ov_recipro.methods import Subject
     from ov_recipro.splitting.split import split
-    from ov_recipro.verification import Verification, verify
 
 __all__ = [
     "Bundle",
@@ -45,11 +45,11 @@ _HOMES = {
     "ReciproError": "errors",
     "Subject": "methods",
     "Target": "explanation",
-    "Verification": "verification",
+    "Verification": "faithfulness.verification",
     "embed": "embedding",
     "open_bundle": "cut.bundle",
     "split": "splitting.split",
-    "verify": "verification",
+    "verify": "faithfulness.verification",
 }
 
 

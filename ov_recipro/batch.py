@@ -14,6 +14,7 @@ from ov_recipro import output
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
+from ov_recipro.faithfulness.verification import Verification, verify
 from ov_recipro.images import video
 from ov_recipro.images.drawing import DEFAULT, Style
 from ov_recipro.images.preprocess import Image
@@ -22,7 +23,6 @@ from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.report import Card, card, page
 from ov_recipro.splitting.split import file_sha256
-from ov_recipro.verification import Verification, verify
 
 STDIN = "-"
 

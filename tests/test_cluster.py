@@ -31,7 +31,7 @@ from ov_recipro.cluster.files import find_files, list_url, read_file
 from ov_recipro.cluster.measuring import read_dataset
 from ov_recipro.cluster.pool import open_pool
 from ov_recipro.cluster.results import Results
-from ov_recipro.datasets import classes_of
+from ov_recipro.faithfulness.datasets import classes_of
 from ov_recipro.images.drawing import Style
 
 TARGETS = ("-t", "top1", "-t", "espresso")

@@ -12,7 +12,7 @@ from command import fails, run
 from graphs import Builder
 
 from ov_recipro import Explainer, ReciproError
-from ov_recipro.comparison import compare
+from ov_recipro.faithfulness.comparison import compare
 from ov_recipro.images.reading import read_image
 
 

@@ -17,8 +17,8 @@ from command import COMMAND, fails, run
 from graphs import Builder
 
 from ov_recipro import Explainer, ReciproError
-from ov_recipro.datasets import classes_of, read_boxes, read_dataset, spread
-from ov_recipro.evaluation import Evaluation, Measuring
+from ov_recipro.faithfulness.datasets import classes_of, read_boxes, read_dataset, spread
+from ov_recipro.faithfulness.evaluation import Evaluation, Measuring
 from ov_recipro.methods import METHODS, Subject
 from ov_recipro.metrics import area
 

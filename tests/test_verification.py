@@ -11,8 +11,7 @@ from command import fails, run
 from graphs import Builder
 
 from ov_recipro import Explainer, ReciproError
-from ov_recipro.methods import Subject
-from ov_recipro.verification import (
+from ov_recipro.faithfulness.verification import (
     RANDOM_MAPS,
     RULE,
     deviations_above,
@@ -20,6 +19,7 @@ from ov_recipro.verification import (
     random_maps,
     verify,
 )
+from ov_recipro.methods import Subject
 
 
 def test_the_rule() -> None:

@@ -17,12 +17,12 @@ import numpy as np
 
 from ov_recipro import Explainer, Subject
 from ov_recipro.cli.tables import markdown
-from ov_recipro.datasets import spread
-from ov_recipro.faithfulness import curves
+from ov_recipro.faithfulness.datasets import spread
+from ov_recipro.faithfulness.measure import curves
+from ov_recipro.faithfulness.verification import STEPS, deviations_above, judge, random_maps
 from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.metrics import upsampled
 from ov_recipro.ordered import in_order
-from ov_recipro.verification import STEPS, deviations_above, judge, random_maps
 
 VERDICTS = ("supported", "weak", "no better than random")
 

@@ -21,8 +21,8 @@ from openvino import opset13 as ops
 
 from ov_recipro import Explainer
 from ov_recipro.cli.tables import markdown
-from ov_recipro.datasets import spread
-from ov_recipro.faithfulness import measure
+from ov_recipro.faithfulness.datasets import spread
+from ov_recipro.faithfulness.measure import measure
 from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.methods import METHODS, Method, Subject
 from ov_recipro.metrics import Tally, rank_correlation

@@ -15,8 +15,8 @@ from ov_recipro.cli.tables import aligned
 from ov_recipro.errors import ReciproError
 
 if TYPE_CHECKING:
-    from ov_recipro.comparison import Comparison
     from ov_recipro.explanation import Prediction
+    from ov_recipro.faithfulness.comparison import Comparison
 
 RECORD = "comparison.json"
 
@@ -70,7 +70,7 @@ def command(
     form; or the same file, with --layer and --layer-b. Maps of one class are compared, A's
     prediction unless -t names another, by Pearson's correlation; a flat map counts as 0.
     """
-    from ov_recipro.comparison import compare, side_by_side
+    from ov_recipro.faithfulness.comparison import compare, side_by_side
     from ov_recipro.images.reading import find_images
     from ov_recipro.output import file_stems, open_folder, write_whole
 

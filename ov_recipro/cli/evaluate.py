@@ -24,7 +24,7 @@ from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.errors import ReciproError
 
 if TYPE_CHECKING:
-    from ov_recipro.evaluation import Evaluation, Row
+    from ov_recipro.faithfulness.evaluation import Evaluation, Row
     from ov_recipro.metrics import Mean
 
 RESULT = "evaluation"
@@ -97,8 +97,8 @@ def command(
 
     With --engine ray, DATASET may also be the URL of a folder.
     """
-    from ov_recipro.datasets import classes_of, read_boxes, read_dataset, spread
-    from ov_recipro.evaluation import Evaluation, Measuring
+    from ov_recipro.faithfulness.datasets import classes_of, read_boxes, read_dataset, spread
+    from ov_recipro.faithfulness.evaluation import Evaluation, Measuring
     from ov_recipro.methods import Subject
     from ov_recipro.output import open_folder, write_whole
 

@@ -18,12 +18,12 @@ from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.cluster.results import MapType, Results
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
+from ov_recipro.faithfulness.verification import verify
 from ov_recipro.images.drawing import Style
 from ov_recipro.images.reading import decode_file
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.output import file_stems, open_folder
-from ov_recipro.verification import verify
 
 OVERLAYS = "_overlays"  # readers of the folder as one dataset pass over such names
 _MOST = 128  # images that an actor takes at once

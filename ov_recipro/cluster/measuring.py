@@ -14,9 +14,9 @@ from ov_recipro.cluster import pool
 from ov_recipro.cluster.files import list_url, read_file
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
-from ov_recipro.datasets import Classes, Sample, in_folders
 from ov_recipro.errors import ReciproError
-from ov_recipro.evaluation import Evaluation, Measuring, Outcome, Task
+from ov_recipro.faithfulness.datasets import Classes, Sample, in_folders
+from ov_recipro.faithfulness.evaluation import Evaluation, Measuring, Outcome, Task
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation
+from ov_recipro.faithfulness.verification import Verification
 from ov_recipro.output import open_folder, write_whole
 from ov_recipro.saliency import Score
-from ov_recipro.verification import Verification
 
 SETTINGS = "_run.json"  # readers of the folder as one dataset pass over such names
 _OLD_SETTINGS = "run.json"

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ov_recipro.datasets import Boxes, Sample
 from ov_recipro.errors import ReciproError
-from ov_recipro.faithfulness import Profile, measure
+from ov_recipro.faithfulness.datasets import Boxes, Sample
+from ov_recipro.faithfulness.measure import Profile, measure
 from ov_recipro.images.preprocess import Window
 from ov_recipro.images.reading import decode_image, read_bytes
 from ov_recipro.methods import METHODS, NotApplicable, Subject

@@ -12,7 +12,7 @@ import numpy as np
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation
-from ov_recipro.faithfulness import curves, measure
+from ov_recipro.faithfulness.measure import curves, measure
 from ov_recipro.methods import Subject
 from ov_recipro.metrics import Measurement, upsampled
 from ov_recipro.saliency import Floats
