@@ -1,6 +1,6 @@
 """Embedding: a model that gives its saliency maps beside its own outputs."""
 
-from ov_recipro.embedding.onnx import embed_onnx, save_onnx
-from ov_recipro.embedding.openvino import embed, save
+from ov_recipro.embedding.into_onnx import embed_onnx, save_onnx
+from ov_recipro.embedding.into_openvino import embed, save
 
 __all__ = ["embed", "embed_onnx", "save", "save_onnx"]
