@@ -34,7 +34,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"ov_recipro.cli.{cmd_name}").command
+        command = import_module(f"ov_recipro.cli.{cmd_name}_command").command
         return command if isinstance(command, click.Command) else None
 
 

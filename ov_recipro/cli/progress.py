@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from ov_recipro.cli.options import note
+from ov_recipro.cli.option_groups import note
 
 Advance: TypeAlias = Callable[[int, int], None]
 """To be called with how many things were done since, and how many of these failed."""

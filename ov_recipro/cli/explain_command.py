@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ov_recipro.cli.cluster import Engine, engine_of, engine_options, pool_of
-from ov_recipro.cli.options import FILE, explainer_options, note, open_explainer
+from ov_recipro.cli.option_groups import FILE, explainer_options, note, open_explainer
 from ov_recipro.cli.progress import progress
+from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.terminal import colour_console, picture
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Colormap, Style

@@ -10,7 +10,7 @@ import click
 import cv2
 import msgspec
 
-from ov_recipro.cli.options import FILE, note, open_explainer, running_options
+from ov_recipro.cli.option_groups import FILE, note, open_explainer, running_options
 from ov_recipro.cli.tables import aligned
 from ov_recipro.errors import ReciproError
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.cli.option_groups import FILE, cut_options, note, overridden, preprocessing_options
 from ov_recipro.saliency import Score
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ov_recipro.cli.options import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.cli.option_groups import FILE, cut_options, note, overridden, preprocessing_options
 
 if TYPE_CHECKING:
     from ov_recipro.cut.bundle import Manifest

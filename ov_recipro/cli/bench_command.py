@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from ov_recipro.cli.options import FILE, Constant, Numbers, methods_of, note
+from ov_recipro.cli.option_groups import FILE, Constant, Numbers, methods_of, note
 from ov_recipro.cli.tables import aligned, markdown
 
 if TYPE_CHECKING:

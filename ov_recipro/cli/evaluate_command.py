@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ov_recipro.cli.cluster import engine_of, engine_options, pool_of
-from ov_recipro.cli.options import (
+from ov_recipro.cli.option_groups import (
     FILE,
     explainer_options,
     methods_of,
@@ -20,6 +19,7 @@ from ov_recipro.cli.options import (
     open_explainer,
 )
 from ov_recipro.cli.progress import progress
+from ov_recipro.cli.ray_options import engine_of, engine_options, pool_of
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.errors import ReciproError
 

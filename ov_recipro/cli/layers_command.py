@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from ov_recipro.cli.options import FILE, Constant, Numbers
+from ov_recipro.cli.option_groups import FILE, Constant, Numbers
 from ov_recipro.cli.tables import aligned
 
 

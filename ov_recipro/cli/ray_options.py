@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ov_recipro.cli.options import Function, note
+from ov_recipro.cli.option_groups import Function, note
 from ov_recipro.errors import ReciproError
 
 if TYPE_CHECKING:

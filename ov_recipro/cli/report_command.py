@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ov_recipro.cli.options import FILE, note
+from ov_recipro.cli.option_groups import FILE, note
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Style
 
