@@ -14,6 +14,7 @@ test: $(VENV)/developing ## run all tests
 lint: $(VENV)/developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/developing
 	$(BIN)/mypy

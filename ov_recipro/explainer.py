@@ -334,7 +334,7 @@ def _open(
                 f"{path} is already split: its layer, output and input shape are fixed."
             )
         return open_bundle(path)
-    from ov_recipro.splitting.split import cached_split
+    from ov_recipro.splitting.bundle_cache import cached_split
 
     return cached_split(
         path,

@@ -8,12 +8,25 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+import platformdirs
 
 from ov_recipro.errors import ReciproError
 
 SCHEMA_VERSION = 1
 RECORD = "explanations.json"
 REPORT = "report.html"
+
+
+CacheKind = Literal["bundles", "plans", "compiled"]
+"""Split models, whether the plan `rows` passed its check, and what OpenVINO keeps of devices."""
+
+
+def user_cache(kind: CacheKind | None = None) -> Path:
+    """Return the user's cache folder, or that of one kind of entries, whether or not it exists."""
+    root = platformdirs.user_cache_path("ov-recipro")
+    return root if kind is None else root / kind
 
 
 def open_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from command import fails, run
 from graphs import residual
 
 from ov_recipro import Explainer
+from ov_recipro.output import user_cache
 from ov_recipro.splitting import bundle_cache as cache
 
 
@@ -22,7 +23,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     cache.bundles.cache_clear()
-    yield cache.root()
+    yield user_cache()
     cache.bundles.cache_clear()
 
 

@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, cat: Path) -> N
     """A file-size limit stands in for a full disk: the overlay does not fit, and is not there."""
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from ov_recipro.splitting.split import cached_split;"
+        "from ov_recipro.splitting.bundle_cache import cached_split;"
         "from ov_recipro.explainer import bundled_model;"
         "cached_split(bundled_model()); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "from ov_recipro.cli import main; main()"

@@ -114,7 +114,7 @@ def test_layers_says_what_the_plan_does(net: str, lite0: Path, tmp_path: Path) -
     plain = sum(step.macs for step in steps_of(source.outline()[0]))
     plans = set()
     for point, cost in zip(points, costs(source, points), strict=True):
-        parts = source.write_parts(point, tmp_path)
+        parts = source.write_split(point, tmp_path)
         tail = core().read_model(tmp_path / parts.tail.file)
         tail.reshape(source.graph.shapes[point.tensor])
         feature = ops.parameter(list(tail.inputs[0].shape), np.float32)

@@ -52,7 +52,7 @@ def test_ir_maps_equal_the_oracle(models: dict[str, Path], lite0: Path, cat: Pat
 
 @pytest.mark.parametrize("form", ["qdq", "qoperator", "dynamic", "float16", "ir8"])
 @pytest.mark.parametrize("layer", ["auto", "/blocks.8/project_conv"])
-def test_models_in_few_bits_get_a_float32_tail(
+def test_models_in_low_precision_get_a_float32_tail(
     form: str, layer: str, models: dict[str, Path], explainer: Explainer, cat: Path
 ) -> None:
     if form == "ir8" and layer != "auto":

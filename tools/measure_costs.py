@@ -13,7 +13,7 @@ from ov_recipro.bench import measure
 from ov_recipro.cli.tables import markdown
 from ov_recipro.explainer import bundled_model
 from ov_recipro.runtimes.runtime import PlanName
-from ov_recipro.splitting.split import cached_split
+from ov_recipro.splitting.bundle_cache import cached_split
 
 ROWS: Sequence[tuple[str, str, str, str, PlanName]] = (
     ("EfficientNet-Lite0", "", "auto", "CPU", "auto"),

@@ -15,7 +15,7 @@ import numpy as np
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import find_images, read_image
-from ov_recipro.splitting.split import cached_split
+from ov_recipro.splitting.bundle_cache import cached_split
 
 
 def tensors(bundle: Bundle, folder: str, limit: int) -> Iterator[np.ndarray]:

@@ -79,7 +79,7 @@ def command(
     """
     from ov_recipro.bench import measure, measure_methods
     from ov_recipro.explainer import default_model
-    from ov_recipro.splitting.split import cached_split
+    from ov_recipro.splitting.bundle_cache import cached_split
 
     path = default_model() if model is None else model
     names = methods_of(methods) if methods is not None else []

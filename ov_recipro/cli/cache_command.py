@@ -23,30 +23,31 @@ def show(as_json: bool) -> None:
     from typing import get_args
 
     from ov_recipro.limits import CACHE_BYTES
-    from ov_recipro.splitting import bundle_cache as cache
+    from ov_recipro.output import CacheKind, user_cache
+    from ov_recipro.splitting.bundle_cache import entries
 
-    found = {kind: cache.entries(kind) for kind in get_args(cache.Kind)}
+    found = {kind: entries(kind) for kind in get_args(CacheKind)}
     if as_json:
         kinds = {
-            kind: {"entries": len(entries), "bytes": sum(entry.size for entry in entries)}
-            for kind, entries in found.items()
+            kind: {"entries": len(kept), "bytes": sum(entry.size for entry in kept)}
+            for kind, kept in found.items()
         }
-        record = {"folder": str(cache.root()), "limit": CACHE_BYTES.value, **kinds}
+        record = {"folder": str(user_cache()), "limit": CACHE_BYTES.value, **kinds}
         click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2))
         return
-    click.echo(f"folder    {cache.root()}")
-    for kind, entries in found.items():
-        size = sum(entry.size for entry in entries)
-        click.echo(f"{kind:8}  {len(entries)}, {_megabytes(size)}")
+    click.echo(f"folder    {user_cache()}")
+    for kind, kept in found.items():
+        size = sum(entry.size for entry in kept)
+        click.echo(f"{kind:8}  {len(kept)}, {_megabytes(size)}")
     click.echo(f"limit     {_megabytes(CACHE_BYTES.value)} ({CACHE_BYTES.variable})")
 
 
 @command.command("clear")
 def clear() -> None:
     """Remove everything from the cache."""
-    from ov_recipro.splitting import bundle_cache as cache
+    from ov_recipro.splitting.bundle_cache import clear as clear_cache
 
-    click.echo(f"{_megabytes(cache.clear())} freed.")
+    click.echo(f"{_megabytes(clear_cache())} freed.")
 
 
 def _megabytes(count: int) -> str:

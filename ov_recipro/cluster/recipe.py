@@ -15,8 +15,7 @@ from ov_recipro.cluster import pool
 from ov_recipro.cut.bundle import SUFFIX, Bundle, new_folder, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.explainer import Explainer
-from ov_recipro.splitting import bundle_cache as cache
-from ov_recipro.splitting.split import kept_or_made
+from ov_recipro.splitting.bundle_cache import bundles, cached_or_created
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Recipe:
         """
         os.environ["OMP_NUM_THREADS"] = str(self.cpus)
         cv2.setNumThreads(self.cpus)
-        folder = cache.bundles() / f"{self.key}{SUFFIX}"
-        bundle = kept_or_made(folder, lambda: self._unpacked(folder))
+        folder = bundles() / f"{self.key}{SUFFIX}"
+        bundle = cached_or_created(folder, lambda: self._unpacked(folder))
         explainer = Explainer(bundle, **self.options)
         if explainer.plan.name != self.plan:
             raise ReciproError(

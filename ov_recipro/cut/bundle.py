@@ -16,11 +16,25 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.output import discard
 from ov_recipro.saliency import Activation
-from ov_recipro.sources.source import Part
 
 SCHEMA_VERSION = 2
 SUFFIX = ".recipro"
 MANIFEST = "recipro.json"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A head or tail on disk.
+
+    Attributes:
+        file: its name inside the bundle.
+        inputs: names of its inputs; outputs: names of its outputs. The feature map comes first,
+            bypass tensors follow.
+    """
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -117,8 +131,8 @@ class Manifest:
     named: str
     cut: CutPoint
     image: ImageInput
-    head: Part
-    tail: Part
+    head: ModelFile
+    tail: ModelFile
     boundary_shapes: tuple[tuple[int, ...], ...]
     output: str
     deployed_scores: bool

@@ -36,7 +36,7 @@ from ov_recipro.plans.stream.stream_plan import is_batched
 from ov_recipro.runtimes.openvino_runtime import dense_logits, stream_plan
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import core, runner
-from ov_recipro.splitting.split import cached_split
+from ov_recipro.splitting.bundle_cache import cached_split
 
 _PREFIX = "explain/"
 _LEAST_OPSET = 13

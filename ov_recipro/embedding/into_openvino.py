@@ -33,7 +33,7 @@ from ov_recipro.plans.stream.stream_openvino import masked
 from ov_recipro.runtimes.openvino_runtime import rows_model, rows_refusal, stream_plan, tail_at
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import as_file, core, name_of, ports, read, reason
-from ov_recipro.splitting.split import cached_split
+from ov_recipro.splitting.bundle_cache import cached_split
 
 _FLOATS = (ov.Type.f32, ov.Type.f16)
 _LARGE = 4096  # bytes from which it pays to share a constant

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import openvino as ov
 
+from ov_recipro.cut.bundle import ModelFile
 from ov_recipro.cut.graph import Graph, Node, descendants
 from ov_recipro.cut.layout import channels_last
 from ov_recipro.cut.outputs import find_scores
@@ -20,7 +21,7 @@ from ov_recipro.sources.onnx_file import load, one_line, tensors
 from ov_recipro.sources.openvino_models import core, reason
 from ov_recipro.sources.rewriting import shaping
 from ov_recipro.sources.rewriting.float32 import Rewritten, to_float32
-from ov_recipro.sources.source import Part, Parts
+from ov_recipro.sources.source import SplitFiles
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _IDENTITIES = frozenset({"Dropout", "Identity"})
@@ -78,8 +79,8 @@ class OnnxSource:
                 named |= {str(v.name): port for v in node.inputs[:1] if v and v.name not in named}
         return outline, named
 
-    def write_parts(self, point: CutPoint, folder: Path) -> Parts:
-        """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_parts`)."""
+    def write_split(self, point: CutPoint, folder: Path) -> SplitFiles:
+        """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_split`)."""
         image, scores = self.graph.image, self.graph.scores
         boundary = (point.tensor, *point.bypass)
         differs = self.rewritten.anything
@@ -93,22 +94,23 @@ class OnnxSource:
         tail = _extract(self.model, boundary, [scores])
         shaping.free_batch(tail.graph, point.tensor, self.graph.shapes)
         _save(tail, folder / "tail.onnx")
-        reference: tuple[Part, ...] = ()
+        reference: tuple[ModelFile, ...] = ()
         if _weights(self.model) > _LARGE:
             reference = self._pieces(point)
         elif differs or self.constants or not self.plain:
-            reference = (Part("reference.onnx", (image,), (*boundary, scores, self.graph.output)),)
+            ends = (*boundary, scores, self.graph.output)
+            reference = (ModelFile("reference.onnx", (image,), ends),)
         for part in reference:
             whole = _extract(self.model, part.inputs, dict.fromkeys(part.outputs))
             _save(whole, folder / part.file)
-        return Parts(
-            head=Part("head.onnx", (image,), tuple(given)),
-            tail=Part("tail.onnx", boundary, (scores,)),
+        return SplitFiles(
+            head=ModelFile("head.onnx", (image,), tuple(given)),
+            tail=ModelFile("tail.onnx", boundary, (scores,)),
             reference=reference,
-            few_bits=differs,
+            low_precision=differs,
         )
 
-    def _pieces(self, point: CutPoint) -> tuple[Part, ...]:
+    def _pieces(self, point: CutPoint) -> tuple[ModelFile, ...]:
         """Cut the model at clean tensors into pieces that fit into memory one by one."""
         weights = {
             str(value.name): value.const_value.nbytes
@@ -119,18 +121,18 @@ class OnnxSource:
         before = set(clean[: clean.index(point.tensor)] if point.clean else clean)
         before -= descendants(self.graph.path_nodes, {point.tensor})
         boundary = (point.tensor, *point.bypass)
-        parts: list[Part] = []
+        parts: list[ModelFile] = []
         start, size = self.graph.image, 0
         for node in self.graph.path_nodes:
             size += sum(weights.get(name, 0) for name in node.inputs)
             end = next((name for name in node.outputs if name in before), None)
             if end is not None and size > _PIECE:
-                parts.append(Part(f"reference{len(parts)}.onnx", (start,), (end,)))
+                parts.append(ModelFile(f"reference{len(parts)}.onnx", (start,), (end,)))
                 start, size = end, 0
         inner = tuple(name for name in boundary if name != start)
-        parts.append(Part(f"reference{len(parts)}.onnx", (start,), inner))
+        parts.append(ModelFile(f"reference{len(parts)}.onnx", (start,), inner))
         ends = (self.graph.scores, self.graph.output)
-        parts.append(Part(f"reference{len(parts)}.onnx", boundary, ends))
+        parts.append(ModelFile(f"reference{len(parts)}.onnx", boundary, ends))
         return tuple(parts)
 
 

@@ -15,9 +15,9 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.errors import ReciproError
+from ov_recipro.output import user_cache
 from ov_recipro.runtimes.runtime import Array, Device, Hint, Precision, thread_limit
 from ov_recipro.sources.companions import open_companion
-from ov_recipro.splitting import bundle_cache as cache
 
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 """From a model's inputs to its outputs, in order."""
@@ -154,7 +154,7 @@ def compiled(
     if precision == "f32":
         config["INFERENCE_PRECISION_HINT"] = "f32"
     if device != "CPU":  # there compiling takes long, and kept models pay; on the CPU they do not
-        config["CACHE_DIR"] = str(cache.folder("compiled"))
+        config["CACHE_DIR"] = str(user_cache("compiled"))
     try:
         return core().compile_model(model, device, config)
     except RuntimeError as error:

@@ -14,6 +14,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from ov_recipro.cut.bundle import ModelFile
 from ov_recipro.cut.graph import Graph, Node, Shape, descendants
 from ov_recipro.cut.layout import channels_last
 from ov_recipro.cut.outputs import find_scores
@@ -23,7 +24,7 @@ from ov_recipro.limits import NODES, TENSOR_BYTES
 from ov_recipro.sources import inputs
 from ov_recipro.sources.openvino_models import name_of, ports, read_file, reason
 from ov_recipro.sources.rewriting.openvino_float32 import hand_over, to_float32
-from ov_recipro.sources.source import Part, Parts
+from ov_recipro.sources.source import SplitFiles
 
 _LARGEST_TEXT = 1 << 30  # bytes of an .xml file
 
@@ -51,31 +52,31 @@ class OpenVINOSource:
         to_float32(model)
         return model, {name_of(port): port for _, port in ports(model)}
 
-    def write_parts(self, point: CutPoint, folder: Path) -> Parts:
-        """Write `head.xml` and `tail.xml` into `folder` (see `Source.write_parts`)."""
+    def write_split(self, point: CutPoint, folder: Path) -> SplitFiles:
+        """Write `head.xml` and `tail.xml` into `folder` (see `Source.write_split`)."""
         with _reported(self.path, "can't be cut there"):
             return self._parts(point, folder)
 
-    def _parts(self, point: CutPoint, folder: Path) -> Parts:
+    def _parts(self, point: CutPoint, folder: Path) -> SplitFiles:
         boundary, scores = (point.tensor, *point.bypass), self.graph.scores
         wide = self._read()
         differs = to_float32(wide)
         deployed = self._read()
         given = (*boundary, scores) if differs else boundary
         _save(_outputs(deployed, given, as_float32=True), folder / "head.xml")
-        reference: tuple[Part, ...] = ()
+        reference: tuple[ModelFile, ...] = ()
         if differs or self.constants:
             ends = (*boundary, scores, self.graph.output)
-            reference = (Part("reference.xml", (self.graph.image,), ends),)
+            reference = (ModelFile("reference.xml", (self.graph.image,), ends),)
             _save(_outputs(wide, ends), folder / "reference.xml")
             wide = self._read()
             to_float32(wide)
         _save(_tail(wide, boundary, scores), folder / "tail.xml")
-        return Parts(
-            head=Part("head.xml", (self.graph.image,), given),
-            tail=Part("tail.xml", boundary, (scores,)),
+        return SplitFiles(
+            head=ModelFile("head.xml", (self.graph.image,), given),
+            tail=ModelFile("tail.xml", boundary, (scores,)),
             reference=reference,
-            few_bits=differs,
+            low_precision=differs,
         )
 
     def _read(self) -> ov.Model:

@@ -8,27 +8,13 @@ from typing import Protocol
 
 import openvino as ov
 
+from ov_recipro.cut.bundle import ModelFile
 from ov_recipro.cut.graph import Graph
 from ov_recipro.cut.points import CutPoint
 
 
 @dataclass(frozen=True)
-class Part:
-    """A head or tail on disk.
-
-    Attributes:
-        file: its name inside the bundle.
-        inputs: names of its inputs; outputs: names of its outputs. The feature map comes first,
-            bypass tensors follow.
-    """
-
-    file: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Parts:
+class SplitFiles:
     """The head and tail of one cut.
 
     Attributes:
@@ -38,14 +24,14 @@ class Parts:
             models to run in a row, where the file itself can't serve: it is in few bits, has
             further inputs, or is too large to be run at once. Between them they give the tensors
             at the cut, the logits and the output. Empty where the file serves.
-        few_bits: the tail computes in float32 what the deployed model does in 8 or 16 bits. The
-            head then gives the deployed logits as its last output.
+        low_precision: the tail computes in float32 what the deployed model does in 8 or 16 bits.
+            The head then gives the deployed logits as its last output.
     """
 
-    head: Part
-    tail: Part
-    reference: tuple[Part, ...]
-    few_bits: bool
+    head: ModelFile
+    tail: ModelFile
+    reference: tuple[ModelFile, ...]
+    low_precision: bool
 
 
 class Source(Protocol):
@@ -81,7 +67,7 @@ class Source(Protocol):
         To count with, not to run: large weights may be inputs instead.
         """
 
-    def write_parts(self, point: CutPoint, folder: Path) -> Parts:
+    def write_split(self, point: CutPoint, folder: Path) -> SplitFiles:
         """Write the head and the tail of a cut into `folder`.
 
         The head is the model as deployed, from the image to the feature map and its bypass. The

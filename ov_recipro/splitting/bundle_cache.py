@@ -1,28 +1,120 @@
-"""The user's cache: split models, verdicts on plans, what devices have compiled."""
+"""Split models that are kept: made once, found by content, removed when they are many."""
 
 from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-import platformdirs
-
+from ov_recipro.cut.bundle import SCHEMA_VERSION, SUFFIX, Bundle, Companion, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import CACHE_BYTES
-from ov_recipro.output import discard
-
-Kind = Literal["bundles", "plans", "compiled"]
-"""Split models, whether the plan `rows` passed its check, and what OpenVINO keeps of devices."""
+from ov_recipro.output import CacheKind, discard, user_cache
+from ov_recipro.sources import metadata
+from ov_recipro.sources.inputs import Constants
+from ov_recipro.splitting.split import check_is_file, file_sha256, split
 
 _IN_USE = 3600.0  # seconds since its last use for which nothing is removed
+
+
+def cached_split(
+    model: Path,
+    *,
+    layer: str = "auto",
+    exact: bool = False,
+    output: str | None = None,
+    image_shape: Sequence[int] | None = None,
+    constants: Constants | None = None,
+) -> Bundle:
+    """Return the bundle of `split` from the user's cache, made when it is not there yet.
+
+    It is found by the content of the model and of the files beside it that are looked into, the
+    arguments and this tool's version.
+    """
+    check_is_file(model)
+    digest = hashlib.sha256(file_sha256(model).encode())
+    for sidecar in metadata.SIDECARS:
+        beside = model.parent / sidecar
+        digest.update(beside.read_bytes() if beside.is_file() else b"-")
+    given = sorted((constants or {}).items())
+    arguments = (layer, exact, output, image_shape, given, SCHEMA_VERSION, version("ov-recipro"))
+    digest.update(repr(arguments).encode())
+    folder = bundles() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
+
+    def make() -> Bundle:
+        return split(
+            model,
+            folder,
+            layer=layer,
+            exact=exact,
+            output=output,
+            image_shape=image_shape,
+            constants=constants,
+        )
+
+    def is_current(bundle: Bundle) -> bool:
+        companions = bundle.manifest.source.companions
+        return all(_is_unchanged(model.parent, each) for each in companions)
+
+    return cached_or_created(folder, make, is_current)
+
+
+def cached_or_created(
+    folder: Path,
+    make: Callable[[], Bundle],
+    is_current: Callable[[Bundle], bool] = lambda _: True,
+) -> Bundle:
+    """Return the bundle in a folder of the cache; other processes may make it meanwhile.
+
+    Args:
+        folder: where it is kept.
+        make: makes it there, where there is none that is whole and current.
+        is_current: whether a bundle that is there may be used.
+    """
+
+    def kept() -> Bundle | None:
+        if not folder.exists():
+            return None
+        try:
+            bundle = open_bundle(folder)
+        except ReciproError:
+            return None  # damaged from outside: made anew
+        if not is_current(bundle):
+            return None
+        mark_used(folder)
+        return bundle
+
+    if (bundle := kept()) is not None:
+        return bundle
+    try:
+        if folder.exists():
+            discard(folder)
+        bundle = make()
+        prune()
+        return bundle
+    except (ReciproError, OSError):
+        if (bundle := kept()) is not None:
+            return bundle  # another process was first to put it there
+        raise
+
+
+def _is_unchanged(folder: Path, companion: Companion) -> bool:
+    """Whether a file still has the size and time of change with which it was hashed."""
+    try:
+        stat = (folder / companion.name).stat()
+    except OSError:
+        return False
+    now = (stat.st_size, stat.st_mtime_ns)
+    return companion.sha256 is not None and now == (companion.size, companion.modified)
 
 
 @dataclass(frozen=True)
@@ -34,20 +126,10 @@ class Entry:
     used: float
 
 
-def root() -> Path:
-    """Return the cache's folder, whether or not it exists."""
-    return platformdirs.user_cache_path("ov-recipro")
-
-
-def folder(kind: Kind) -> Path:
-    """Return the folder of one kind of entries, whether or not it exists."""
-    return root() / kind
-
-
 @functools.cache
 def bundles() -> Path:
     """Return the folder of bundles, or this process's own where that can't be written."""
-    kept = folder("bundles")
+    kept = user_cache("bundles")
     try:
         kept.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=kept):
@@ -64,11 +146,11 @@ def mark_used(path: Path) -> None:
         os.utime(path)
 
 
-def entries(kind: Kind) -> list[Entry]:
+def entries(kind: CacheKind) -> list[Entry]:
     """Return one kind's entries, the least recently used first."""
     found = []
     with suppress(FileNotFoundError):
-        for path in folder(kind).iterdir():
+        for path in user_cache(kind).iterdir():
             with suppress(FileNotFoundError):  # another process has removed it
                 found.append(Entry(path, sum(_sizes(path)), path.stat().st_mtime))
     return sorted(found, key=lambda entry: entry.used)
@@ -97,7 +179,7 @@ def clear() -> int:
         ReciproError: something can't be removed.
     """
     freed = 0
-    for kind in get_args(Kind):
+    for kind in get_args(CacheKind):
         for entry in entries(kind):
             try:
                 discard(entry.path)

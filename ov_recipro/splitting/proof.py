@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ov_recipro.cut.bundle import ModelFile
 from ov_recipro.errors import ReciproError
 from ov_recipro.runtimes.runtime import Array
 from ov_recipro.saliency import close_scores
 from ov_recipro.sources import openvino_models as openvino
-from ov_recipro.sources.source import Part, Parts, Source
+from ov_recipro.sources.source import Source, SplitFiles
 
 TOLERANCE = 1e-4
 """Largest error, as a fraction of the largest score: float32 rounding in another order."""
@@ -40,47 +41,48 @@ class Proof:
     classes: int
 
 
-def prove(source: Source, parts: Parts, folder: Path) -> Proof:
+def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
     """Run the model, and the parts in `folder`, on two random images.
 
-    A model in pieces (see `Parts.reference`) is run piece by piece, each released before the next.
+    A model in pieces (see `SplitFiles.reference`) is run piece by piece, each released before the
+    next.
 
     Raises:
         ReciproError: the parts differ from the model by more than rounding.
     """
     graph = source.graph
     images = _random_images(source.image_shape, source.image_dtype)
-    boundary = parts.tail.inputs
+    boundary = files.tail.inputs
     head = None
-    if len(parts.reference) < 2 or parts.few_bits:
-        run = _runner(folder / parts.head.file, [source.image_shape], parts.head.outputs)
+    if len(files.reference) < 2 or files.low_precision:
+        run = _runner(folder / files.head.file, [source.image_shape], files.head.outputs)
         head = [run([image]) for image in images]
-    if parts.reference:
-        wide = [image.astype(np.float32) for image in images] if parts.few_bits else images
-        values = _run_in_a_row(source, [(folder / p.file, p) for p in parts.reference], wide)
+    if files.reference:
+        wide = [image.astype(np.float32) for image in images] if files.low_precision else images
+        values = _run_in_a_row(source, [(folder / p.file, p) for p in files.reference], wide)
     else:
-        whole = Part(source.path.name, (graph.image,), (graph.scores, graph.output))
+        whole = ModelFile(source.path.name, (graph.image,), (graph.scores, graph.output))
         values = _run_in_a_row(source, [(source.path, whole)], images)
-    if head is None or parts.few_bits:
+    if head is None or files.low_precision:
         features = [[each[name] for name in boundary] for each in values]
     else:
         features = head
 
     tail = _runner(
-        folder / parts.tail.file, [graph.shapes[name] for name in boundary], parts.tail.outputs
+        folder / files.tail.file, [graph.shapes[name] for name in boundary], files.tail.outputs
     )
     got = [tail(feature)[0].reshape(-1) for feature in features]
     parity = _check_parity(source, got, values)
     deviation = None
-    if parts.few_bits and head is not None:
+    if files.low_precision and head is not None:
         ours = [tail(each[:-1])[0].reshape(-1) for each in head]
         deviation = _check_deviation(source, ours, [each[-1].reshape(-1) for each in head])
-    any_batch = _takes_batches(folder / parts.tail.file, parts.tail.outputs, features, got)
+    any_batch = _takes_batches(folder / files.tail.file, files.tail.outputs, features, got)
     return Proof(parity, deviation, any_batch, got[0].size)
 
 
 def _run_in_a_row(
-    source: Source, models: Sequence[tuple[Path, Part]], images: Sequence[Array]
+    source: Source, models: Sequence[tuple[Path, ModelFile]], images: Sequence[Array]
 ) -> list[dict[str, Array]]:
     """Run models one after the other on each image; return all tensors between them by name."""
     values: list[dict[str, Array]] = [{source.graph.image: image} for image in images]

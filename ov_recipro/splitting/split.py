@@ -18,20 +18,17 @@ from ov_recipro.cut.bundle import (
     Manifest,
     SourceFile,
     new_folder,
-    open_bundle,
     write_manifest,
 )
 from ov_recipro.cut.points import CutPoint, find_cut
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
-from ov_recipro.output import discard
 from ov_recipro.plans.rows import FROZEN_BATCH
 from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import open_companion
 from ov_recipro.sources.inputs import Constants
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.source import Source
-from ov_recipro.splitting import bundle_cache as cache
 from ov_recipro.splitting.costs import costs
 from ov_recipro.splitting.proof import prove
 
@@ -82,9 +79,9 @@ def split(
     source = open_source(path, output, image_shape, constants)
     cut = find_cut(source.graph, layer, exact)
     with new_folder(folder, force) as work:
-        parts = source.write_parts(cut.point, work)
-        proof = prove(source, parts, work)
-        for part in parts.reference:
+        files = source.write_split(cut.point, work)
+        proof = prove(source, files, work)
+        for part in files.reference:
             for file in work.glob(f"{Path(part.file).stem}.*"):
                 file.unlink()
         graph = source.graph
@@ -103,11 +100,11 @@ def split(
             named=cut.named,
             cut=cut.point,
             image=image,
-            head=parts.head,
-            tail=parts.tail,
-            boundary_shapes=tuple(graph.shapes[name] for name in parts.tail.inputs),
+            head=files.head,
+            tail=files.tail,
+            boundary_shapes=tuple(graph.shapes[name] for name in files.tail.inputs),
             output=graph.output,
-            deployed_scores=parts.few_bits,
+            deployed_scores=files.low_precision,
             activation=graph.activation,
             classes=proof.classes,
             any_batch=proof.any_batch,
@@ -120,87 +117,6 @@ def split(
         )
         write_manifest(work, manifest)
     return Bundle(folder, manifest)
-
-
-def cached_split(
-    model: Path,
-    *,
-    layer: str = "auto",
-    exact: bool = False,
-    output: str | None = None,
-    image_shape: Sequence[int] | None = None,
-    constants: Constants | None = None,
-) -> Bundle:
-    """Return the bundle of `split` from the user's cache, made when it is not there yet.
-
-    It is found by the content of the model and of the files beside it that are looked into, the
-    arguments and this tool's version.
-    """
-    _check_is_file(model)
-    digest = hashlib.sha256(file_sha256(model).encode())
-    for sidecar in metadata.SIDECARS:
-        beside = model.parent / sidecar
-        digest.update(beside.read_bytes() if beside.is_file() else b"-")
-    given = sorted((constants or {}).items())
-    arguments = (layer, exact, output, image_shape, given, SCHEMA_VERSION, version("ov-recipro"))
-    digest.update(repr(arguments).encode())
-    folder = cache.bundles() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
-
-    def make() -> Bundle:
-        return split(
-            model,
-            folder,
-            layer=layer,
-            exact=exact,
-            output=output,
-            image_shape=image_shape,
-            constants=constants,
-        )
-
-    def is_current(bundle: Bundle) -> bool:
-        companions = bundle.manifest.source.companions
-        return all(_is_unchanged(model.parent, each) for each in companions)
-
-    return kept_or_made(folder, make, is_current)
-
-
-def kept_or_made(
-    folder: Path,
-    make: Callable[[], Bundle],
-    is_current: Callable[[Bundle], bool] = lambda _: True,
-) -> Bundle:
-    """Return the bundle in a folder of the cache; other processes may make it meanwhile.
-
-    Args:
-        folder: where it is kept.
-        make: makes it there, where there is none that is whole and current.
-        is_current: whether a bundle that is there may be used.
-    """
-
-    def kept() -> Bundle | None:
-        if not folder.exists():
-            return None
-        try:
-            bundle = open_bundle(folder)
-        except ReciproError:
-            return None  # damaged from outside: made anew
-        if not is_current(bundle):
-            return None
-        cache.mark_used(folder)
-        return bundle
-
-    if (bundle := kept()) is not None:
-        return bundle
-    try:
-        if folder.exists():
-            discard(folder)
-        bundle = make()
-        cache.prune()
-        return bundle
-    except (ReciproError, OSError):
-        if (bundle := kept()) is not None:
-            return bundle  # another process was first to put it there
-        raise
 
 
 def _cost(source: Source, point: CutPoint, any_batch: bool) -> Cost | None:
@@ -221,7 +137,7 @@ def open_source(
     Raises:
         ReciproError: no format fits, or the file is no classifier of one image.
     """
-    _check_is_file(path)
+    check_is_file(path)
     if path.suffix.lower() == ".onnx":
         from ov_recipro.sources.onnx_source import open_onnx
 
@@ -246,17 +162,8 @@ def _describe_companion(model: Path, name: str) -> Companion:
     return Companion(name, stat.st_size, stat.st_mtime_ns, digest)
 
 
-def _is_unchanged(folder: Path, companion: Companion) -> bool:
-    """Whether a file still has the size and time of change with which it was hashed."""
-    try:
-        stat = (folder / companion.name).stat()
-    except OSError:
-        return False
-    now = (stat.st_size, stat.st_mtime_ns)
-    return companion.sha256 is not None and now == (companion.size, companion.modified)
-
-
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
+    """Raise ReciproError where there is no such file."""
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise ReciproError(f"{path} {what}.")

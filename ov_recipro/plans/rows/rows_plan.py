@@ -16,9 +16,9 @@ import openvino as ov
 
 from ov_recipro.cut.bundle import Manifest
 from ov_recipro.cut.points import CutPoint
+from ov_recipro.output import user_cache
 from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt, lower, prepared
 from ov_recipro.plans.rows.tensors import Array, Port
-from ov_recipro.splitting import bundle_cache as cache
 
 Logits: TypeAlias = Callable[[Array], tuple[Array, Array]]
 """From a feature map [1,C,H,W] to the logits of its cells [N,classes] and its own [classes]."""
@@ -126,7 +126,7 @@ def verdict_file(manifest: Manifest, device: str) -> Path:
         version("openvino"),
     )
     name = hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:32]
-    return cache.folder("plans") / f"{name}.json"
+    return user_cache("plans") / f"{name}.json"
 
 
 def read_verdict(path: Path) -> Verdict | None:
