@@ -20,9 +20,10 @@ import numpy as np
 from ov_recipro.cut.bundle import ImageInput, open_bundle
 from ov_recipro.explainer import Explainer
 from ov_recipro.methods import METHODS, NotApplicable, Subject
+from ov_recipro.options import Running
 from ov_recipro.plans.rows import RowsPlan
 from ov_recipro.runtimes import plain_runner
-from ov_recipro.runtimes.runtime import Array, PlanName, Precision
+from ov_recipro.saliency import Array
 
 Result = TypeVar("Result")
 _LEAST, _LONGEST = 3, 30.0  # turns of a slow method, and seconds after which there are no more
@@ -59,16 +60,16 @@ class Row:
     runs: int
 
 
-def measure(folder: Path, device: str, precision: Precision, plan: PlanName, runs: int) -> Row:
+def measure(folder: Path, running: Running, runs: int) -> Row:
     """Measure one bundle, each part in a process of its own.
 
     Args:
         folder: the bundle; one on disk, since other processes read it.
-        device, precision, plan: see `ov_recipro.Explainer`.
+        running: how it is run; without a limit on its cost.
         runs: turns of one plain inference and one explanation.
     """
-    explain = partial(_alone, folder, device, precision, plan)
-    timed = _in_new_process(partial(_in_turns, folder, device, precision, plan, runs))
+    explain = partial(_alone, folder, running)
+    timed = _in_new_process(partial(_in_turns, folder, running, runs))
     plain = sorted(timed.plain)
     explained = sorted(timed.explain)
     low, middle, high = quantiles(plain, n=4)
@@ -77,8 +78,8 @@ def measure(folder: Path, device: str, precision: Precision, plan: PlanName, run
         layer=timed.layer,
         grid=timed.grid,
         plan=timed.plan,
-        device=device,
-        precision=precision,
+        device=running.device,
+        precision=running.precision,
         plain_ms=middle,
         plain_quartiles=(low, high),
         explain_ms=middle_e,
@@ -114,27 +115,28 @@ class MethodRow:
 
 
 def measure_methods(
-    folder: Path, device: str, precision: Precision, methods: Sequence[str], runs: int
+    folder: Path, running: Running, methods: Sequence[str], runs: int
 ) -> list[MethodRow]:
     """Measure methods on one bundle, one image at a time, in one process of its own.
 
     Args:
         folder: the bundle.
-        device, precision: see `ov_recipro.Explainer`.
+        running: how it is run.
         methods: names of `methods.METHODS`.
         runs: turns of one plain inference and one map; at most half a minute for each method.
     """
-    return _in_new_process(partial(_methods_in_turns, folder, device, precision, methods, runs))
+    return _in_new_process(partial(_methods_in_turns, folder, running, methods, runs))
 
 
 def _methods_in_turns(
-    folder: Path, device: str, precision: Precision, methods: Sequence[str], runs: int
+    folder: Path, running: Running, methods: Sequence[str], runs: int
 ) -> list[MethodRow]:
     bundle = open_bundle(folder)
-    subject = Subject(Explainer(bundle, device=device, precision=precision))
+    subject = Subject(Explainer(bundle, device=running))
     tensor = subject.tensor(_smooth_image(bundle.manifest.image))
     image = subject.image(tensor)
-    plain = plain_runner(bundle, device, precision)
+    plain = plain_runner(bundle, running)
+    device, precision = running.device, running.precision
     rows = []
     for name in methods:
         found = partial(METHODS[name], subject, image, 0)
@@ -179,11 +181,11 @@ def _in_new_process(call: Callable[[], Result]) -> Result:
         return pool.submit(call).result()
 
 
-def _in_turns(folder: Path, device: str, precision: Precision, plan: PlanName, runs: int) -> _Timed:
+def _in_turns(folder: Path, running: Running, runs: int) -> _Timed:
     bundle = open_bundle(folder)
-    explainer = Explainer(bundle, device=device, precision=precision, plan=plan)
+    explainer = Explainer(bundle, device=running)
     image = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)
-    plain = plain_runner(bundle, device, precision)
+    plain = plain_runner(bundle, running)
     times: tuple[list[float], list[float]] = ([], [])
     calls: tuple[Callable[[Array], object], ...] = (plain, explainer.explain_tensor)
     for turn in range(runs + 2):
@@ -198,16 +200,14 @@ def _in_turns(folder: Path, device: str, precision: Precision, plan: PlanName, r
     return _Timed(bundle.manifest.cut.tensor, f"{height}x{width}", chosen.name, bound, *times)
 
 
-def _alone(
-    folder: Path, device: str, precision: Precision, plan: PlanName, only_plain: bool
-) -> float:
+def _alone(folder: Path, running: Running, only_plain: bool) -> float:
     """Return the peak memory in MB of a process that does nothing else."""
     bundle = open_bundle(folder)
     image = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)
     run: Callable[[Array], object] = (
-        plain_runner(bundle, device, precision)
+        plain_runner(bundle, running)
         if only_plain
-        else Explainer(bundle, device=device, precision=precision, plan=plan).explain_tensor
+        else Explainer(bundle, device=running).explain_tensor
     )
     for _ in range(3):
         run(image)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images.preprocess import Image, Preprocessing, changed, prepare
 from ov_recipro.images.reading import ImageFile, read_file
+from ov_recipro.options import Cut, Running, cut_and_running_from
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import open_runtime
-from ov_recipro.runtimes.runtime import Hint, PlanName, Precision
 from ov_recipro.saliency import (
     Score,
     best_classes,
@@ -47,22 +47,22 @@ class Explainer:
         model: an ONNX file, an OpenVINO .xml file, a bundle or an openvino.Model; by default the
             one that `default_model` finds. A model is split on first use and the bundle kept in the
             user's cache.
-        layer, exact, output, image_shape, constants: see `ov_recipro.split`; not for bundles.
-        device: an OpenVINO device; or, in ONNX Runtime, "ort-cpu", "cuda" or "cuda:1".
-        precision: "f32", or "native" for the device's own choice in the head.
+        layer: where to cut, or a whole `ov_recipro.options.Cut`; not for bundles.
+        device: what to run on, such as "CPU", or a whole `ov_recipro.options.Running`.
         score: how logits become class scores; by default the model's own closing activation, else
             softmax.
         mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants.
-        batch_memory: bytes that the tail's activations may take.
-        plan: "rows", the tail on the pixels that a cell can change, "stream", the whole tail on
-            batches of masked maps, or "auto": rows where they apply, save, and passed their check.
-            In ONNX Runtime the closed form takes their place, for tails that have one.
-        hint: "latency" for one image at a time, or "throughput" for several at once.
-        max_cost: refuse layers where an explanation is estimated to cost more than so many plain
-            inferences, before anything is made ready.
         preprocessing: how images become inputs, or a function that changes what the model says of
             it (see `ov_recipro.sources.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
+        options: single fields of `Cut` and `Running`, such as ``exact=True`` or ``plan="stream"``.
+
+    Attributes:
+        bundle: the split model; running: how it is run.
+        score, mask, preprocessing, labels: in force.
+        plan: how the tail is run over all cells; plan_reason: why that is not the plan `rows`.
+        workers: images worth having in hand at once.
+        versions: of this tool and the libraries that run the model.
 
     Raises:
         ReciproError: the model can't be read, cut there or run on that device.
@@ -78,43 +78,32 @@ class Explainer:
         self,
         model: str | Path | Bundle | openvino.Model | None = None,
         *,
-        layer: str = "auto",
-        exact: bool = False,
-        output: str | None = None,
-        image_shape: Sequence[int] | None = None,
-        constants: Mapping[str, float] | None = None,
-        device: str = "CPU",
-        precision: Precision = "f32",
+        layer: str | Cut = "auto",
+        device: str | Running = "CPU",
         score: Score | None = None,
         mask: Mask = "cell",
-        batch_memory: int = 256 << 20,
-        plan: PlanName = "auto",
-        hint: Hint = "latency",
-        max_cost: float | None = None,
         preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
         labels: Sequence[str] | None = None,
+        **options: Any,
     ) -> None:
-        sparse = plan != "stream" and mask == "cell"
+        cut, self.running = cut_and_running_from(layer, device, options)
+        sparse = self.running.plan != "stream" and mask == "cell"
         if isinstance(model, Bundle):
             self.bundle = model
-            _check_cost(self.bundle, sparse, max_cost, None)
+            _check_cost(self.bundle, sparse, self.running.max_cost, None)
         else:
             with as_file(default_model() if model is None else model) as path:
-                self.bundle = _open(path, layer, exact, output, image_shape, constants)
-                given = None if path.is_dir() else (path, output, image_shape, constants)
-                _check_cost(self.bundle, sparse, max_cost, given)
+                self.bundle = _open(path, cut)
+                source = None if path.is_dir() else (path, cut)
+                _check_cost(self.bundle, sparse, self.running.max_cost, source)
         manifest = self.bundle.manifest
-        self.device = device
-        self.precision: Precision = precision
-        self.hint: Hint = hint
         self.mask: Mask = mask
-        self.batch_memory = batch_memory
         self.score: Score = score or default_score(manifest.activation, manifest.classes)
         self.preprocessing = changed(manifest.preprocessing, preprocessing)
         self.labels = checked_labels(
             tuple(labels) if labels is not None else manifest.labels, manifest.classes
         )
-        self._runtime = open_runtime(self.bundle, device, precision, batch_memory, mask, plan, hint)
+        self._runtime = open_runtime(self.bundle, self.running, mask)
         self.workers = self._runtime.parallel + 1  # one more reads and draws meanwhile
         self.plan = self._runtime.plan
         self.plan_reason = self._runtime.reason
@@ -261,12 +250,9 @@ class Explainer:
     def options(self) -> dict[str, Any]:
         """Return the arguments that, with its bundle, make another such explainer."""
         return {
-            "device": self.device,
-            "precision": self.precision,
+            "device": dataclasses.replace(self.running, plan="auto", max_cost=None),
             "score": self.score,
             "mask": self.mask,
-            "batch_memory": self.batch_memory,
-            "hint": self.hint,
             "preprocessing": self.preprocessing,
             "labels": self.labels,
         }
@@ -284,8 +270,8 @@ class Explainer:
             "plan": self.plan.name,
             "score": self.score,
             "mask": self.mask,
-            "precision": self.precision,
-            "device": self.device,
+            "precision": self.running.precision,
+            "device": self.running.device,
             "preprocessing": self.preprocessing,
             "versions": self.versions,
         }
@@ -320,62 +306,48 @@ def bundled_model() -> Path:
     return installed if installed.is_file() else package.parent / name
 
 
-def _open(
-    path: Path,
-    layer: str,
-    exact: bool,
-    output: str | None,
-    image_shape: Sequence[int] | None,
-    constants: Mapping[str, float] | None,
-) -> Bundle:
+def _open(path: Path, cut: Cut) -> Bundle:
     if path.is_dir():
-        if layer != "auto" or exact or output is not None or image_shape is not None or constants:
+        if cut != Cut():
             raise ReciproError(
                 f"{path} is already split: its layer, output and input shape are fixed."
             )
         return open_bundle(path)
     from ov_recipro.splitting.bundle_cache import cached_split
 
-    return cached_split(
-        path,
-        layer=layer,
-        exact=exact,
-        output=output,
-        image_shape=image_shape,
-        constants=constants,
-    )
+    return cached_split(path, cut)
 
 
 def _check_cost(
     bundle: Bundle,
     sparse: bool,
-    most: float | None,
-    given: tuple[Path, str | None, Sequence[int] | None, Mapping[str, float] | None] | None,
+    max_cost: float | None,
+    source: tuple[Path, Cut] | None,
 ) -> None:
-    """Raise ReciproError where an explanation costs more than `most` inferences.
+    """Raise ReciproError where an explanation costs more than `max_cost` inferences.
 
     Args:
         bundle: what to explain.
         sparse: whether the plan `rows` may be used.
-        most: the limit, if there is one.
-        given: how to read the model, to name a cheaper layer, if the model is at hand.
+        max_cost: the limit, if there is one.
+        source: the model's file and how it is read, to name a cheaper layer; None for a bundle.
     """
     cost = bundle.manifest.cost
-    if most is None or cost is None:
+    if max_cost is None or cost is None:
         return
     expected = cost.inferences if sparse else cost.stream
-    if expected <= most:
+    if expected <= max_cost:
         return
     hint = "'ov-recipro layers' lists what other layers cost"
     tensor = bundle.manifest.cut.tensor
-    if given is not None:
+    if source is not None:
         from ov_recipro.splitting.costs import cheaper_layer
         from ov_recipro.splitting.split import open_source
 
-        found = cheaper_layer(open_source(*given), tensor, most)
+        found = cheaper_layer(open_source(*source), tensor, max_cost)
         if found is not None:
             hint = f"'{found[0]}', further on, would cost about {found[1].inferences:.3g}"
     raise ReciproError(
         f"Explaining at '{tensor}' would cost about {expected:.3g} inferences an image; the limit "
-        f"is {most:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
+        f"is {max_cost:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
     )

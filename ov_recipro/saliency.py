@@ -13,6 +13,7 @@ Score = Literal["softmax", "sigmoid", "none"]
 Activation = Literal["softmax", "log_softmax", "sigmoid", "none"]
 """What a model itself applies to its logits at its end."""
 
+Array: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
 

@@ -10,7 +10,6 @@ from graphs import Builder, residual
 from ov_recipro.cut.graph import Graph, Node
 from ov_recipro.cut.points import cut_points, find_cut
 from ov_recipro.errors import ReciproError
-from ov_recipro.sources.onnx_source import open_onnx
 from ov_recipro.splitting.split import open_source
 
 
@@ -74,14 +73,14 @@ def test_bypass_of_a_dense_connection_carries_all_earlier_features() -> None:
 
 
 def test_auto_is_the_last_clean_feature_map(tmp_path: Path) -> None:
-    cut = find_cut(open_onnx(residual(tmp_path / "m.onnx")).graph)
+    cut = find_cut(open_source(residual(tmp_path / "m.onnx")).graph)
     assert cut.point.tensor == "block"
     assert cut.point.shape == (4, 8, 8)
     assert cut.point.stride == 2
 
 
 def test_a_leaky_convolution_moves_to_the_end_of_its_block(tmp_path: Path) -> None:
-    found = open_onnx(residual(tmp_path / "m.onnx")).graph
+    found = open_source(residual(tmp_path / "m.onnx")).graph
     moved = find_cut(found, "b")
     assert (moved.named, moved.point.tensor, moved.moved) == ("b", "sum", True)
     exact = find_cut(found, "b", exact=True)
@@ -101,7 +100,7 @@ def test_a_leaky_convolution_moves_to_the_end_of_its_block(tmp_path: Path) -> No
     ],
 )
 def test_forms_of_a_layer(layer: str, tensor: str, tmp_path: Path) -> None:
-    assert find_cut(open_onnx(residual(tmp_path / "m.onnx")).graph, layer).point.tensor == tensor
+    assert find_cut(open_source(residual(tmp_path / "m.onnx")).graph, layer).point.tensor == tensor
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_layers_that_lead_nowhere(layer: str, message: str, tmp_path: Path) -> N
     b = Builder()
     first = b.add("Relu", b.conv("image", 4, output="stem"), output="one/relu")
     b.head(b.add("Relu", b.conv(first, 4), output="two/relu"))
-    found = open_onnx(b.save(tmp_path / "m.onnx")).graph
+    found = open_source(b.save(tmp_path / "m.onnx")).graph
     with pytest.raises(ReciproError, match=message):
         find_cut(found, layer)
 
@@ -128,8 +127,8 @@ def test_modules_of_both_exporters_name_their_last_feature_map(tmp_path: Path) -
     first = b.add("Relu", b.conv("image", 4, output="body/one/conv"), output="body/one/relu")
     b.head(b.add("Relu", b.conv(first, 4, output="body/two/conv"), output="body/two/relu"))
     path = b.save(tmp_path / "m.onnx")
-    assert find_cut(open_onnx(path).graph, "body/one").point.tensor == "body/one/relu"
-    assert find_cut(open_onnx(path).graph, "body").point.tensor == "body/two/relu"
+    assert find_cut(open_source(path).graph, "body/one").point.tensor == "body/one/relu"
+    assert find_cut(open_source(path).graph, "body").point.tensor == "body/two/relu"
     import onnx
 
     model = onnx.load(path)
@@ -138,7 +137,7 @@ def test_modules_of_both_exporters_name_their_last_feature_map(tmp_path: Path) -
         entry.key = "pkg.torch.onnx.name_scopes"
         entry.value = f"['', 'l', '{scope}', 'x']"
     onnx.save(model, path)
-    assert find_cut(open_onnx(path).graph, "l.0").point.tensor == "body/one/relu"
+    assert find_cut(open_source(path).graph, "l.0").point.tensor == "body/one/relu"
 
 
 def test_an_index_is_no_suffix(lite0: Path) -> None:
@@ -147,13 +146,13 @@ def test_an_index_is_no_suffix(lite0: Path) -> None:
 
 
 def test_stages_of_the_resnet_paper(lite0: Path) -> None:
-    found = open_onnx(lite0).graph
+    found = open_source(lite0).graph
     grids = [find_cut(found, f"conv{i}").point.grid for i in range(1, 6)]
     assert grids == [(112, 112), (56, 56), (28, 28), (14, 14), (7, 7)]
     assert find_cut(found, "conv5").point.tensor == find_cut(found).point.tensor
 
 
 def test_cut_points_are_clean_tensors_and_convolutions(lite0: Path) -> None:
-    points = cut_points(open_onnx(lite0).graph)
+    points = cut_points(open_source(lite0).graph)
     assert all(point.clean or point.op == "Conv" for point in points)
     assert {point.grid for point in points} == {(n, n) for n in (112, 56, 28, 14, 7)}

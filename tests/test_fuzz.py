@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.points import cut_points
+from ov_recipro.options import Cut
 from ov_recipro.splitting.split import open_source
 
 BLOCKS = ("conv", "depthwise", "grouped", "residual", "concat", "gate", "maxpool", "avgpool",
@@ -97,13 +98,13 @@ def test_random_networks_equal_the_oracle(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = network(folder, kinds, tail, seed)
-        points = cut_points(open_source(path, "scores").graph)
+        points = cut_points(open_source(path, Cut(output_name="scores")).graph)
         tensor = points[place % len(points)].tensor
         file = path
         if as_ir:
             file = folder / "m.xml"
             ov.save_model(ov.convert_model(path), file, compress_to_fp16=False)
-            known = cut_points(open_source(file, "scores").graph)
+            known = cut_points(open_source(file, Cut(output_name="scores")).graph)
             if tensor not in [point.tensor for point in known]:
                 return  # fused away on conversion
         bundle = split(file, folder / "b.recipro", layer=tensor, exact=True, output="scores")

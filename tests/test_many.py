@@ -62,7 +62,7 @@ def test_a_stream_is_as_one_by_one(
     plan: str, device: str, lite0: Path, explainer: Explainer, cat: Path, coffee: Path
 ) -> None:
     wanted = "stream" if plan == "stream" else "auto"
-    several = Explainer(lite0, device=device, plan=wanted, hint="throughput")  # type: ignore[arg-type]
+    several = Explainer(lite0, device=device, plan=wanted, hint="throughput")
     images: list[Path | np.ndarray] = [cat, read_image(coffee), cat, coffee] * 5
     names = {thread.name for thread in threading.enumerate()}
     for image, got in zip(images, several.stream(images, ["top1", 968]), strict=True):

@@ -17,6 +17,7 @@ from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
+from ov_recipro.options import Running
 from ov_recipro.plans import closed_form
 from ov_recipro.runtimes import describe_devices
 from ov_recipro.runtimes import ort_runtime as onnxruntime
@@ -89,11 +90,11 @@ def pointwise(tmp_path: Path) -> Bundle:
 
 
 def test_the_closed_form_has_a_pointwise_part(pointwise: Bundle, device: str) -> None:
-    runtime = ONNXRuntime(pointwise, device)
+    runtime = ONNXRuntime(pointwise, Running(device))
     assert runtime.plan.name == "closed form"
     image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
     plain, cells = run(runtime, image)
-    expected_plain, expected = run(OpenVINORuntime(pointwise, plan="stream"), image)
+    expected_plain, expected = run(OpenVINORuntime(pointwise, Running(plan="stream")), image)
     np.testing.assert_allclose(cells, expected, atol=1e-5)
     np.testing.assert_allclose(plain, expected_plain, atol=1e-5)
 
@@ -106,7 +107,7 @@ def test_a_wrong_closed_form_is_caught(pointwise: Bundle, monkeypatch: pytest.Mo
         return str(made.add("Mul", right(made, *arguments), half))
 
     monkeypatch.setattr(closed_form, "_copied", halved)
-    runtime = ONNXRuntime(pointwise)
+    runtime = ONNXRuntime(pointwise, Running("ort-cpu"))
     assert runtime.plan.name == "stream"
     assert "differs from the dense tail" in (runtime.reason or "")
 
@@ -126,7 +127,7 @@ def test_tails_without_a_closed_form_say_why(
     y = b.add(name, x, **attributes)
     b.head(b.add("Mul", x, y) if name == "GlobalMaxPool" else y)
     bundle = split(b.save(tmp_path / "m.onnx"), tmp_path / "b.recipro", layer="feature")
-    runtime = ONNXRuntime(bundle)
+    runtime = ONNXRuntime(bundle, Running("ort-cpu"))
     assert runtime.plan.name == "stream"
     assert reason in (runtime.reason or "")
 
@@ -163,16 +164,16 @@ def test_what_can_not_run_is_said(
     import openvino as ov
 
     with pytest.raises(ReciproError, match="'rows' can't be used"):
-        ONNXRuntime(pointwise, plan="rows")
+        ONNXRuntime(pointwise, Running("ort-cpu", plan="rows"))
     ir = tmp_path / "m.xml"
     ov.save_model(ov.convert_model(lite0), ir)
     with pytest.raises(ReciproError, match="does not read OpenVINO models"):
         Explainer(ir, device="ort-cpu")
     with pytest.raises(ReciproError, match="no device 'cuda:one'"):
-        ONNXRuntime(pointwise, "cuda:one")
+        ONNXRuntime(pointwise, Running("cuda:one"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ReciproError, match=r"pip install 'ov-recipro\[ort\]'"):
-        ONNXRuntime(pointwise)
+        ONNXRuntime(pointwise, Running("ort-cpu"))
 
 
 def test_a_missing_gpu_is_an_error_and_no_other_device(
@@ -182,7 +183,7 @@ def test_a_missing_gpu_is_an_error_and_no_other_device(
     if any(d.device == "cuda" and d.available for d in describe_devices()):
         pytest.skip("there is a GPU here")
     with pytest.raises(ReciproError, match="'cuda' can't be used"):
-        ONNXRuntime(pointwise, "cuda")
+        ONNXRuntime(pointwise, Running("cuda"))
     monkeypatch.setattr(ort, "get_available_providers", lambda: [vars(onnxruntime)["_CUDA"]])
     before = ort.InferenceSession
 
@@ -192,4 +193,4 @@ def test_a_missing_gpu_is_an_error_and_no_other_device(
 
     monkeypatch.setattr(ort, "InferenceSession", falling_back)
     with pytest.raises(ReciproError, match="finds no such NVIDIA GPU"):
-        ONNXRuntime(pointwise, "cuda")
+        ONNXRuntime(pointwise, Running("cuda"))

@@ -13,6 +13,7 @@ from oracle import run
 
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.bundle import Bundle
+from ov_recipro.options import Running
 from ov_recipro.plans.rows import convolution, patches, pooling
 from ov_recipro.plans.rows.tensors import Rows
 from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
@@ -114,7 +115,7 @@ def all_logits(
     bundle: Bundle, plan: Any, image: np.ndarray, **options: Any
 ) -> tuple[np.ndarray, Any]:
     """Return the logits [N+1,classes] of each cell, and of the whole image last, and the plan."""
-    runtime = OpenVINORuntime(bundle, plan=plan, **options)
+    runtime = OpenVINORuntime(bundle, Running(plan=plan, **options))
     whole, cells = run(runtime, image)
     return np.concatenate([cells, whole[None]]), runtime.plan
 
@@ -174,12 +175,12 @@ def test_an_error_at_one_pixel_of_one_cell_is_caught(
 
     monkeypatch.setattr(module, name, wrong)
     bundle = network(rule, tmp_path / "m.onnx", flatten=False)
-    runtime = OpenVINORuntime(bundle)
+    runtime = OpenVINORuntime(bundle, Running())
     assert runtime.plan.name == "stream"
     assert runtime.reason is not None
     assert "differ from the dense tail" in runtime.reason
     with pytest.raises(ReciproError, match="differ from the dense tail"):
-        OpenVINORuntime(bundle, plan="rows")
+        OpenVINORuntime(bundle, Running(plan="rows"))
 
 
 def test_a_wrong_sum_over_one_cell_is_caught(
@@ -193,7 +194,7 @@ def test_a_wrong_sum_over_one_cell_is_caught(
         return right(port, np.sort(cells), count)
 
     monkeypatch.setattr(pooling, "summed_per_cell", wrong)
-    runtime = OpenVINORuntime(network("3x3", tmp_path / "m.onnx", flatten=False))
+    runtime = OpenVINORuntime(network("3x3", tmp_path / "m.onnx", flatten=False), Running())
     assert runtime.plan.name == "stream"
 
 
@@ -204,15 +205,15 @@ def test_a_compiler_that_fails_falls_back_and_says_so(
         raise ValueError("no such window")
 
     monkeypatch.setattr(convolution, "convolution", failing)
-    runtime = OpenVINORuntime(network("3x3", tmp_path / "m.onnx", flatten=False))
+    runtime = OpenVINORuntime(network("3x3", tmp_path / "m.onnx", flatten=False), Running())
     assert runtime.reason == "ValueError: no such window"
 
 
 def test_the_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = network("3x3", tmp_path / "m.onnx", flatten=False)
-    first = OpenVINORuntime(bundle)
+    first = OpenVINORuntime(bundle, Running())
     monkeypatch.setattr("ov_recipro.runtimes.openvino_runtime._rows_error", None)
-    assert OpenVINORuntime(bundle).plan == first.plan
+    assert OpenVINORuntime(bundle, Running()).plan == first.plan
 
 
 @pytest.mark.parametrize(

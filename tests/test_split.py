@@ -17,6 +17,7 @@ from graphs import Builder, residual
 from onnx.external_data_helper import set_external_data
 
 from ov_recipro import Explainer, ReciproError, open_bundle, split
+from ov_recipro.options import Cut
 from ov_recipro.plans.stream import StreamPlan
 from ov_recipro.sources.onnx_source import open_onnx
 
@@ -172,7 +173,7 @@ def test_an_open_input_shape_is_asked_for(tmp_path: Path) -> None:
     b.head(b.add("Relu", b.conv("image", 4), output="feature"))
     path = b.save(tmp_path / "m.onnx")
     with pytest.raises(ReciproError, match="--input-shape"):
-        open_onnx(path)
+        open_onnx(path, Cut())
     bundle = split(path, tmp_path / "b.recipro", image_shape=(1, 3, 32, 24))
     assert bundle.manifest.cut.grid == (32, 24)
     with pytest.raises(ReciproError, match=r"is \[1,3,16,16\], not"):

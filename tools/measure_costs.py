@@ -12,7 +12,7 @@ from pathlib import Path
 from ov_recipro.bench import measure
 from ov_recipro.cli.tables import markdown
 from ov_recipro.explainer import bundled_model
-from ov_recipro.runtimes.runtime import PlanName
+from ov_recipro.options import Cut, PlanName, Running
 from ov_recipro.splitting.bundle_cache import cached_split
 
 ROWS: Sequence[tuple[str, str, str, str, PlanName]] = (
@@ -43,8 +43,8 @@ def main() -> None:
     table: list[Sequence[str]] = [HEADER]
     for title, name, layer, device, plan in ROWS:
         model = arguments.zoo / f"{name}.onnx" if name else bundled_model()
-        bundle = cached_split(model, layer=layer)
-        row = measure(bundle.folder, device, "f32", plan, arguments.runs)
+        bundle = cached_split(model, Cut(layer))
+        row = measure(bundle.folder, Running(device, plan=plan), arguments.runs)
         table.append(
             (
                 f"{title}, `{layer}`",

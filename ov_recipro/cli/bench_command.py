@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from itertools import product
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from ov_recipro.cli.option_groups import FILE, Constant, Numbers, methods_of, note
+from ov_recipro.cli.option_groups import FILE, methods_of, note, option, options_of
 from ov_recipro.cli.tables import aligned, markdown
+from ov_recipro.options import Cut, Running
 
 if TYPE_CHECKING:
     from ov_recipro.bench import MethodRow, Row
@@ -19,30 +21,10 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
-@click.option(
-    "-d",
-    "--device",
-    "devices",
-    multiple=True,
-    default=("CPU",),
-    show_default=True,
-    help="An OpenVINO device, ort-cpu, cuda or cuda:1; repeatable.",
-)
-@click.option(
-    "--layer", "layers", multiple=True, default=("auto",), show_default=True, help="Repeatable."
-)
-@click.option(
-    "--precision",
-    "precisions",
-    type=click.Choice(["f32", "native"]),
-    multiple=True,
-    default=("f32",),
-    show_default=True,
-    help="Repeatable.",
-)
-@click.option(
-    "--plan", type=click.Choice(["auto", "rows", "stream"]), default="auto", show_default=True
-)
+@option(Running, "device", parameter="devices", multiple=True, default=("CPU",))
+@option(Cut, "layer", parameter="layers", multiple=True, default=("auto",))
+@option(Running, "precision", parameter="precisions", multiple=True, default=("f32",))
+@option(Running, "plan")
 @click.option(
     "--against", type=click.Choice(["rows", "stream"]), help="A second plan to measure beside it."
 )
@@ -50,9 +32,7 @@ if TYPE_CHECKING:
     "--methods", metavar="NAME,...", help="Measure these methods instead, see 'evaluate'; or all."
 )
 @click.option("--runs", type=click.IntRange(min=3), default=20, show_default=True)
-@click.option("--output-name", metavar="NAME", help="The model output with the class scores.")
-@click.option("--input-shape", type=Numbers(4, int), help="Shape of the image input, if open.")
-@click.option("--const", "constants", type=Constant(), multiple=True, help="See 'split'.")
+@options_of(Cut, "cut", "output_name", "input_shape", "constants")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a Markdown table.")
 def command(
@@ -64,9 +44,7 @@ def command(
     against: Any,
     methods: str | None,
     runs: int,
-    output_name: str | None,
-    input_shape: tuple[int, ...] | None,
-    constants: tuple[tuple[str, float], ...],
+    cut: Cut,
     as_json: bool,
     as_markdown: bool,
 ) -> None:
@@ -88,22 +66,17 @@ def command(
         if path.is_dir():
             folder = path
         else:
-            folder = cached_split(
-                path,
-                layer=layer,
-                output=output_name,
-                image_shape=input_shape,
-                constants=dict(constants),
-            ).folder
+            folder = cached_split(path, dataclasses.replace(cut, layer=layer)).folder
+        running = Running(device, precision)
         if names:
             if sys.stderr.isatty():
                 note(f"Measuring {len(names)} methods at {layer} on {device}, {precision} ...")
-            rows += measure_methods(folder, device, precision, names, runs)
+            rows += measure_methods(folder, running, names, runs)
             continue
         for each in dict.fromkeys((plan, against or plan)):
             if sys.stderr.isatty():
                 note(f"Measuring {layer} on {device}, {precision}, plan {each} ...")
-            rows.append(measure(folder, device, precision, each, runs))
+            rows.append(measure(folder, dataclasses.replace(running, plan=each), runs))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return

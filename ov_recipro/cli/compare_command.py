@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,17 @@ import click
 import cv2
 import msgspec
 
-from ov_recipro.cli.option_groups import FILE, note, open_explainer, running_options
+from ov_recipro.cli.option_groups import (
+    FILE,
+    cut_options,
+    note,
+    open_explainer,
+    preprocessing_options,
+    running_options,
+)
 from ov_recipro.cli.tables import aligned
 from ov_recipro.errors import ReciproError
+from ov_recipro.options import Cut
 
 if TYPE_CHECKING:
     from ov_recipro.explanation import Prediction
@@ -50,6 +59,8 @@ RECORD = "comparison.json"
     help="Exit with 1 where an image's two maps correlate less than this.",
 )
 @running_options
+@cut_options
+@preprocessing_options
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No notes.")
 def command(
@@ -62,6 +73,7 @@ def command(
     min_correlation: float | None,
     as_json: bool,
     quiet: bool,
+    cut: Cut,
     **options: Any,
 ) -> None:
     """Explain images by models A and B, and say where they differ.
@@ -76,8 +88,9 @@ def command(
 
     open_folder(output)
     paths = find_images(images)
-    one = open_explainer(quiet, model=first, **options)
-    other = open_explainer(quiet, model=second, **options | {"layer": layer_b or options["layer"]})
+    one = open_explainer(quiet, model=first, cut=cut, **options)
+    cut = dataclasses.replace(cut, layer=layer_b or cut.layer)
+    other = open_explainer(quiet, model=second, cut=cut, **options)
     found: list[Comparison] = []
     failed: list[str] = []
     for path, stem in zip(paths, file_stems(paths), strict=True):

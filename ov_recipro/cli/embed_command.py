@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 
 from ov_recipro.cli.option_groups import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.options import Cut
 from ov_recipro.saliency import Score
 
 
@@ -54,11 +55,7 @@ def command(
     score: Any,
     feature_vector: bool,
     compress_to_fp16: bool,
-    layer: str,
-    exact: bool,
-    output_name: str | None,
-    input_shape: tuple[int, ...] | None,
-    constants: tuple[tuple[str, float], ...],
+    cut: Cut,
     labels: Path | None,
     **preprocessing: Any,
 ) -> None:
@@ -70,11 +67,7 @@ def command(
     from ov_recipro.sources.labels import read_labels
 
     arguments: dict[str, Any] = {
-        "layer": layer,
-        "exact": exact,
-        "output": output_name,
-        "image_shape": input_shape,
-        "constants": dict(constants),
+        "layer": cut,
         "classes": _classes(targets),
         "scaling": scaling,
         "score": score,

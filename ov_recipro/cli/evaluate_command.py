@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,15 +14,17 @@ import click
 
 from ov_recipro.cli.option_groups import (
     FILE,
-    explainer_options,
     methods_of,
+    model_options,
     note,
     open_explainer,
+    running_options,
 )
 from ov_recipro.cli.progress import progress
 from ov_recipro.cli.ray_options import engine_of, engine_options, pool_of
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.errors import ReciproError
+from ov_recipro.options import Running
 
 if TYPE_CHECKING:
     from ov_recipro.faithfulness.evaluation import Evaluation, Row
@@ -73,7 +76,8 @@ RESULT = "evaluation"
     help="Images in hand at once; with Ray, in each actor.",
 )
 @engine_options
-@explainer_options
+@running_options
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress bar.")
 def command(
@@ -85,6 +89,7 @@ def command(
     step: int | None,
     boxes: Path | None,
     workers: int,
+    running: Running,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -105,7 +110,9 @@ def command(
     engine = engine_of(options)
     names = methods_of(methods)
     open_folder(output)
-    explainer = open_explainer(quiet, hint="throughput", **options)
+    explainer = open_explainer(
+        quiet, running=dataclasses.replace(running, hint="throughput"), **options
+    )
     classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, options["labels"])
     root = ""
     if engine.is_ray:
@@ -123,7 +130,7 @@ def command(
     try:
         with ExitStack() as stack:
             if engine.is_ray:
-                actors = stack.enter_context(pool_of(engine, explainer.device, quiet))
+                actors = stack.enter_context(pool_of(engine, explainer.running.device, quiet))
                 outcomes = remote.measure(actors, evaluation, root, workers)
             else:
                 outcomes = evaluation.run(workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ov_recipro.cli.option_groups import FILE, explainer_options, note, open_explainer
+from ov_recipro.cli.option_groups import FILE, model_options, note, open_explainer, options_of
 from ov_recipro.cli.progress import progress
 from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.terminal import colour_console, picture
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Colormap, Style
+from ov_recipro.options import Hint, Running
 from ov_recipro.saliency import Score
 
 if TYPE_CHECKING:
@@ -56,7 +58,17 @@ _ERRORS = 20  # that are said one by one
     show_default=True,
     help="Ray: numbers of the maps.",
 )
-@explainer_options
+@options_of(
+    Running,
+    "running",
+    *("device", "precision", "batch_memory", "max_cost", "hint"),
+    max_cost={"default": 25, "show_default": True},
+    hint={
+        "default": None,
+        "help": "One image at a time, or several at once.  [default: throughput for many images]",
+    },
+)
+@model_options
 @click.option(
     "--score",
     type=click.Choice(get_args(Score)),
@@ -68,27 +80,6 @@ _ERRORS = 20  # that are said one by one
     default="cell",
     show_default=True,
     help="One cell, or one of the two Gaussian variants.",
-)
-@click.option(
-    "--batch-memory",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    metavar="MIB",
-    help="Memory for the tail's activations.",
-)
-@click.option(
-    "--max-cost",
-    type=click.FloatRange(min=1),
-    default=25,
-    show_default=True,
-    metavar="N",
-    help="Refuse a layer where an image costs more than N inferences.",
-)
-@click.option(
-    "--hint",
-    type=click.Choice(["latency", "throughput"]),
-    help="One image at a time, or several at once.  [default: throughput for many images]",
 )
 @click.option(
     "--colormap",
@@ -124,8 +115,7 @@ def command(
     targets: tuple[str, ...],
     overlays: bool,
     maps: Any,
-    batch_memory: int,
-    hint: str | None,
+    running: Running,
     colormap: Any,
     alpha: float,
     cells: bool,
@@ -159,8 +149,7 @@ def command(
     inputs = [] if engine.is_ray else find_inputs(images)
     explainer = open_explainer(
         quiet,
-        batch_memory=batch_memory << 20,
-        hint=hint or ("throughput" if engine.is_ray or _are_many(inputs) else "latency"),
+        running=dataclasses.replace(running, hint=running.hint or _hint(engine, inputs)),
         **options,
     )
     explainer.find_targets(targets)
@@ -204,8 +193,9 @@ def command(
         )
 
 
-def _are_many(inputs: Sequence[Input]) -> bool:
-    return len(inputs) >= _MANY or any(each.is_video for each in inputs)
+def _hint(engine: Engine, inputs: Sequence[Input]) -> Hint:
+    many = len(inputs) >= _MANY or any(each.is_video for each in inputs)
+    return "throughput" if engine.is_ray or many else "latency"
 
 
 def _say_how(explainer: Explainer, quiet: bool) -> None:
@@ -283,7 +273,7 @@ def _on_ray(
     with ExitStack() as stack:
         steps: Iterator[Progress] = iter(())
         if run.kept < run.total:
-            steps = run.run(stack.enter_context(pool_of(engine, explainer.device, quiet)))
+            steps = run.run(stack.enter_context(pool_of(engine, explainer.running.device, quiet)))
         advance = stack.enter_context(progress("Explaining", run.total, quiet, run.kept))
         for step in steps:
             for error in step.errors[: max(0, _ERRORS - failed)]:

@@ -7,23 +7,18 @@ from pathlib import Path
 import click
 import msgspec
 
-from ov_recipro.cli.option_groups import FILE, Constant, Numbers
+from ov_recipro.cli.option_groups import FILE, options_of
 from ov_recipro.cli.tables import aligned
+from ov_recipro.options import Cut
 
 
 @click.command("layers")
 @click.argument("model", type=FILE)
-@click.option("--output-name", metavar="NAME", help="The model output with the class scores.")
-@click.option("--input-shape", type=Numbers(4, int), help="Shape of the image input, if open.")
-@click.option(
-    "--const", "constants", type=Constant(), multiple=True, help="Value of another input."
-)
+@options_of(Cut, "cut", "output_name", "input_shape", "constants")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: Path,
-    output_name: str | None,
-    input_shape: tuple[int, ...] | None,
-    constants: tuple[tuple[str, float], ...],
+    cut: Cut,
     as_json: bool,
 ) -> None:
     """List the feature maps of MODEL that one can explain at.
@@ -36,7 +31,7 @@ def command(
     from ov_recipro.splitting.costs import costs
     from ov_recipro.splitting.split import open_source
 
-    source = open_source(model, output_name, input_shape, dict(constants))
+    source = open_source(model, cut)
     points = cut_points(source.graph)
     estimates = costs(source, points)
     if as_json:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import click
 
 from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
-from ov_recipro.runtimes.runtime import Precision
+from ov_recipro.options import Cut, Running
 
 if TYPE_CHECKING:
     from ov_recipro.explainer import Explainer
@@ -62,42 +74,97 @@ class Constant(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"'{value}' is not {self.name}.", param, ctx)
 
 
-def cut_options(function: Function) -> Function:
-    """Add the options that say where a model is cut."""
-    for option in (
-        click.option(
-            "--const",
-            "constants",
-            type=Constant(),
-            multiple=True,
-            help="Value of an input that is not the image; repeatable.",
-        ),
-        click.option(
-            "--input-shape",
-            type=Numbers(4, int),
-            help="Shape of the image input, where the file leaves it open: 1,3,224,224.",
-        ),
-        click.option(
-            "--output-name",
-            metavar="NAME",
-            help="The model output with the class scores, where there are several.",
-        ),
-        click.option(
-            "--exact",
-            is_flag=True,
-            help="Cut at the named tensor even where others go round it; they are carried along.",
-        ),
-        click.option(
-            "--layer",
-            default="auto",
-            show_default=True,
-            metavar="LAYER",
-            help="Where to cut: a tensor, node or module name (whole, by its end, or a glob), an "
-            "index from 'layers' (-1 the last), conv1 to conv5, or auto, the last feature map.",
-        ),
-    ):
-        function = option(function)
-    return function
+def as_dict(
+    context: click.Context,  # noqa: ARG001 - click passes it
+    parameter: click.Parameter,  # noqa: ARG001
+    value: tuple[tuple[str, float], ...],
+) -> dict[str, float]:
+    """Return pairs of names and numbers as a dictionary."""
+    return dict(value)
+
+
+def in_bytes(
+    context: click.Context,  # noqa: ARG001
+    parameter: click.Parameter,  # noqa: ARG001
+    value: int,
+) -> int:
+    """Return MiB as bytes."""
+    return value << 20
+
+
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "layer": {"metavar": "LAYER"},
+    "output_name": {"metavar": "NAME"},
+    "input_shape": {"type": Numbers(4, int)},
+    "constants": {"names": ("--const",), "type": Constant(), "multiple": True, "callback": as_dict},
+    "device": {"names": ("-d", "--device")},
+    "batch_memory": {
+        "type": click.IntRange(min=1),
+        "default": Running.batch_memory >> 20,
+        "metavar": "MIB",
+        "callback": in_bytes,
+    },
+    "max_cost": {"type": click.FloatRange(min=1), "metavar": "N"},
+}
+"""What the command line says otherwise than the fields' names and types do."""
+
+
+def options_of(
+    kind: type[Cut] | type[Running], parameter: str, *names: str, **changes: dict[str, Any]
+) -> Callable[[Function], Function]:
+    """Add options for fields of `Cut` or `Running`; the command takes them as one of these.
+
+    Args:
+        kind: which.
+        parameter: the command's parameter.
+        names: the fields, in the order of the help; all by default.
+        changes: click's arguments for single fields, where a command differs.
+    """
+    chosen = names or tuple(field.name for field in dataclasses.fields(kind))
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def gathered(*arguments: Any, **given: Any) -> Any:
+            fields = {name: given.pop(name) for name in chosen}
+            return function(*arguments, **{parameter: kind(**fields)}, **given)
+
+        command: Any = gathered
+        for name in reversed(chosen):
+            command = option(kind, name, **changes.get(name, {}))(command)
+        return cast(Function, command)
+
+    return decorate
+
+
+def option(
+    kind: type[Cut] | type[Running], name: str, **changes: Any
+) -> Callable[[Function], Function]:
+    """Make one option of a field: its name, type, default and help are the field's."""
+    default = next(each.default for each in dataclasses.fields(kind) if each.name == name)
+    settings: dict[str, Any] = {"help": helps(kind)[name]}
+    hint = get_type_hints(kind)[name]
+    if get_origin(hint) is Literal:
+        settings["type"] = click.Choice(get_args(hint))
+    if hint is bool:
+        settings["is_flag"] = True
+    elif default is not dataclasses.MISSING:
+        settings |= {"default": default, "show_default": default is not None}
+    settings |= {**_PARAMETERS.get(name, {}), **changes}
+    if settings.get("multiple"):
+        settings["help"] += " Repeatable."
+    names = settings.pop("names", (f"--{name.replace('_', '-')}",))
+    return click.option(*names, settings.pop("parameter", name), **settings)
+
+
+def helps(kind: type[Cut] | type[Running]) -> dict[str, str]:
+    """Return what a class's docstring says of each attribute."""
+    text = inspect.getdoc(kind) or ""
+    lines = text.partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", lines, re.M)
+    return {name: " ".join(words.split()) for name, words in found}
+
+
+cut_options = options_of(Cut, "cut")
 
 
 def preprocessing_options(function: Function) -> Function:
@@ -128,43 +195,21 @@ def preprocessing_options(function: Function) -> Function:
     return function
 
 
-def explainer_options(function: Function) -> Function:
-    """Add the options that say which model is explained and how; see `open_explainer`."""
+def model_options(function: Function) -> Function:
+    """Add the options that say which model is explained, where it is cut and what it is given."""
     model = click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
-    return model(running_options(function))
+    return model(cut_options(preprocessing_options(function)))
 
 
-def running_options(function: Function) -> Function:
-    """Add the options that say how a model is explained."""
-    for option in (
-        preprocessing_options,
-        click.option(
-            "--precision",
-            type=click.Choice(get_args(Precision)),
-            default="f32",
-            show_default=True,
-            help="Of the head; the tail always runs in float32.",
-        ),
-        cut_options,
-        click.option(
-            "-d",
-            "--device",
-            default="CPU",
-            show_default=True,
-            help="An OpenVINO device, ort-cpu, cuda or cuda:1.",
-        ),
-    ):
-        function = option(function)
-    return function
+running_options = options_of(Running, "running", "device", "precision")
 
 
 def open_explainer(
     quiet: bool,
     *,
     model: Path | None,
-    output_name: str | None,
-    input_shape: tuple[int, ...] | None,
-    constants: tuple[tuple[str, float], ...],
+    cut: Cut,
+    running: Running,
     labels: Path | None,
     **options: Any,
 ) -> Explainer:
@@ -172,7 +217,7 @@ def open_explainer(
 
     Args:
         quiet: do not note which model is taken where none is named.
-        model, output_name, input_shape, constants, labels: as `explainer_options` give them.
+        model, cut, running, labels: as `model_options` and `running_options` give them.
         options: the others of these, and arguments of `ov_recipro.Explainer`.
     """
     from ov_recipro.explainer import Explainer, default_model
@@ -184,9 +229,8 @@ def open_explainer(
     overrides = {name: options.pop(name) for name in _OVERRIDES}
     return Explainer(
         model,
-        output=output_name,
-        image_shape=input_shape,
-        constants=dict(constants),
+        layer=cut,
+        device=running,
         preprocessing=lambda found: overridden(found, **overrides),
         labels=read_labels(labels) if labels is not None else None,
         **options,

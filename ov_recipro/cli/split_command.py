@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ov_recipro.cli.option_groups import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.options import Cut
 
 if TYPE_CHECKING:
     from ov_recipro.cut.bundle import Manifest
@@ -25,11 +26,7 @@ def command(
     model: Path,
     output: Path | None,
     force: bool,
-    layer: str,
-    exact: bool,
-    output_name: str | None,
-    input_shape: tuple[int, ...] | None,
-    constants: tuple[tuple[str, float], ...],
+    cut: Cut,
     labels: Path | None,
     **preprocessing: Any,
 ) -> None:
@@ -45,25 +42,23 @@ def command(
     bundle = split(
         model,
         output,
-        layer=layer,
-        exact=exact,
-        output=output_name,
-        image_shape=input_shape,
-        constants=dict(constants),
+        layer=cut,
         force=force,
         preprocessing=lambda found: overridden(found, **preprocessing),
         labels=names,
     )
     manifest = bundle.manifest
-    cut = manifest.cut
-    if manifest.named != cut.tensor:
-        note(f"'{manifest.named}' is not a clean cut; cut at the end of its block: '{cut.tensor}'.")
+    point = manifest.cut
+    if manifest.named != point.tensor:
+        note(
+            f"'{manifest.named}' is not a clean cut; cut at the end of its block: '{point.tensor}'."
+        )
     if not manifest.any_batch:
         note("The tail's batch is frozen at 1: explaining runs it cell by cell, which is slow.")
-    channels, height, width = cut.shape
-    click.echo(f"cut      {cut.tensor} ({cut.op}), {channels} x {height} x {width}")
-    if cut.bypass:
-        click.echo(f"carried  {', '.join(cut.bypass)}")
+    channels, height, width = point.shape
+    click.echo(f"cut      {point.tensor} ({point.op}), {channels} x {height} x {width}")
+    if point.bypass:
+        click.echo(f"carried  {', '.join(point.bypass)}")
     click.echo(f"parity   {manifest.parity:.3g} at most between model and tail(head)")
     click.echo(f"plan     {_plan(manifest)}")
     click.echo(f"bundle   {bundle.folder}")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +28,7 @@ from ov_recipro.embedding.common import (
 )
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing
+from ov_recipro.options import Cut, cut_from
 from ov_recipro.output import write_whole
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import NoClosedForm, closed_form
@@ -46,11 +48,7 @@ _LARGE = 1 << 30  # bytes of weights; a model in memory has 2 GiB at most
 def embed_onnx(
     path: Path,
     *,
-    layer: str = "auto",
-    exact: bool = False,
-    output: str | None = None,
-    image_shape: Sequence[int] | None = None,
-    constants: Mapping[str, float] | None = None,
+    layer: str | Cut = "auto",
     classes: Classes = "all",
     scaling: Scaling = "uint8",
     score: Score | None = None,
@@ -58,6 +56,7 @@ def embed_onnx(
     batch_memory: int = 256 << 20,
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     labels: Sequence[str] | None = None,
+    **options: Any,
 ) -> onnx.ModelProto:
     """Return an ONNX model with a further output `saliency_map`, for ONNX Runtime and Triton.
 
@@ -67,9 +66,8 @@ def embed_onnx(
     """
     if path.suffix != ".onnx":
         raise ReciproError(f"{path}: an ONNX model is only made of an ONNX model.")
-    bundle = cached_split(
-        path, layer=layer, exact=exact, output=output, image_shape=image_shape, constants=constants
-    )
+    cut = cut_from(layer, options)
+    bundle = cached_split(path, cut)
     bundle = described(bundle, preprocessing, labels)
     manifest = bundle.manifest
     if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGE:

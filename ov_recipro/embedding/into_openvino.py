@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,6 +28,7 @@ from ov_recipro.embedding.common import (
 )
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing
+from ov_recipro.options import Cut, cut_from
 from ov_recipro.plans import rows
 from ov_recipro.plans.rows.pixelwise import ELEMENTWISE
 from ov_recipro.plans.stream.stream_openvino import masked
@@ -42,11 +44,7 @@ _LARGE = 4096  # bytes from which it pays to share a constant
 def embed(
     model: str | Path | ov.Model,
     *,
-    layer: str = "auto",
-    exact: bool = False,
-    output: str | None = None,
-    image_shape: Sequence[int] | None = None,
-    constants: Mapping[str, float] | None = None,
+    layer: str | Cut = "auto",
     classes: Classes = "all",
     scaling: Scaling = "uint8",
     score: Score | None = None,
@@ -54,12 +52,13 @@ def embed(
     batch_memory: int = 256 << 20,
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     labels: Sequence[str] | None = None,
+    **options: Any,
 ) -> ov.Model:
     """Return a model with a further output `saliency_map`; its own outputs stay as they are.
 
     Args:
         model: an ONNX file, an OpenVINO .xml file or an openvino.Model, which is not changed.
-        layer, exact, output, image_shape, constants: see `ov_recipro.split`.
+        layer: where to cut, or a whole `Cut`.
         classes: what to explain: "all" classes, the model's own top k, or these, by index or name.
         scaling: "uint8" for maps of 0..255 (OpenVINO Model API's convention), "float" for float32
             maps of 0..1 (Eq. 6 of the paper), or "raw" for the scores y_c themselves.
@@ -68,6 +67,7 @@ def embed(
         feature_vector: also give the feature map's spatial mean, `feature_vector` [B,C].
         batch_memory: bytes that the explaining part's activations may take.
         preprocessing, labels: see `ov_recipro.split`; only written down.
+        options: single fields of `Cut`, such as ``exact=True``.
 
     Returns:
         The model. `saliency_map` is [B,T,H,W] for T classes; with the top k there is also
@@ -78,23 +78,17 @@ def embed(
     Raises:
         ReciproError: the model can't be cut there, or there are no such classes.
     """
+    cut = cut_from(layer, options)
     with as_file(model) as path:
         if path.is_dir():
             raise ReciproError(f"{path} is a bundle; embedding takes the model it was made of.")
-        bundle = cached_split(
-            path,
-            layer=layer,
-            exact=exact,
-            output=output,
-            image_shape=image_shape,
-            constants=constants,
-        )
+        bundle = cached_split(path, cut)
         whole = model.clone() if isinstance(model, ov.Model) else read(path)
     bundle = described(bundle, preprocessing, labels)
     manifest = bundle.manifest
     known = _tensors(whole)
-    if image_shape is not None:
-        whole.reshape({known[manifest.image.name]: ov.PartialShape(list(image_shape))})
+    if cut.input_shape is not None:
+        whole.reshape({known[manifest.image.name]: ov.PartialShape(list(cut.input_shape))})
     sources = [_find(known, name, path) for name in _boundary(manifest)]
     if isinstance(classes, int):
         sources.append(_find(known, manifest.output, path))

@@ -15,9 +15,8 @@ from ov_recipro.images.preprocess import Image, Window, prepare
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import runs_on_openvino
-from ov_recipro.runtimes.openvino_parts import Parts
-from ov_recipro.runtimes.runtime import Array
-from ov_recipro.saliency import Floats, Score, class_scores, default_score
+from ov_recipro.runtimes.openvino_parts import CompiledPieces
+from ov_recipro.saliency import Array, Floats, Score, class_scores, default_score
 
 
 class NotApplicable(ReciproError):
@@ -58,17 +57,18 @@ class Subject:
     """
 
     def __init__(self, explainer: Explainer) -> None:
-        if not runs_on_openvino(explainer.device):
+        device = explainer.running.device
+        if not runs_on_openvino(device):
             raise ReciproError(
-                f"Measuring runs on OpenVINO's devices, and '{explainer.device}' is none."
+                f"Only OpenVINO's devices can measure, and '{device}' is not one of them."
             )
         self.explainer = explainer
         manifest = explainer.bundle.manifest
         self.probability: Score = default_score(manifest.activation, manifest.classes)
         self._cut = manifest.cut
         self._entry = manifest.image
-        self._parts = Parts(explainer.bundle, explainer.device, explainer.precision, explainer.hint)
-        self.parallel = self._parts.parallel
+        self._pieces = CompiledPieces(explainer.bundle, explainer.running)
+        self.parallel = self._pieces.parallel
         self.stopped = Event()
         self._lock = Lock()
         self._explainers = {(explainer.mask, explainer.score): explainer}
@@ -98,7 +98,7 @@ class Subject:
         """Run the model on an image."""
         if self.stopped.is_set():
             raise ReciproError("Stopped.")
-        (features, *bypass), logits = self._parts.infer(self.tensor(image))
+        (features, *bypass), logits = self._pieces.infer(self.tensor(image))
         if not np.isfinite(logits).all():
             raise ReciproError("The model gives NaN or infinite numbers for this image.")
         maps = features[0].transpose(2, 0, 1) if self._cut.channels_last else features[0]
@@ -121,7 +121,7 @@ class Subject:
     def tail(self, features: Floats, bypass: list[Array]) -> Floats:
         """Return the logits [n,classes] of feature maps [n,K,H,W], in float32."""
         maps = features.transpose(0, 2, 3, 1) if self._cut.channels_last else features
-        return self._parts.tail(maps, bypass)
+        return self._pieces.tail(maps, bypass)
 
     def reciprocal(self, image: Floats, index: int, mask: Mask, score: Score | None) -> Floats:
         """Return the Recipro-CAM map [H,W] of a class; its own score where none is given."""

@@ -5,55 +5,48 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ov_recipro.cut.bundle import Bundle
+from ov_recipro.options import Running
 from ov_recipro.plans.stream import Mask
-from ov_recipro.runtimes.runtime import Array, Device, Floats, Hint, PlanName, Precision, Runtime
+from ov_recipro.runtimes.runtime import Device, Floats, Runtime
+from ov_recipro.saliency import Array
 
 
-def open_runtime(
-    bundle: Bundle,
-    device: str,
-    precision: Precision,
-    batch_memory: int,
-    mask: Mask,
-    plan: PlanName,
-    hint: Hint,
-) -> Runtime:
+def open_runtime(bundle: Bundle, running: Running, mask: Mask) -> Runtime:
     """Make a bundle ready to run on a device.
 
     Args:
         bundle: what `split` made.
-        device: an OpenVINO device, "ort-cpu", "cuda" or "cuda:1".
-        precision, batch_memory, mask, plan, hint: see `ov_recipro.Explainer`.
+        running: how it is run.
+        mask: see `ov_recipro.Explainer`.
 
     Raises:
-        ReciproError: the device is not there or can't run the model, or `plan` does not apply.
+        ReciproError: the device is not there or can't run the model, or the plan does not apply.
     """
-    if not runs_on_openvino(device):
+    if not runs_on_openvino(running.device):
         from ov_recipro.runtimes.ort_runtime import ONNXRuntime
 
-        return ONNXRuntime(bundle, device, precision, batch_memory, mask, plan, hint)
+        return ONNXRuntime(bundle, running, mask)
     from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
 
-    return OpenVINORuntime(bundle, device, precision, batch_memory, mask, plan, hint)
+    return OpenVINORuntime(bundle, running, mask)
 
 
-def plain_runner(bundle: Bundle, device: str, precision: Precision) -> Callable[[Array], Floats]:
+def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
     """Make a bundle's whole model ready, to its logits alone, as a pipeline that only infers."""
-    if not runs_on_openvino(device):
-        from ov_recipro.runtimes import ort_runtime as onnxruntime
+    if not runs_on_openvino(running.device):
+        from ov_recipro.runtimes import ort_runtime
 
-        return onnxruntime.plain_runner(bundle, device, precision)
-    from ov_recipro.runtimes import openvino_runtime as openvino
+        return ort_runtime.plain_runner(bundle, running)
+    from ov_recipro.runtimes import openvino_runtime
 
-    return openvino.plain_runner(bundle, device, precision)
+    return openvino_runtime.plain_runner(bundle, running)
 
 
 def describe_devices() -> list[Device]:
     """Return what can run here and, of the rest, what it lacks."""
-    from ov_recipro.runtimes import ort_runtime as onnxruntime
-    from ov_recipro.sources import openvino_models
+    from ov_recipro.runtimes import openvino_runtime, ort_runtime
 
-    return [*openvino_models.describe_devices(), *onnxruntime.describe_devices()]
+    return [*openvino_runtime.describe_devices(), *ort_runtime.describe_devices()]
 
 
 def runs_on_openvino(device: str) -> bool:

@@ -9,49 +9,39 @@ import numpy as np
 import openvino as ov
 
 from ov_recipro.cut.bundle import Bundle
+from ov_recipro.options import Running
 from ov_recipro.plans.stream.stream_openvino import activation_bytes
 from ov_recipro.plans.stream.stream_plan import is_batched
-from ov_recipro.runtimes.openvino_runtime import tail_at, whole
-from ov_recipro.runtimes.runtime import Array, Floats, Hint, Precision
+from ov_recipro.runtimes.openvino_runtime import check_device, parallel_requests, tail_at, whole
+from ov_recipro.runtimes.runtime import Floats
+from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import (
     Runner,
-    check_device,
     compiled,
-    parallel_requests,
 )
 
 
-class Parts:
+class CompiledPieces:
     """A bundle's model as deployed, and its tail.
 
     Args:
         bundle: what `split` made.
-        device: an OpenVINO device.
-        precision: of the whole model; the tail always runs in float32.
-        hint: "latency" for one image at a time, or "throughput" for several at once.
-        batch_memory: bytes that the tail's activations may take in one inference.
+        running: device, precision, hint and memory; the plan is not asked for.
 
     Attributes:
         parallel: images that the device infers at once.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: str,
-        precision: Precision,
-        hint: Hint,
-        batch_memory: int = 256 << 20,
-    ) -> None:
-        check_device(device)
-        model = compiled(whole(bundle), device, precision, hint)
-        self.parallel = parallel_requests(model, hint)
+    def __init__(self, bundle: Bundle, running: Running) -> None:
+        check_device(running.device)
+        model = compiled(whole(bundle), running.device, running.precision, running.hint)
+        self.parallel = parallel_requests(model, running.hint)
         self._whole = _shared(model)
         self._shapes = bundle.manifest.boundary_shapes
         self._classes = bundle.manifest.classes
-        most = max(1, batch_memory // max(1, activation_bytes(tail_at(bundle, batch=1))))
-        self._batch = min(64, most) if bundle.manifest.any_batch else 1
-        self._tail = _shared(compiled(tail_at(bundle, self._batch), device))
+        fitting = max(1, running.batch_memory // max(1, activation_bytes(tail_at(bundle, batch=1))))
+        self._batch = min(64, fitting) if bundle.manifest.any_batch else 1
+        self._tail = _shared(compiled(tail_at(bundle, self._batch), running.device))
 
     def infer(self, image: Array) -> tuple[list[Array], Floats]:
         """Run the whole model on one image.

@@ -14,20 +14,27 @@ from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ReciproError
+from ov_recipro.options import Hint, Precision, Running
 from ov_recipro.plans import rows
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, Verdict, macs_of
 from ov_recipro.plans.stream import Mask, StreamPlan, batched, plan_stream
 from ov_recipro.plans.stream.stream_openvino import activation_bytes, masked
-from ov_recipro.runtimes.runtime import Array, Floats, Hint, Inference, PlanName, Precision
+from ov_recipro.runtimes.runtime import Device, Floats, Inference
+from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import (
-    check_device,
     compiled,
     core,
-    parallel_requests,
     read,
 )
 
 _Infer: TypeAlias = Callable[[Array], Inference]
+
+_PLUGINS = {
+    "CPU": "OpenVINO's CPU plugin does not run on this processor",
+    "GPU": "no Intel GPU with its compute driver (OpenCL, Level Zero)",
+    "NPU": "no Intel NPU with its driver",
+}
+_VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 
 
 class OpenVINORuntime:
@@ -35,16 +42,12 @@ class OpenVINORuntime:
 
     Args:
         bundle: what `split` made.
-        device: an OpenVINO device name, such as "CPU", "GPU.1" or "AUTO".
-        precision: "f32", or "native" for the device's own choice in the head. The tail always
-            runs in float32: the scores of neighbouring cells differ by less than bfloat16 resolves.
-        batch_memory: bytes that the tail's activations may take in one inference.
+        running: how it is run. The tail always runs in float32: the scores of neighbouring cells
+            differ by less than bfloat16 resolves.
         mask: what is kept of the feature map (see `plans.stream.Mask`).
-        plan: "rows" or "stream", or "auto" for rows where they apply and save.
-        hint: "latency" for one image at a time, or "throughput" for several at once.
 
     Raises:
-        ReciproError: the device is not there or can't run the model, or `plan` does not apply.
+        ReciproError: the device is not there or can't run the model, or the plan does not apply.
     """
 
     plan: StreamPlan | RowsPlan
@@ -52,29 +55,19 @@ class OpenVINORuntime:
     parallel: int
     versions: dict[str, str]
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: str = "CPU",
-        precision: Precision = "f32",
-        batch_memory: int = 256 << 20,
-        mask: Mask = "cell",
-        plan: PlanName = "auto",
-        hint: Hint = "latency",
-    ) -> None:
-        check_device(device)
+    def __init__(self, bundle: Bundle, running: Running, mask: Mask = "cell") -> None:
+        check_device(running.device)
         self.versions = {"openvino": version("openvino")}
-        self._bundle, self._device = bundle, device
-        self._precision, self._hint = precision, hint
-        self._batch_memory, self._mask = batch_memory, mask
-        self.reason = "asked for" if plan == "stream" else rows.applies(bundle.manifest, mask)
+        self._bundle, self._running, self._mask = bundle, running, mask
+        asked = running.plan == "stream"
+        self.reason = "asked for" if asked else rows.applies(bundle.manifest, mask)
         if self.reason is None:
             try:
                 infer = self._rows()
             except NotWorthIt as failure:
                 self.reason = str(failure)
         if self.reason is not None:
-            if plan == "rows":
+            if running.plan == "rows":
                 raise ReciproError(f"The plan 'rows' can't be used: {self.reason}.")
             infer = self._stream()
         self._free: SimpleQueue[_Infer] = SimpleQueue()
@@ -91,13 +84,13 @@ class OpenVINORuntime:
             self._free.put(infer)
 
     def _compiled(self, model: ov.Model, precision: Precision = "f32") -> ov.CompiledModel:
-        return compiled(model, self._device, precision, self._hint)
+        return compiled(model, self._running.device, precision, self._running.hint)
 
     def _stream(self) -> Callable[[], _Infer]:
         """Compile the model, and the tail on batches of masked maps."""
-        plain = self._compiled(whole(self._bundle), self._precision)
-        self.parallel = parallel_requests(plain, self._hint)
-        model, self.plan = stream_model(self._bundle, self._batch_memory, self._mask)
+        plain = self._compiled(whole(self._bundle), self._running.precision)
+        self.parallel = parallel_requests(plain, self._running.hint)
+        model, self.plan = stream_model(self._bundle, self._running.batch_memory, self._mask)
         return _apart(plain, self._compiled(model), self.plan)
 
     def _rows(self) -> Callable[[], _Infer]:
@@ -106,18 +99,18 @@ class OpenVINORuntime:
         A head in the device's own precision stays a graph of its own, so that the tail's is all in
         float32.
         """
-        refusal = rows_refusal(self._bundle, self._device, self._batch_memory)
+        refusal = rows_refusal(self._bundle, self._running.device, self._running.batch_memory)
         if refusal is not None:
             raise NotWorthIt(refusal)
         bundle = self._bundle
-        if self._precision == "f32":
-            model, self.plan = fused_model(bundle, self._batch_memory)
+        if self._running.precision == "f32":
+            model, self.plan = fused_model(bundle, self._running.batch_memory)
             together = self._compiled(model)
-            self.parallel = parallel_requests(together, self._hint)
+            self.parallel = parallel_requests(together, self._running.hint)
             return _together(together)
-        plain = self._compiled(whole(bundle), self._precision)
-        self.parallel = parallel_requests(plain, self._hint)
-        model, self.plan = rows_model(bundle, self._batch_memory)
+        plain = self._compiled(whole(bundle), self._running.precision)
+        self.parallel = parallel_requests(plain, self._running.hint)
+        model, self.plan = rows_model(bundle, self._running.batch_memory)
         return _apart(plain, self._compiled(model), self.plan)
 
 
@@ -230,9 +223,10 @@ def _run(request: ov.InferRequest, inputs: list[Array]) -> list[Array]:
     return [tensor.data for tensor in request.output_tensors]
 
 
-def plain_runner(bundle: Bundle, device: str, precision: Precision) -> Callable[[Array], Floats]:
+def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
     """Compile a bundle's whole model, to its logits alone, as a pipeline would that only infers."""
-    request = compiled(plain_model(bundle), device, precision).create_infer_request()
+    model = compiled(plain_model(bundle), running.device, running.precision)
+    request = model.create_infer_request()
     return lambda image: np.array(_run(request, [image])[0])
 
 
@@ -326,3 +320,32 @@ def _lowered(
     models = [head] if bundle.manifest.deployed_scores else [head, tail]
     macs = sum(macs_of(node) for model in models for node in model.get_ordered_ops())
     return rows.build(tail, feature, core(), memory, macs, plain)
+
+
+def check_device(device: str) -> None:
+    """Raise ReciproError when OpenVINO has no such device here."""
+    available = core().available_devices
+    for name in device.partition(":")[2].split(",") if ":" in device else [device]:
+        family = name.partition(".")[0]
+        if family not in _VIRTUAL_DEVICES and not any(
+            name == known or (family == known.partition(".")[0] and "." not in name)
+            for known in available
+        ):
+            raise ReciproError(
+                f"Device '{name}' is not to be had here; OpenVINO sees: {', '.join(available)}."
+            )
+
+
+def describe_devices() -> list[Device]:
+    """Return the devices that OpenVINO finds here, and those of its plugins that found none."""
+    found = list(core().available_devices)
+    devices = [Device(d, True, str(core().get_property(d, "FULL_DEVICE_NAME"))) for d in found]
+    for family, lacking in _PLUGINS.items():
+        if not any(name.partition(".")[0] == family for name in found):
+            devices.append(Device(family, False, lacking))
+    return devices
+
+
+def parallel_requests(model: ov.CompiledModel, hint: Hint) -> int:
+    """Return how many images are best inferred at once."""
+    return 1 if hint == "latency" else int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))

@@ -15,21 +15,14 @@ import onnx
 
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ReciproError
+from ov_recipro.options import Hint, Running, thread_limit
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.stream_onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
 from ov_recipro.runtimes.openvino_runtime import stream_plan
-from ov_recipro.runtimes.runtime import (
-    Array,
-    Device,
-    Floats,
-    Hint,
-    Inference,
-    PlanName,
-    Precision,
-    thread_limit,
-)
+from ov_recipro.runtimes.runtime import Device, Floats, Inference
+from ov_recipro.saliency import Array
 
 _CUDA = "CUDAExecutionProvider"
 _SILENT, _WARNINGS = 4, 2  # ONNX Runtime's log levels; the second is its own default
@@ -43,13 +36,12 @@ class ONNXRuntime:
 
     Args:
         bundle: what `split` made of an ONNX file.
-        device: "ort-cpu", "cuda" or "cuda:1".
-        precision, batch_memory, mask, hint: see `runtimes.openvino.OpenVINORuntime`. "native" lets
-            an NVIDIA GPU use TF32 in the head.
-        plan: "stream", or "auto" for the closed form where there is one.
+        running: how it is run, on "ort-cpu", "cuda" or "cuda:1". The precision "native" lets an
+            NVIDIA GPU use TF32 in the head; the plan "auto" is the closed form where there is one.
+        mask: what is kept of the feature map (see `plans.stream.Mask`).
 
     Raises:
-        ReciproError: the device is not there or can't run the model, or `plan` does not apply.
+        ReciproError: the device is not there or can't run the model, or the plan does not apply.
     """
 
     plan: StreamPlan | ClosedFormPlan
@@ -57,36 +49,27 @@ class ONNXRuntime:
     parallel: int
     versions: dict[str, str]
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: str = "ort-cpu",
-        precision: Precision = "f32",
-        batch_memory: int = 256 << 20,
-        mask: Mask = "cell",
-        plan: PlanName = "auto",
-        hint: Hint = "latency",
-    ) -> None:
-        if plan == "rows":
+    def __init__(self, bundle: Bundle, running: Running, mask: Mask = "cell") -> None:
+        if running.plan == "rows":
             raise ReciproError("The plan 'rows' can't be used: it needs an OpenVINO device.")
         if bundle.tail.suffix != ".onnx":
             raise ReciproError(
-                f"'{device}' can't be used: ONNX Runtime does not read OpenVINO models."
+                f"'{running.device}' can't be used: ONNX Runtime does not read OpenVINO models."
             )
         manifest = bundle.manifest
         self._manifest = manifest
-        self._device = _Device(device, hint)
+        self._device = _Device(running.device, running.hint)
         self.parallel = self._device.parallel
         self.versions = {"onnxruntime": self._device.version}
-        self._head = self._device.session(bundle.head, tf32=precision == "native")
+        self._head = self._device.session(bundle.head, tf32=running.precision == "native")
         self._tail = self._device.session(bundle.tail)
         tail = onnx.load(bundle.tail, load_external_data=False)
         types = [value.type.tensor_type.elem_type for value in tail.graph.input]
         self._mask = self._device.session(mask_model(manifest, types, mask))
-        self._stream = stream_plan(bundle, batch_memory)
+        self._stream = stream_plan(bundle, running.batch_memory)
         self.plan = self._stream
         self._closed = None
-        self.reason = "asked for" if plan == "stream" else rows.applies(manifest, mask)
+        self.reason = "asked for" if running.plan == "stream" else rows.applies(manifest, mask)
         if self.reason is None:
             try:
                 self._closed = self._closed_form(bundle)
@@ -268,10 +251,10 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or ["unknown reason"])[0][:300]
 
 
-def plain_runner(bundle: Bundle, device: str, precision: Precision) -> Callable[[Array], Floats]:
+def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
     """Open a bundle's whole model, to its logits alone, as a pipeline would that only infers."""
     manifest = bundle.manifest
-    place = _Device(device, "latency")
+    place = _Device(running.device, "latency")
     if manifest.deployed_scores:
         session, output = place.session(bundle.head), manifest.head.outputs[-1]
     else:
@@ -281,7 +264,7 @@ def plain_runner(bundle: Bundle, device: str, precision: Precision) -> Callable[
         model.graph.initializer.extend(tail.graph.initializer)
         del model.graph.output[:]
         model.graph.output.extend(tail.graph.output)
-        session = place.session(model, tf32=precision == "native")
+        session = place.session(model, tf32=running.precision == "native")
         output = f"tail/{manifest.tail.outputs[0]}"
     (image,) = [value.name for value in session.get_inputs()]
 

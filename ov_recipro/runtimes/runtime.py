@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from ov_recipro.saliency import Array
+
 Floats = npt.NDArray[np.float32]
-Hint = Literal["latency", "throughput"]
-PlanName = Literal["auto", "rows", "stream"]
-Precision = Literal["f32", "native"]
 
 
 class Plan(Protocol):
@@ -70,16 +67,6 @@ class Runtime(Protocol):
 
     def infer(self, image: Array) -> AbstractContextManager[Inference]:
         """Run one image, the model's input at batch 1; the result holds inside the context."""
-
-
-def thread_limit() -> int | None:
-    """Return how many threads inference on the CPU may take, if the environment says so.
-
-    `OMP_NUM_THREADS` is what schedulers and other numerical libraries go by; OpenVINO does not by
-    itself.
-    """
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() and int(text) > 0 else None
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ov_recipro.cut.graph import Shape
 from ov_recipro.errors import ReciproError
+from ov_recipro.options import Constants
 from ov_recipro.sources import ultralytics
-
-Constants: TypeAlias = Mapping[str, float]
-"""Values for the inputs that are not the image: each is filled with its number."""
 
 
 @dataclass(frozen=True)

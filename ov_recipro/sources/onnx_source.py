@@ -16,6 +16,7 @@ from ov_recipro.cut.outputs import find_scores
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import TENSOR_BYTES
+from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
 from ov_recipro.sources.onnx_file import load, one_line, tensors
 from ov_recipro.sources.openvino_models import core, reason
@@ -54,7 +55,7 @@ class OnnxSource:
     metadata: dict[str, str]
     model: ir.Model
     rewritten: Rewritten
-    constants: inputs.Constants
+    constants: Constants
     companions: tuple[Path, ...]
     plain: bool
 
@@ -136,26 +137,19 @@ class OnnxSource:
         return tuple(parts)
 
 
-def open_onnx(
-    path: Path,
-    output: str | None = None,
-    image_shape: Sequence[int] | None = None,
-    constants: inputs.Constants | None = None,
-) -> OnnxSource:
+def open_onnx(path: Path, cut: Cut) -> OnnxSource:
     """Read an ONNX classifier.
 
     Args:
         path: the file.
-        output: name of the class-score output, where the model has several.
-        image_shape: the image input's shape where the file leaves it open.
-        constants: values for the inputs that are not the image.
+        cut: which output, input shape and constants it has; the layer is not looked at.
 
     Raises:
         ReciproError: the file is no readable ONNX classifier of one image.
     """
     loaded = load(path)
     model = loaded.model
-    image = _fix_inputs(model, path, image_shape, constants or {})
+    image = _fix_inputs(model, path, cut.input_shape, cut.constants)
     shaping.fold(model)
     operations = {v.name: node.op_type for node in model.graph for v in node.outputs}
     dtype = image.dtype
@@ -172,7 +166,7 @@ def open_onnx(
             TENSOR_BYTES.check(size, f"{path}: tensor '{value.name}'")
     nodes = tuple(_neutral(node, operations) for node in model.graph)
     outputs = [str(value.name) for value in model.graph.outputs]
-    scores, activation, chosen = find_scores(nodes, outputs, shapes, output)
+    scores, activation, chosen = find_scores(nodes, outputs, shapes, cut.output_name)
     carried = frozenset(descendants(nodes, {str(image.name)}))
     graph = Graph(
         nodes=nodes,
@@ -195,14 +189,14 @@ def open_onnx(
         metadata=dict(model.metadata_props),
         model=model,
         rewritten=rewritten,
-        constants=dict(constants or {}),
+        constants=cut.constants,
         companions=loaded.companions,
         plain=loaded.plain,
     )
 
 
 def _fix_inputs(
-    model: ir.Model, path: Path, asked: Sequence[int] | None, constants: inputs.Constants
+    model: ir.Model, path: Path, asked: Sequence[int] | None, constants: Constants
 ) -> ir.Value:
     """Give the inputs beside the image their values; return the image."""
     values = list(model.graph.inputs)

@@ -15,19 +15,13 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.errors import ReciproError
+from ov_recipro.options import Hint, Precision, thread_limit
 from ov_recipro.output import user_cache
-from ov_recipro.runtimes.runtime import Array, Device, Hint, Precision, thread_limit
+from ov_recipro.saliency import Array
 from ov_recipro.sources.companions import open_companion
 
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 """From a model's inputs to its outputs, in order."""
-
-_PLUGINS = {
-    "CPU": "OpenVINO's CPU plugin does not run on this processor",
-    "GPU": "no Intel GPU with its compute driver (OpenCL, Level Zero)",
-    "NPU": "no Intel NPU with its driver",
-}
-_VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 
 
 @functools.cache
@@ -40,30 +34,6 @@ def core() -> ov.Core:
         limits = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         found.set_property("CPU", limits)
     return found
-
-
-def check_device(device: str) -> None:
-    """Raise ReciproError when OpenVINO has no such device here."""
-    available = core().available_devices
-    for name in device.partition(":")[2].split(",") if ":" in device else [device]:
-        family = name.partition(".")[0]
-        if family not in _VIRTUAL_DEVICES and not any(
-            name == known or (family == known.partition(".")[0] and "." not in name)
-            for known in available
-        ):
-            raise ReciproError(
-                f"Device '{name}' is not to be had here; OpenVINO sees: {', '.join(available)}."
-            )
-
-
-def describe_devices() -> list[Device]:
-    """Return the devices that OpenVINO finds here, and those of its plugins that found none."""
-    found = list(core().available_devices)
-    devices = [Device(d, True, str(core().get_property(d, "FULL_DEVICE_NAME"))) for d in found]
-    for family, lacking in _PLUGINS.items():
-        if not any(name.partition(".")[0] == family for name in found):
-            devices.append(Device(family, False, lacking))
-    return devices
 
 
 def read_file(path: Path) -> ov.Model:
@@ -159,11 +129,6 @@ def compiled(
         return core().compile_model(model, device, config)
     except RuntimeError as error:
         raise ReciproError(f"OpenVINO can't run this on {device}: {reason(error)}") from error
-
-
-def parallel_requests(model: ov.CompiledModel, hint: Hint) -> int:
-    """Return how many images are best inferred at once."""
-    return 1 if hint == "latency" else int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
 
 def reason(error: Exception) -> str:

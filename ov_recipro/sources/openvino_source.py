@@ -21,6 +21,7 @@ from ov_recipro.cut.outputs import find_scores
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import NODES, TENSOR_BYTES
+from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
 from ov_recipro.sources.openvino_models import name_of, ports, read_file, reason
 from ov_recipro.sources.rewriting.openvino_float32 import hand_over, to_float32
@@ -38,7 +39,7 @@ class OpenVINOSource:
     image_shape: Shape
     image_dtype: str
     metadata: dict[str, str]
-    constants: inputs.Constants
+    constants: Constants
 
     @property
     def companions(self) -> tuple[Path, ...]:
@@ -83,21 +84,14 @@ class OpenVINOSource:
         return _at_batch_1(_load(self.path), self.path, self.image_shape, self.constants)[0]
 
 
-def open_openvino(
-    path: Path,
-    output: str | None = None,
-    image_shape: Sequence[int] | None = None,
-    constants: inputs.Constants | None = None,
-) -> OpenVINOSource:
+def open_openvino(path: Path, cut: Cut) -> OpenVINOSource:
     """Read an IR classifier; arguments and errors as of `onnx_source.open_onnx`."""
     with _reported(path, "is not a readable OpenVINO IR"):
-        return _describe(path, output, image_shape, constants or {})
+        return _describe(path, cut)
 
 
-def _describe(
-    path: Path, output: str | None, image_shape: Sequence[int] | None, constants: inputs.Constants
-) -> OpenVINOSource:
-    model, image = _at_batch_1(_load(path), path, image_shape, constants)
+def _describe(path: Path, cut: Cut) -> OpenVINOSource:
+    model, image = _at_batch_1(_load(path), path, cut.input_shape, cut.constants)
     operations = {name_of(port): node.get_type_name() for node, port in ports(model)}
     dtype = image.get_element_type()
     to_float32(model)
@@ -115,6 +109,7 @@ def _describe(
     )
     results = [name_of(result.input(0).get_source_output()) for result in model.get_results()]
     aliases = {alias: name_of(port) for _, port in ports(model) for alias in port.get_names()}
+    output = cut.output_name
     asked = aliases.get(output, output) if output is not None else None
     scores, activation, chosen = find_scores(nodes, results, shapes, asked)
     name = name_of(image)
@@ -136,7 +131,7 @@ def _describe(
         image_shape=shapes[name],
         image_dtype=np.dtype(dtype.to_dtype()).name,
         metadata=_metadata(model),
-        constants=dict(constants),
+        constants=cut.constants,
     )
 
 
@@ -168,7 +163,7 @@ def _at_batch_1(
     model: ov.Model,
     path: Path,
     image_shape: Sequence[int] | None,
-    constants: inputs.Constants,
+    constants: Constants,
 ) -> tuple[ov.Model, ov.Output]:
     """Fix the inputs: the image's shape at batch 1, the others' values, shapes read as numbers."""
     entries = list(model.inputs)

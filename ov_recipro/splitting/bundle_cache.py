@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import functools
 import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,48 +19,32 @@ from typing import get_args
 from ov_recipro.cut.bundle import SCHEMA_VERSION, SUFFIX, Bundle, Companion, open_bundle
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import CACHE_BYTES
+from ov_recipro.options import Cut
 from ov_recipro.output import CacheKind, discard, user_cache
 from ov_recipro.sources import metadata
-from ov_recipro.sources.inputs import Constants
 from ov_recipro.splitting.split import check_is_file, file_sha256, split
 
 _IN_USE = 3600.0  # seconds since its last use for which nothing is removed
 
 
-def cached_split(
-    model: Path,
-    *,
-    layer: str = "auto",
-    exact: bool = False,
-    output: str | None = None,
-    image_shape: Sequence[int] | None = None,
-    constants: Constants | None = None,
-) -> Bundle:
+def cached_split(model: Path, cut: Cut = Cut()) -> Bundle:
     """Return the bundle of `split` from the user's cache, made when it is not there yet.
 
     It is found by the content of the model and of the files beside it that are looked into, the
-    arguments and this tool's version.
+    cut and this tool's version.
     """
     check_is_file(model)
     digest = hashlib.sha256(file_sha256(model).encode())
     for sidecar in metadata.SIDECARS:
         beside = model.parent / sidecar
         digest.update(beside.read_bytes() if beside.is_file() else b"-")
-    given = sorted((constants or {}).items())
-    arguments = (layer, exact, output, image_shape, given, SCHEMA_VERSION, version("ov-recipro"))
+    given = dataclasses.replace(cut, constants=dict(sorted(cut.constants.items())))
+    arguments = (given, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
     folder = bundles() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
 
     def make() -> Bundle:
-        return split(
-            model,
-            folder,
-            layer=layer,
-            exact=exact,
-            output=output,
-            image_shape=image_shape,
-            constants=constants,
-        )
+        return split(model, folder, layer=cut)
 
     def is_current(bundle: Bundle) -> bool:
         companions = bundle.manifest.source.companions

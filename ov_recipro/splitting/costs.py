@@ -48,12 +48,12 @@ def costs(source: Source, points: Sequence[CutPoint]) -> list[Cost | None]:
     return found
 
 
-def cheaper_layer(source: Source, tensor: str, most: float) -> tuple[str, Cost] | None:
-    """Return the first clean layer behind a tensor where an explanation costs at most so much."""
+def cheaper_layer(source: Source, tensor: str, max_cost: float) -> tuple[str, Cost] | None:
+    """Return the first clean layer behind a tensor that costs at most `max_cost` an image."""
     points = cut_points(source.graph)
     place = next((i for i, point in enumerate(points) if point.tensor == tensor), -1)
     behind = [point for point in points[place + 1 :] if point.clean]
     for point, cost in zip(behind, costs(source, behind), strict=True):
-        if cost is not None and cost.inferences <= most:
+        if cost is not None and cost.inferences <= max_cost:
             return point.tensor, cost
     return None

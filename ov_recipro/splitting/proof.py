@@ -10,8 +10,7 @@ import numpy as np
 
 from ov_recipro.cut.bundle import ModelFile
 from ov_recipro.errors import ReciproError
-from ov_recipro.runtimes.runtime import Array
-from ov_recipro.saliency import close_scores
+from ov_recipro.saliency import Array, close_scores
 from ov_recipro.sources import openvino_models as openvino
 from ov_recipro.sources.source import Source, SplitFiles
 

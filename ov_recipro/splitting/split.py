@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ov_recipro.cut.bundle import (
     SCHEMA_VERSION,
@@ -23,10 +24,10 @@ from ov_recipro.cut.bundle import (
 from ov_recipro.cut.points import CutPoint, find_cut
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
+from ov_recipro.options import Cut, cut_from
 from ov_recipro.plans.rows import FROZEN_BATCH
 from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import open_companion
-from ov_recipro.sources.inputs import Constants
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.source import Source
 from ov_recipro.splitting.costs import costs
@@ -39,14 +40,11 @@ def split(
     model: str | Path,
     output_folder: str | Path | None = None,
     *,
-    layer: str = "auto",
-    exact: bool = False,
-    output: str | None = None,
-    image_shape: Sequence[int] | None = None,
-    constants: Constants | None = None,
+    layer: str | Cut = "auto",
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     labels: Sequence[str] | None = None,
     force: bool = False,
+    **options: Any,
 ) -> Bundle:
     """Cut a classifier in two and write the parts as a bundle.
 
@@ -57,15 +55,12 @@ def split(
         model: an ONNX file.
         output_folder: the bundle to write; by default "<model's stem>.recipro" in the working
             directory.
-        layer: where to cut (see `ov_recipro.cut.points.find_cut`).
-        exact: cut at the named tensor itself, even where other tensors go round it.
-        output: the model output with the class scores, where the model has several.
-        image_shape: shape of the image input, where the file leaves it open.
-        constants: values for the inputs that are not the image.
+        layer: where to cut, or a whole `Cut`.
         preprocessing: how images become inputs, or a function that changes what the model says of
             it (see `ov_recipro.sources.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
         force: replace an existing bundle.
+        options: single fields of `Cut`, such as ``exact=True``.
 
     Returns:
         The bundle.
@@ -76,8 +71,9 @@ def split(
     """
     path = Path(model)
     folder = Path(f"{path.stem}{SUFFIX}") if output_folder is None else Path(output_folder)
-    source = open_source(path, output, image_shape, constants)
-    cut = find_cut(source.graph, layer, exact)
+    asked = cut_from(layer, options)
+    source = open_source(path, asked)
+    cut = find_cut(source.graph, asked.layer, asked.exact)
     with new_folder(folder, force) as work:
         files = source.write_split(cut.point, work)
         proof = prove(source, files, work)
@@ -96,7 +92,7 @@ def split(
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             source=_describe(source),
-            layer=layer,
+            layer=asked.layer,
             named=cut.named,
             cut=cut.point,
             image=image,
@@ -126,12 +122,7 @@ def _cost(source: Source, point: CutPoint, any_batch: bool) -> Cost | None:
     return Cost("stream", cost.stream, cost.stream, FROZEN_BATCH)
 
 
-def open_source(
-    path: Path,
-    output: str | None = None,
-    image_shape: Sequence[int] | None = None,
-    constants: Constants | None = None,
-) -> Source:
+def open_source(path: Path, cut: Cut = Cut()) -> Source:
     """Read a model file in whichever format it is.
 
     Raises:
@@ -141,11 +132,11 @@ def open_source(
     if path.suffix.lower() == ".onnx":
         from ov_recipro.sources.onnx_source import open_onnx
 
-        return open_onnx(path, output, image_shape, constants)
+        return open_onnx(path, cut)
     if path.suffix.lower() == ".xml":
         from ov_recipro.sources.openvino_source import open_openvino
 
-        return open_openvino(path, output, image_shape, constants)
+        return open_openvino(path, cut)
     raise ReciproError(f"{path}: not a model this tool reads (an .onnx or .xml file).")
 
 

@@ -1,0 +1,119 @@
+"""The options that travel through the package: where a model is cut, and how it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
+
+Hint = Literal["latency", "throughput"]
+PlanName = Literal["auto", "rows", "stream"]
+Precision = Literal["f32", "native"]
+Constants: TypeAlias = Mapping[str, float]
+
+_OLD_SPELLINGS = {"output": "output_name", "image_shape": "input_shape"}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a model is cut.
+
+    The command line makes its options from these fields, and their help from the lines below.
+
+    Attributes:
+        layer: Where to cut: a tensor, node or module name (whole, by its end, or a glob), an index
+            from 'layers' (-1 is the last), conv1 to conv5, or auto, the last feature map.
+        exact: Cut at the named tensor even where other tensors go round it; they are carried along.
+        output_name: The model output with the class scores, where there are several.
+        input_shape: Shape of the image input, where the file leaves it open: 1,3,224,224.
+        constants: Value that fills an input which is not the image, for each such input.
+    """
+
+    layer: str = "auto"
+    exact: bool = False
+    output_name: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    constants: Constants = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a model is run.
+
+    Attributes:
+        device: An OpenVINO device, such as CPU, GPU.1 or AUTO; or, in ONNX Runtime, ort-cpu, cuda
+            or cuda:1.
+        precision: Precision of the head: f32, or native, the device's own choice. The tail always
+            runs in float32.
+        hint: One image at a time (latency), or several at once (throughput).
+        plan: How the tail runs over the cells: rows, on the pixels that a cell can change; stream,
+            the whole tail on batches of masked maps; or auto, rows where they apply, save time and
+            passed their check. ONNX Runtime has the closed form in place of rows, for tails that
+            have one.
+        batch_memory: Memory for the tail's activations, in bytes; on the command line in MiB.
+        max_cost: Refuse a layer where an image is estimated to cost more plain inferences than
+            this, before anything is made ready.
+    """
+
+    device: str = "CPU"
+    precision: Precision = "f32"
+    hint: Hint = "latency"
+    plan: PlanName = "auto"
+    batch_memory: int = 256 << 20
+    max_cost: float | None = None
+
+
+Options = TypeVar("Options", Cut, Running)
+
+
+def cut_from(layer: str | Cut, options: Mapping[str, Any]) -> Cut:
+    """Return a cut from its short form and single options, such as ``exact=True``.
+
+    Raises:
+        TypeError: there is no option of that name.
+    """
+    cut, rest = _gathered(Cut, layer, options)
+    _check_no_more(rest)
+    return cut
+
+
+def cut_and_running_from(
+    layer: str | Cut, device: str | Running, options: Mapping[str, Any]
+) -> tuple[Cut, Running]:
+    """Return both from their short forms and single options.
+
+    Raises:
+        TypeError: there is no option of that name.
+    """
+    cut, rest = _gathered(Cut, layer, options)
+    running, rest = _gathered(Running, device, rest)
+    _check_no_more(rest)
+    return cut, running
+
+
+def _gathered(
+    kind: type[Options], short: str | Options, options: Mapping[str, Any]
+) -> tuple[Options, dict[str, Any]]:
+    """Return `kind` with its own options replaced, and the options that are not its own."""
+    named = {_OLD_SPELLINGS.get(name, name): value for name, value in options.items()}
+    fields = {each.name for each in dataclasses.fields(kind)}
+    base = kind(short) if isinstance(short, str) else short
+    own = {name: value for name, value in named.items() if name in fields}
+    return dataclasses.replace(base, **own), {n: v for n, v in named.items() if n not in fields}
+
+
+def _check_no_more(options: Mapping[str, Any]) -> None:
+    if options:
+        raise TypeError(f"unexpected keyword argument '{next(iter(options))}'")
+
+
+def thread_limit() -> int | None:
+    """Return how many threads inference on the CPU may take, if the environment says so.
+
+    `OMP_NUM_THREADS` is what schedulers and other numerical libraries go by; OpenVINO does not by
+    itself.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) > 0 else None
