@@ -263,7 +263,9 @@ class Explainer:
         return {
             "model": manifest.source.name,
             "sha256": manifest.source.sha256,
-            "companions": manifest.source.companions,
+            "companions": [
+                {"name": each.name, "sha256": each.sha256} for each in manifest.source.companions
+            ],
             "layer": manifest.cut.tensor,
             "feature_shape": manifest.cut.shape,
             "output": manifest.output,

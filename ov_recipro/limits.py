@@ -51,6 +51,7 @@ class Limit:
 
 
 PIXELS = Limit("OV_RECIPRO_MAX_PIXELS", 1 << 28, "pixels")
+IMAGE_BYTES = Limit("OV_RECIPRO_MAX_IMAGE_BYTES", 1 << 29, "bytes")
 TENSOR_BYTES = Limit("OV_RECIPRO_MAX_TENSOR_BYTES", 1 << 30, "bytes")
 NODES = Limit("OV_RECIPRO_MAX_NODES", 200_000, "nodes")
 FUNCTION_DEPTH = Limit("OV_RECIPRO_MAX_FUNCTION_DEPTH", 64, "levels of nested functions")

@@ -13,7 +13,7 @@ import pytest
 from command import fails, run
 from graphs import residual
 
-from ov_recipro import Explainer
+from ov_recipro import Explainer, ReciproError
 from ov_recipro.output import user_cache
 from ov_recipro.splitting import bundle_cache as cache
 
@@ -84,3 +84,33 @@ def test_the_commands(root: Path, tmp_path: Path) -> None:
         run("cache", "show", cwd=tmp_path, OV_RECIPRO_MAX_CACHE_BYTES="1 GB"),
         "OV_RECIPRO_MAX_CACHE_BYTES must be a whole number, not '1 GB'",
     )
+
+
+def test_what_another_process_removed_counts_as_removed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        blob = root / "compiled" / str(number)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(bytes(100))
+        aged(blob, 10 - number)
+    gone = [root / "compiled" / str(number) for number in range(2)]
+
+    def discard(path: Path) -> None:
+        path.unlink()
+        if path in gone:
+            raise FileNotFoundError
+
+    monkeypatch.setattr(cache, "discard", discard)
+    monkeypatch.setenv("OV_RECIPRO_MAX_CACHE_BYTES", "400")
+    cache.prune()
+    assert len(cache.entries("compiled")) == 4
+
+
+def test_a_limit_that_is_no_number_is_said(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not root.exists()
+    monkeypatch.setenv("OV_RECIPRO_MAX_CACHE_BYTES", "8 GB")
+    with pytest.raises(ReciproError, match="OV_RECIPRO_MAX_CACHE_BYTES"):
+        Explainer(residual(tmp_path / "m.onnx"))

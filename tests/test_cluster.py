@@ -27,7 +27,7 @@ from ray.cluster_utils import Cluster
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.cluster import results
 from ov_recipro.cluster.explaining import Run, Wish, _Actor
-from ov_recipro.cluster.files import find_files, list_url, read_file
+from ov_recipro.cluster.files import fetch, find_files, list_url
 from ov_recipro.cluster.measuring import read_dataset
 from ov_recipro.cluster.pool import open_pool
 from ov_recipro.cluster.results import Results
@@ -267,7 +267,7 @@ def test_files_behind_urls(tmp_path: Path, cat: Path) -> None:
     url = f"file://{tmp_path}"
     assert [file.name for file in find_files([url])] == [f"{url}/b/{n:03}.jpg" for n in range(3)]
     (one,) = find_files([f"{url}/b/*1.jpg"])
-    assert read_file(one.root, one.path) == (tmp_path / "b" / "001.jpg").read_bytes()
+    assert fetch(one.root, one.path) == (tmp_path / "b" / "001.jpg").read_bytes()
     local = find_files([str(tmp_path / "b"), str(tmp_path / "b" / "000.jpg")])
     assert [file.path for file in local] == [str(tmp_path / "b" / f"{n:03}.jpg") for n in range(3)]
     assert list_url(f"{url}/b/002.jpg") == (f"{tmp_path}/b/002.jpg", [f"{tmp_path}/b/002.jpg"])
@@ -277,7 +277,7 @@ def test_files_behind_urls(tmp_path: Path, cat: Path) -> None:
     with pytest.raises(ReciproError, match="nonsense"):
         find_files(["nonsense://x"])
     with pytest.raises(ReciproError, match=r"gone\.jpg"):
-        read_file(url, f"{tmp_path}/gone.jpg")
+        fetch(url, f"{tmp_path}/gone.jpg")
 
 
 def test_datasets_behind_urls(tmp_path: Path, cat: Path) -> None:

@@ -19,8 +19,8 @@ from graphs import Builder, residual
 from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from ov_recipro import ReciproError, split
-from ov_recipro.images.reading import find_images, read_image
+from ov_recipro import Explainer, ReciproError, split
+from ov_recipro.images.reading import decode_image, find_images, read_image
 from ov_recipro.sources import onnx_file
 from ov_recipro.sources.companions import open_companion
 
@@ -109,6 +109,36 @@ def function_outside(path: Path) -> Path:
     return with_weight(path, make)
 
 
+def default_outside(path: Path) -> Path:
+    """The weight is what a function's attribute is by default, read as numbers are folded."""
+
+    def make(model: onnx.ModelProto, weight: TensorProto) -> None:
+        tensor = external("secret", "../outside.bin", [20])
+        tensor.data_type = TensorProto.INT32
+        constant = helper.make_node("Constant", [], ["w"])
+        constant.attribute.append(
+            onnx.AttributeProto(
+                name="value", type=onnx.AttributeProto.TENSOR, ref_attr_name="value"
+            )
+        )
+        imports = [helper.make_opsetid("", 17)]
+        function = helper.make_function("local", "Weight", [], ["w"], [constant], imports)
+        function.attribute_proto.append(helper.make_attribute("value", tensor))
+        model.functions.append(function)
+        model.opset_import.append(helper.make_opsetid("local", 1))
+        sizes = onnx.numpy_helper.from_array(np.array([4, 5], np.int64), "sizes")
+        model.graph.initializer.append(sizes)
+        nodes = [
+            helper.make_node("Weight", [], ["numbers"], domain="local"),
+            helper.make_node("Reshape", ["numbers", "sizes"], ["matrix"]),
+            helper.make_node("Cast", ["matrix"], [weight.name], to=TensorProto.FLOAT),
+        ]
+        for node in reversed(nodes):
+            model.graph.node.insert(0, node)
+
+    return with_weight(path, make)
+
+
 def nested_outside(path: Path) -> Path:
     """The weight is in a branch of an If inside of a function."""
 
@@ -151,6 +181,7 @@ def linked_folder_outside(path: Path) -> Path:
     [
         (sparse_outside, "sparse tensor"),
         (function_outside, "'../outside.bin' lie outside the model's folder"),
+        (default_outside, "'../outside.bin' lie outside the model's folder"),
         (nested_outside, "'../outside.bin' lie outside the model's folder"),
         (linked_outside, "'weights.bin' lie outside the model's folder"),
         (linked_folder_outside, "'linked/outside.bin' lie outside the model's folder"),
@@ -223,23 +254,43 @@ def test_linked_weights_of_a_linked_model_are_read(tmp_path: Path) -> None:
 
 
 def test_what_was_checked_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights' name leads elsewhere right after the check: what was opened is read."""
+    """The weights' name leads elsewhere right after the check: that is noticed when it is read."""
     path = residual(tmp_path / "m.onnx")
-    expected = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="w", size_threshold=0)
     (tmp_path / "other").write_bytes(bytes((tmp_path / "w").stat().st_size))
 
     def then_swapped(model: Path, name: str) -> BinaryIO:
         file = open_companion(model, name)
-        (tmp_path / name).rename(tmp_path / "kept")
-        (tmp_path / name).symlink_to("other")
+        if not (tmp_path / "kept").exists():
+            (tmp_path / name).rename(tmp_path / "kept")
+            (tmp_path / name).symlink_to("other")
         return file
 
-    monkeypatch.setattr("ov_recipro.sources.onnx_file.open_companion", then_swapped)
-    found = {t.name: t.numpy() for t in onnx_file.tensors(onnx_file.load(path).model)}
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_array_equal(found[name], values)
+    monkeypatch.setattr("ov_recipro.sources.companions.open_companion", then_swapped)
+    found = onnx_file.load(path)
+    with pytest.raises(ReciproError, match="its weights 'w' have changed"):
+        [tensor.numpy() for tensor in onnx_file.tensors(found.model)]
+
+
+def test_many_files_of_weights_take_few_descriptors(tmp_path: Path) -> None:
+    path = residual(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        tensor.name, old = f"w_{tensor.name}", tensor.name
+        for node in model.graph.node:
+            node.input[:] = [tensor.name if name == old else name for name in node.input]
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=False,
+        size_threshold=0,
+    )
+    assert len(list(tmp_path.iterdir())) > 6
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept = onnx_file.load(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert all(tensor.numpy().size for tensor in onnx_file.tensors(kept.model))
 
 
 def sparse_bomb(path: Path) -> Path:
@@ -295,6 +346,70 @@ def recursive(path: Path) -> Path:
     return path
 
 
+def many_sparse(path: Path) -> Path:
+    model = onnx.load(residual(path))
+    for number in range(40):
+        values = onnx.numpy_helper.from_array(np.ones(1, np.float32), f"s{number}")
+        indices = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "indices")
+        sparse = helper.make_sparse_tensor(values, indices, [4096, 6000])
+        model.graph.sparse_initializer.append(sparse)
+    onnx.save(model, path)
+    return path
+
+
+def branch_bomb(path: Path) -> Path:
+    """What is large is made inside the branches of an If."""
+    b = Builder()
+    feature = b.add("Relu", b.conv("image", 4, strides=[4, 4], output="feature"))
+    b.head(b.add("Add", feature, "chosen"))
+    model = onnx.load(b.save(path))
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        size = onnx.numpy_helper.from_array(np.array([40_000, 40_000], np.int64))
+        nodes = [
+            helper.make_node("Constant", [], [f"{name}_size"], value=size),
+            helper.make_node("ConstantOfShape", [f"{name}_size"], [f"{name}_large"]),
+            helper.make_node("ReduceMean", [f"{name}_large"], [f"{name}_end"], keepdims=0),
+        ]
+        end = helper.make_tensor_value_info(f"{name}_end", TensorProto.FLOAT, [])
+        branches[name] = helper.make_graph(nodes, name, [], [end])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    place = next(i for i, node in enumerate(model.graph.node) if "chosen" in node.input)
+    model.graph.node.insert(place, helper.make_node("If", ["yes"], ["chosen"], **branches))
+    onnx.save(model, path)
+    return path
+
+
+def hidden_size(path: Path) -> Path:
+    """The size is computed from constants in a way that shape inference does not follow."""
+    b = Builder()
+    feature = b.add("Relu", b.conv("image", 4, strides=[4, 4], output="feature"))
+    shape = b.add("Shape", b.add("NonZero", b.constant(np.ones(5000))))
+    large = b.add("ConstantOfShape", b.add("Mul", shape, b.constant([40_000, 8], np.int64)))
+    b.head(b.add("Add", feature, b.add("ReduceMean", large, keepdims=0)))
+    return b.save(path)
+
+
+def known_levels(path: Path) -> Path:
+    """Each function is also called by the graph itself, the innermost first."""
+    model = onnx.load(calls(path, depth=100, times=1))
+    for level in range(100):
+        call = helper.make_node(f"F{level}", ["feature"], [f"unused{level}"], domain="local")
+        model.graph.node.insert(1 + level, call)
+    onnx.save(model, path)
+    return path
+
+
+def renamed_domain(path: Path) -> Path:
+    model = onnx.load(calls(path, depth=30, times=2))
+    for function in model.functions:
+        function.domain = ""
+    for message in [*model.graph.node, *(n for f in model.functions for n in f.node)]:
+        message.domain = "ai.onnx" if message.domain == "local" else message.domain
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def ir_bomb(path: Path) -> Path:
     text = ir(path.with_suffix(".xml")).read_text()
     text = text.replace("<dim>16</dim>", "<dim>160000</dim>").replace(
@@ -314,13 +429,36 @@ def ir_bomb(path: Path) -> Path:
         (lambda path: calls(path, depth=30, times=2), "OV_RECIPRO_MAX_NODES"),
         (lambda path: calls(path, depth=100, times=1), "OV_RECIPRO_MAX_FUNCTION_DEPTH"),
         (recursive, "OV_RECIPRO_MAX_FUNCTION_DEPTH"),
+        (many_sparse, "the sum of its sparse tensors"),
+        (branch_bomb, "_large' has 6,400,000,000 bytes"),
+        (hidden_size, "is not known before it is made"),
+        (known_levels, "OV_RECIPRO_MAX_FUNCTION_DEPTH"),
+        (renamed_domain, "OV_RECIPRO_MAX_NODES"),
     ],
-    ids=["sparse", "made", "input", "ir", "calls", "depth", "recursion"],
+    ids=[
+        *("sparse", "made", "input", "ir", "calls", "depth", "recursion"),
+        *("sparses", "branch", "hidden", "levels", "domain"),
+    ],
 )
 def test_bombs(write: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
     usual: list[str | Path] = ["split", residual(tmp_path / "harmless.onnx"), "-o", "h.recipro"]
     model = write(tmp_path / "m.onnx")
     refused(tmp_path, ["split", model], usual, message)
+
+
+def test_functions_that_nothing_calls_cost_nothing(tmp_path: Path) -> None:
+    model = onnx.load(calls(tmp_path / "m.onnx", depth=30, times=2))
+    (call,) = [node for node in model.graph.node if node.domain == "local"]
+    call.op_type, call.domain = "Relu", ""
+    model.functions[0].node[0].op_type = "F30"  # in a circle, too
+    model.functions[0].node[0].domain = "local"
+    onnx.save(model, tmp_path / "m.onnx")
+    assert onnx_file.load(tmp_path / "m.onnx").model.graph.num_nodes() == len(model.graph.node)
+
+
+def test_a_function_of_thousands_of_nodes_is_inlined_at_once(tmp_path: Path) -> None:
+    path = calls(tmp_path / "m.onnx", depth=13, times=2)
+    assert onnx_file.load(path).model.graph.num_nodes() > 1 << 14
 
 
 def png_bomb(path: Path, side: int) -> Path:
@@ -349,6 +487,60 @@ def test_a_picture_that_would_fill_the_memory(tmp_path: Path, cat: Path) -> None
     assert "bomb.png has 900,000,000 pixels" in done.stderr
     assert "OV_RECIPRO_MAX_PIXELS" in done.stderr
     assert peak - usual < MOST
+
+
+def test_a_picture_with_two_headers(cat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reader of headers jumps over the true one, which the decoder finds."""
+    data = cat.read_bytes()
+    place = data.find(b"\xff\xc0") if b"\xff\xc0" in data else data.find(b"\xff\xc2")
+    length = int.from_bytes(data[place + 2 : place + 4], "big")
+    true = data[place : place + 2 + length]
+    false = true[:5] + bytes([0, 8, 0, 8]) + true[9:]
+    comment = b"\xff\xfe" + (2 + len(false)).to_bytes(2, "big") + false
+    jump = b"\xff\x00" + (2 + len(true) + 4).to_bytes(2, "big")
+    forged = data[:place] + jump + true + comment + data[place + len(true) :]
+    assert decode_image(forged, "forged").shape == (300, 451, 3)
+    monkeypatch.setenv("OV_RECIPRO_MAX_PIXELS", "1000")
+    with pytest.raises(ReciproError, match=r"forged has 135,300 pixels"):
+        decode_image(forged, "forged")
+
+
+def test_a_picture_in_a_large_file(tmp_path: Path, cat: Path) -> None:
+    path = tmp_path / "long.jpg"
+    path.write_bytes(cat.read_bytes())
+    with path.open("r+b") as file:
+        file.truncate(600 << 20)
+    with pytest.raises(ReciproError, match=r"OV_RECIPRO_MAX_IMAGE_BYTES"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[" * 100_000),
+        ("config.json", '{"mean": 1, "std": [1, 1, 1]}'),
+        ("config.json", '{"pretrained_cfg": {"mean": ["a", 0, 0], "std": [1, 1, 1]}}'),
+        ("preprocessor_config.json", '{"image_mean": [0, 0, 0], "size": "large"}'),
+        ("config.json", " " * (5 << 20)),
+        ("metadata.yaml", " " * (5 << 20)),
+    ],
+)
+def test_what_lies_beside_a_model_is_malformed(name: str, text: str, tmp_path: Path) -> None:
+    path = residual(tmp_path / "m.onnx")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ReciproError) as error:
+        Explainer(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_number_in_the_metadata_is_none(tmp_path: Path) -> None:
+    path = residual(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.metadata_props.add(key="model_info mean_values", value="0 0 0")
+    model.metadata_props.add(key="model_info pad_value", value="x")
+    onnx.save(model, path)
+    with pytest.raises(ReciproError, match="malformed"):
+        split(path, tmp_path / "b.recipro")
 
 
 def test_limits_are_raised_and_lowered(

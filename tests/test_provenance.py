@@ -23,6 +23,7 @@ from ov_recipro.cut.bundle import MANIFEST
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_file, read_image
 from ov_recipro.report.saved import read_cards
+from ov_recipro.splitting.proof import prove
 
 
 def sha256(path: Path) -> str:
@@ -51,8 +52,8 @@ def test_weights_beside_the_model_are_hashed(form: str, tmp_path: Path) -> None:
     model, weights = with_weights(tmp_path, form)
     first = Explainer(model)
     (companion,) = first.provenance()["companions"]
-    assert companion.name == weights.relative_to(tmp_path).as_posix()
-    assert companion.sha256 == sha256(weights)
+    assert companion["name"] == weights.relative_to(tmp_path).as_posix()
+    assert companion["sha256"] == sha256(weights)
     modified = weights.stat().st_mtime_ns
     data = bytearray(weights.read_bytes())
     data[5] ^= 1
@@ -60,9 +61,34 @@ def test_weights_beside_the_model_are_hashed(form: str, tmp_path: Path) -> None:
     os.utime(weights, ns=(modified, modified + 10_000_000))
     second = Explainer(model)  # the kept bundle is of other weights
     assert second.provenance()["sha256"] == first.provenance()["sha256"]
-    assert second.provenance()["companions"][0].sha256 == sha256(weights) != companion.sha256
+    assert second.provenance()["companions"][0]["sha256"] == sha256(weights)
+    assert sha256(weights) != companion["sha256"]
     image = np.full((32, 32, 3), 127, np.uint8)
     assert first(image).id != second(image).id
+
+
+def test_the_id_does_not_depend_on_when_a_file_was_copied(tmp_path: Path) -> None:
+    model, weights = with_weights(tmp_path, "onnx")
+    image = np.full((32, 32, 3), 127, np.uint8)
+    first = Explainer(model)(image)
+    os.utime(weights, (1, 1))
+    assert Explainer(model)(image).id == first.id
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_model_that_changes_while_it_is_split_is_refused(
+    part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = with_weights(tmp_path, "onnx")
+
+    def then_changed(*arguments: Any) -> Any:
+        os.utime(files[part], (1, 1))
+        return prove(*arguments)
+
+    monkeypatch.setattr("ov_recipro.splitting.split.prove", then_changed)
+    with pytest.raises(ReciproError, match="changed"):
+        split(files[0], tmp_path / "net.recipro")
+    assert not (tmp_path / "net.recipro").exists()
 
 
 def test_a_bundle_from_before_weights_were_hashed_opens(tmp_path: Path) -> None:
@@ -72,7 +98,7 @@ def test_a_bundle_from_before_weights_were_hashed_opens(tmp_path: Path) -> None:
     del manifest["source"]["companions"][0]["sha256"]
     (bundle.folder / MANIFEST).write_text(json.dumps(manifest))
     explainer = Explainer(open_bundle(bundle.folder))
-    assert explainer.provenance()["companions"][0].sha256 is None
+    assert explainer.provenance()["companions"][0]["sha256"] is None
     assert explainer(np.zeros((32, 32, 3), np.uint8)).maps.shape[0] == 1
 
 

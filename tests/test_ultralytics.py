@@ -114,8 +114,8 @@ def test_what_is_asked_for_comes_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("names", "{0: 'a', 2: 'b'}", "each class from 0 on"),
-        ("names", "{0: ['a']}", "each class from 0 on"),
+        ("names", "{0: 'a', 2: 'b'}", "must name every class"),
+        ("names", "{0: ['a']}", "must name every class"),
         ("names", "__import__('os').abort()", "not a Python literal"),
         ("names", "[" * 100_000, "not a Python literal"),
         ("names", "'" + "a" * (2 << 20) + "'", "not a Python literal"),
@@ -137,6 +137,7 @@ def test_metadata_that_makes_no_sense(key: str, value: str, text: str, tmp_path:
         "names: [unclosed\n",
         "names:\n  0: &a [x, x]\n  1: [*a, *a]\n",
         "#" * (2 << 20),
+        "#" * (5 << 20),
         "[" * 100_000,
     ],
 )
@@ -160,3 +161,16 @@ def test_an_ir_whose_tensors_have_no_names(tmp_path: Path) -> None:
     done = run("embed", tmp_path / "m.xml", "-o", "embedded.xml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "saliency_map u8 [1,5,6,4]" in done.stderr
+
+
+def test_a_task_that_doubles_with_each_line_is_not_written_out(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
+    path = as_ir(tmp_path, beside="\n".join([*lines, "task: *a59", "names: [a, b, c, d, e]\n"]))
+    assert split(path, tmp_path / "a").manifest.preprocessing.resize == "shorter_side_crop"
+
+
+def test_other_metadata_of_these_names_is_not_theirs(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "m.onnx", task="image-classification", names="cat,dog")
+    manifest = split(path, tmp_path / "a").manifest
+    assert manifest.labels is None
+    assert "assumed" in manifest.preprocessing.source

@@ -1,4 +1,4 @@
-"""Print the least versions that pyproject.toml declares, as constraints for pip.
+"""Print the minimum versions that pyproject.toml declares, as constraints for pip.
 
 python tools/floors.py > floors.txt && pip install --constraint floors.txt '.[ort,ray]'
 """

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ov_recipro.cluster import pool, results
-from ov_recipro.cluster.files import File, find_files, read_file
+from ov_recipro.cluster.files import File, fetch, find_files
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.cluster.results import MapType, Results
@@ -148,7 +148,7 @@ class _Actor:
 def _read(given: dict[str, Any]) -> tuple[dict[str, Any], bytes | ReciproError]:
     """Return a row with its file's bytes, or why there are none."""
     try:
-        return given, read_file(given["root"], given["path"])
+        return given, fetch(given["root"], given["path"])
     except ReciproError as error:
         return given, error
 

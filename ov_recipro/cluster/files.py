@@ -79,7 +79,7 @@ def list_url(url: str) -> tuple[str, list[str]]:
     return root, sorted(paths)
 
 
-def read_file(root: str, path: str) -> bytes:
+def fetch(root: str, path: str) -> bytes:
     """Return the bytes of a file; see `File`.
 
     Raises:

@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 
 from ov_recipro.cluster import pool
-from ov_recipro.cluster.files import list_url, read_file
+from ov_recipro.cluster.files import fetch, list_url
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.errors import ReciproError
@@ -96,5 +96,5 @@ class _Actor:
 
     def _outcome(self, given: dict[str, Any]) -> bytes:
         task = msgspec.json.decode(given["task"], type=Task)
-        outcome = self._measuring(task, lambda: read_file(given["root"], given["path"]))
+        outcome = self._measuring(task, lambda: fetch(given["root"], given["path"]))
         return msgspec.json.encode(outcome)

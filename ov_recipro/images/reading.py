@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,11 +18,14 @@ import numpy as np
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Image
-from ov_recipro.limits import PIXELS
+from ov_recipro.limits import IMAGE_BYTES, PIXELS
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 )
+
+_JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_JPEG_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})  # markers without a length
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def read_bytes(path: Path) -> bytes:
         if path.exists() and not path.is_file():
             raise ReciproError(f"{path} is not a file.")
         with path.open("rb") as file:
+            IMAGE_BYTES.check(os.fstat(file.fileno()).st_size, str(path))
             _check_header(file, str(path))
             file.seek(0)
             return file.read()
@@ -87,7 +93,10 @@ def decode_image(data: bytes, name: str) -> Image:
     Raises:
         ReciproError: they are truncated or not an image, or have more pixels than `limits.PIXELS`.
     """
+    IMAGE_BYTES.check(len(data), name)
     _check_header(BytesIO(data), name)
+    if data.startswith(b"\xff\xd8"):
+        PIXELS.check(_pixels_of_jpeg(data), name)
     try:  # a whole buffer: of a truncated file, OpenCV would fill the missing part with grey
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -103,6 +112,27 @@ def _check_header(file: BinaryIO, name: str) -> None:
     if width < 1 or height < 1:  # no header that it knows
         raise ReciproError(_not_an_image(name))
     PIXELS.check(int(width) * int(height), name)
+
+
+def _pixels_of_jpeg(data: bytes) -> int:
+    """Return the pixels that a JPEG decoder will find, which passes over bytes between segments.
+
+    A file can be made so that a stricter reader jumps over the true header and finds a false one.
+    """
+    place = 2
+    while (place := data.find(b"\xff", place)) >= 0:
+        while data[place : place + 1] == b"\xff":
+            place += 1
+        marker = data[place] if place < len(data) else 0xD9
+        place += 1
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack(">HH", data[place + 3 : place + 7].ljust(4, b"\0"))
+            return int(height * width)
+        if marker in (0xD9, 0xDA):  # the end, or the pixels
+            break
+        if marker not in _JPEG_BARE:
+            place += int.from_bytes(data[place : place + 2], "big")
+    return 0
 
 
 def _not_an_image(name: str) -> str:

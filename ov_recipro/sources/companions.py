@@ -1,4 +1,4 @@
-"""Files of weights beside a model, opened so that nothing leads out of the model's folder."""
+"""Files beside a model: its weights, from inside its folder alone, and what describes it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,70 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
 
 from ov_recipro.errors import ReciproError
 
 _IN_FOLDERS = os.open in os.supports_dir_fd  # opening step by step, as POSIX systems can
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_LARGEST_SIDECAR = 4 << 20  # bytes
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Companion:
+    """A file of weights beside a model, opened anew for each read and known by its stamp.
+
+    Args:
+        model: the model's file.
+        name: the file's path relative to the model's folder.
+
+    Raises:
+        ReciproError: see `open_companion`.
+    """
+
+    def __init__(self, model: Path, name: str) -> None:
+        self._model, self._name = model, name
+        with open_companion(model, name) as file:
+            self._stamp = stamp(file)
+            self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes there.
+
+        Raises:
+            ReciproError: the file has changed since it was first opened.
+        """
+        with open_companion(self._model, self._name) as file:
+            if stamp(file) != self._stamp:
+                raise ReciproError(f"{self._model}: its weights '{self._name}' have changed.")
+            file.seek(offset)
+            return file.read(length)
+
+
+def stamp(file: BinaryIO) -> tuple[int, ...]:
+    """Return what changes when another file takes an open file's place, or its content changes."""
+    status = os.fstat(file.fileno())
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def read_sidecar(path: Path) -> bytes | None:
+    """Return a small file beside a model that describes it, None where there is none.
+
+    Raises:
+        ReciproError: it is not a regular file, is too large, or can't be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        if not path.is_file():
+            raise ReciproError(f"{path} beside the model is not a regular file.")
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_SIDECAR + 1)
+    except OSError as error:
+        raise ReciproError(f"{path} beside the model can't be read: {error.strerror}.") from error
+    if len(data) > _LARGEST_SIDECAR:
+        raise ReciproError(f"{path} beside the model has more than {_LARGEST_SIDECAR:,} bytes.")
+    return data
 
 
 def open_companion(model: Path, name: str) -> BufferedReader:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
 from ov_recipro.sources import ultralytics
+from ov_recipro.sources.companions import read_sidecar
 
 _MODEL_INFO = "model_info "
 _HUGGING_FACE = "preprocessor_config.json"
@@ -40,6 +42,13 @@ def find_preprocessing(
     Raises:
         ReciproError: what is written there makes no sense.
     """
+    with _sensible(model):
+        return _find_preprocessing(metadata, model, size)
+
+
+def _find_preprocessing(
+    metadata: Mapping[str, str], model: Path, size: tuple[int, int]
+) -> Preprocessing:
     if (export := ultralytics.find_export(metadata, model)) is not None:
         return _from_ultralytics(export, size)
     info = model_info(metadata)
@@ -165,13 +174,26 @@ def _from_timm(config: dict[str, Any], path: Path, size: tuple[int, int]) -> Pre
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`, or an empty one where there is no such file."""
-    if not path.is_file():
+    sidecar = read_sidecar(path)
+    if sidecar is None:
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(sidecar)
+    except (ValueError, RecursionError) as error:
         raise ReciproError(f"{path} beside the model can't be read: {error}.") from error
     return data if isinstance(data, dict) else {}
+
+
+@contextmanager
+def _sensible(model: Path) -> Iterator[None]:
+    """Turn what fails on values of a wrong kind into one clear error."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ReciproError(
+            f"What {model} or a file beside it says of its preprocessing or labels is malformed: "
+            f"{type(error).__name__}: {error}."
+        ) from error
 
 
 def _is_true(text: str) -> bool:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx.inliner import inline_local_functions
 from onnx_ir.passes import common as passes
 
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import FUNCTION_DEPTH, NODES, TENSOR_BYTES
-from ov_recipro.sources.companions import open_companion
+from ov_recipro.sources.companions import Companion
 from ov_recipro.sources.rewriting.quantised import to_qdq
 
 _LARGEST_FILE = (1 << 31) - 1  # bytes; protobuf's own limit
@@ -52,20 +50,24 @@ def load(path: Path) -> Loaded:
     _check_size(proto, path)
     plain = not (proto.functions or proto.graph.sparse_initializer)
     try:
+        if proto.functions:
+            _write_defaults(proto)
+            proto = inline_local_functions(proto)
         for sparse in proto.graph.sparse_initializer:
             proto.graph.initializer.append(_dense(sparse))
         del proto.graph.sparse_initializer[:]
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx and onnx-ir raise many kinds for a malformed file
         raise _unreadable(path, error) from error
+    if model.functions:
+        name = next(iter(model.functions))[1]
+        raise ReciproError(f"{path} can't be read: its function '{name}' has an opset of its own.")
     if model.graph.num_nodes() == 0:
         raise ReciproError(f"{path} is not an ONNX model: it has no nodes.")
     companions = _open_external(model, path)
     passes.RemoveInitializersFromInputsPass()(model)
     try:
         model.graph.sort()
-        if model.functions:
-            passes.InlinePass()(model)
         to_qdq(model)
     except ValueError as error:
         raise ReciproError(f"{path} is not a valid ONNX model: {one_line(error)}") from error
@@ -99,75 +101,109 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 
 def _check_size(proto: onnx.ModelProto, path: Path) -> None:
-    """Refuse a model that would grow beyond the limits, before any of it is expanded."""
+    """Refuse a model that would grow beyond the limits, before any of it is expanded.
+
+    Functions that nothing calls are taken out.
+    """
+    dense = 0  # bytes of all sparse tensors written out
     for message in _messages(proto):
         if isinstance(message, onnx.TensorProto):
             _check_tensor(message.dims, message.data_type, f"{path}: tensor '{message.name}'")
         elif isinstance(message, onnx.SparseTensorProto):
             name = message.values.name
-            _check_tensor(message.dims, message.values.data_type, f"{path}: tensor '{name}'")
             if any(each.external_data for each in (message.values, message.indices)):
                 raise ReciproError(
                     f"{path}: the sparse tensor '{name}' keeps its values in external data, which "
                     "is not supported; refused."
                 )
-    bodies = {(f.domain, f.name, f.overload): f for f in proto.functions}
-    sizes: dict[_Function, int] = {}
-    NODES.check(len(bodies), f"{path}")
-    NODES.check(_expanded(proto.graph, bodies, sizes, path, 0), f"{path}")
+            subject = f"{path}: tensor '{name}'"
+            dense += _check_tensor(message.dims, message.values.data_type, subject)
+            TENSOR_BYTES.check(dense, f"{path}: the sum of its sparse tensors")
+    NODES.check(len(proto.functions), f"{path}")
+    calls = _Calls({_called(f.domain, f.name, f.overload): f for f in proto.functions}, path)
+    NODES.check(calls.expanded(proto.graph, 0)[0], f"{path}")
+    used = [f for f in proto.functions if _called(f.domain, f.name, f.overload) in calls.known]
+    del proto.functions[:]
+    proto.functions.extend(used)
 
 
 def _messages(message: _Message) -> Iterator[_Message]:
     """Yield a message and all inside of it that may hold a tensor, wherever it may hold one."""
     yield message
-    for field in message.DESCRIPTOR.fields:
-        if field.message_type is None or field.message_type.name in _NO_TENSORS:
+    for part in message.DESCRIPTOR.fields:
+        if part.message_type is None or part.message_type.name in _NO_TENSORS:
             continue
-        if field.is_repeated:
-            for each in getattr(message, field.name):
+        if part.is_repeated:
+            for each in getattr(message, part.name):
                 yield from _messages(each)
-        elif message.HasField(field.name):
-            yield from _messages(getattr(message, field.name))
+        elif message.HasField(part.name):
+            yield from _messages(getattr(message, part.name))
 
 
-def _check_tensor(dims: Any, data_type: int, subject: str) -> None:
+def _check_tensor(dims: Any, data_type: int, subject: str) -> int:
+    """Check a tensor's size; return it in bytes, 0 where its type is not known."""
     if any(size < 0 for size in dims):
         raise ReciproError(f"{subject} has a negative size in its shape {list(dims)}.")
     try:
         bits = ir.DataType(data_type).bitwidth
     except (ValueError, TypeError):
-        return  # of no type, or of strings: reading it reports the former
-    TENSOR_BYTES.check(math.ceil(math.prod(dims) * bits / 8), subject)
+        return 0  # of no type, or of strings: reading it reports the former
+    size: int = -(-math.prod(dims) * bits // 8)
+    TENSOR_BYTES.check(size, subject)
+    return size
 
 
-def _expanded(
-    body: _Message,
-    functions: Mapping[_Function, onnx.FunctionProto],
-    sizes: dict[_Function, int],
-    path: Path,
-    depth: int,
-) -> int:
-    """Return how many nodes a graph or function has once all functions are inlined.
+def _called(domain: str, name: str, overload: str) -> _Function:
+    return ("" if domain == "ai.onnx" else domain, name, overload)
 
-    Args:
-        body: the graph or function.
-        functions: the model's, by what calls them.
-        sizes: the sizes of functions that are known already.
+
+@dataclass
+class _Calls:
+    """What a model's functions come to once all are inlined.
+
+    Attributes:
+        bodies: the functions, by what calls them.
         path: the file.
-        depth: of nested calls that led here.
+        known: of those that are called, the number of nodes and of levels below them.
     """
-    FUNCTION_DEPTH.check(depth, f"{path}")
-    count = 0
-    for message in _messages(body):
-        if not isinstance(message, onnx.NodeProto):
-            continue
-        count += 1
-        called = (message.domain, message.op_type, message.overload)
-        if called in functions:
-            if called not in sizes:
-                sizes[called] = _expanded(functions[called], functions, sizes, path, depth + 1)
-            count += sizes[called]
-    return count
+
+    bodies: Mapping[_Function, onnx.FunctionProto]
+    path: Path
+    known: dict[_Function, tuple[int, int]] = field(default_factory=dict)
+
+    def expanded(self, body: _Message, depth: int) -> tuple[int, int]:
+        """Return how many nodes a graph or function has then, and how deep its calls go.
+
+        Args:
+            body: the graph or function.
+            depth: of the calls that led here.
+        """
+        FUNCTION_DEPTH.check(depth, f"{self.path}")
+        count = levels = 0
+        for message in _messages(body):
+            if not isinstance(message, onnx.NodeProto):
+                continue
+            count += 1
+            called = _called(message.domain, message.op_type, message.overload)
+            if called in self.bodies:
+                if called not in self.known:
+                    self.known[called] = self.expanded(self.bodies[called], depth + 1)
+                nodes, below = self.known[called]
+                count, levels = count + nodes, max(levels, 1 + below)
+        FUNCTION_DEPTH.check(depth + levels, f"{self.path}")
+        return count, levels
+
+
+def _write_defaults(proto: onnx.ModelProto) -> None:
+    """Write the attributes that functions have by default at the calls that leave them out."""
+    bodies = {_called(f.domain, f.name, f.overload): f for f in proto.functions}
+    for message in _messages(proto):
+        if isinstance(message, onnx.NodeProto):
+            function = bodies.get(_called(message.domain, message.op_type, message.overload))
+            given = {attribute.name for attribute in message.attribute}
+            for default in function.attribute_proto if function is not None else ():
+                if default.name not in given:
+                    message.attribute.append(default)
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
@@ -184,33 +220,26 @@ def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Yield the constants of a model whose functions are inlined."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    yield from attribute.as_tensors()
+    found: list[ir.TensorProtocol] = []
+
+    def keep(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        found.append(tensor)
+        return tensor
+
+    _for_each_tensor(model, keep)
+    yield from found
 
 
 def _for_each_tensor(
     model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]
 ) -> None:
     """Put in each constant's place what `change` returns for it."""
-    graphs = list(model.graphs())
-    for function in model.functions.values():
-        graphs += [function.graph, *function.graph.subgraphs()]
-    for graph in graphs:
+    for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.const_value = change(value.const_value)
         for node in graph:
             for name, attribute in list(node.attributes.items()):
-                if attribute.is_ref():
-                    continue
                 if attribute.type == ir.AttributeType.TENSOR:
                     node.attributes.add(ir.AttrTensor(name, change(attribute.as_tensor())))
                 elif attribute.type == ir.AttributeType.TENSORS:
@@ -224,41 +253,21 @@ def _open_external(model: ir.Model, path: Path) -> tuple[Path, ...]:
     Returns:
         The files.
     """
-    files: dict[str, _File] = {}
+    files: dict[str, Companion] = {}
 
     def change(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if not isinstance(tensor, ir.ExternalTensor):
             return tensor
         name = str(tensor.location)
         if name not in files:
-            files[name] = _File(open_companion(path, name))
+            files[name] = Companion(path, name)
         return _lazy(tensor, files[name], path)
 
     _for_each_tensor(model, change)
     return tuple(path.parent / name for name in files)
 
 
-class _File:
-    """An open file that several threads may read; closed when nothing refers to it any more."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        with file:
-            self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-        self._lock = threading.Lock()
-        self.size = os.fstat(self._descriptor).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return the bytes there, fewer where the file ends."""
-        found = bytearray()
-        with self._lock:
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            while len(found) < length and (some := os.read(self._descriptor, length - len(found))):
-                found += some
-        return bytes(found)
-
-
-def _lazy(tensor: ir.ExternalTensor, file: _File, path: Path) -> ir.LazyTensor:
+def _lazy(tensor: ir.ExternalTensor, file: Companion, path: Path) -> ir.LazyTensor:
     """Return a tensor that is read from `file` each time it is needed."""
     offset, length = tensor.offset or 0, tensor.nbytes
     if offset < 0 or tensor.length not in (None, length) or offset + length > file.size:
@@ -269,8 +278,6 @@ def _lazy(tensor: ir.ExternalTensor, file: _File, path: Path) -> ir.LazyTensor:
 
     def read() -> ir.TensorProtocol:
         data = file.read(offset, length)
-        if len(data) < length:
-            raise ReciproError(f"{path}: the weights '{tensor.location}' were cut short.")
         proto = onnx.TensorProto(
             name=tensor.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy(), raw_data=data
         )

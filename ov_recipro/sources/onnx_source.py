@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,18 @@ _LARGE = 1 << 30  # bytes of weights of a model that is not run whole for its pr
 _PIECE = 96 << 20  # bytes of weights run at once then
 
 
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what was wrong with a file of weights, which onnx-ir wraps in errors of its own."""
+    try:
+        yield
+    except ir.serde.SerdeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ReciproError):
+            cause = cause.__cause__
+        raise cause or error from None
+
+
 @dataclass(frozen=True)
 class OnnxSource:
     """An ONNX classifier, ready to be cut.
@@ -59,6 +72,7 @@ class OnnxSource:
     companions: tuple[Path, ...]
     plain: bool
 
+    @_own_errors()
     def outline(self) -> tuple[ov.Model, dict[str, ov.Output]]:
         """Describe the model to OpenVINO (see `Source.outline`)."""
         model = _extract(self.model, [self.graph.image], [self.graph.scores])
@@ -80,6 +94,7 @@ class OnnxSource:
                 named |= {str(v.name): port for v in node.inputs[:1] if v and v.name not in named}
         return outline, named
 
+    @_own_errors()
     def write_split(self, point: CutPoint, folder: Path) -> SplitFiles:
         """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_split`)."""
         image, scores = self.graph.image, self.graph.scores
@@ -164,6 +179,10 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
     for value in shaping.values_of(model):
         if (size := shaping.bytes_of(value)) is not None:
             TENSOR_BYTES.check(size, f"{path}: tensor '{value.name}'")
+    for value in shaping.of_unknown_size(model):
+        raise ReciproError(
+            f"{path}: the size of tensor '{value.name}' is not known before it is made; refused."
+        )
     nodes = tuple(_neutral(node, operations) for node in model.graph)
     outputs = [str(value.name) for value in model.graph.outputs]
     scores, activation, chosen = find_scores(nodes, outputs, shapes, cut.output_name)

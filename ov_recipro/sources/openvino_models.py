@@ -36,7 +36,7 @@ def core() -> ov.Core:
     return found
 
 
-def read_file(path: Path) -> ov.Model:
+def read_model_file(path: Path) -> ov.Model:
     """Read a model file; an IR's weights only from a regular file inside of its folder.
 
     Raises:
@@ -54,7 +54,7 @@ def read_file(path: Path) -> ov.Model:
 def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
     """Read a model file and give its inputs, in order, these static shapes."""
     try:
-        model = read_file(path)
+        model = read_model_file(path)
         if shapes is not None:
             model.reshape({i: ov.PartialShape(list(s)) for i, s in enumerate(shapes)})
     except RuntimeError as error:

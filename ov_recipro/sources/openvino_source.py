@@ -23,7 +23,7 @@ from ov_recipro.errors import ReciproError
 from ov_recipro.limits import NODES, TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
-from ov_recipro.sources.openvino_models import name_of, ports, read_file, reason
+from ov_recipro.sources.openvino_models import name_of, ports, read_model_file, reason
 from ov_recipro.sources.rewriting.openvino_float32 import hand_over, to_float32
 from ov_recipro.sources.source import SplitFiles
 
@@ -147,7 +147,7 @@ def _load(path: Path) -> ov.Model:
     if "<net" not in text[:4096]:  # OpenVINO would try all its other readers on it and complain
         raise ReciproError(f"{path} is not a readable OpenVINO IR: it has no <net> element.")
     NODES.check(len(re.findall(r"<layer\s", text)), str(path))
-    return read_file(path)
+    return read_model_file(path)
 
 
 @contextmanager

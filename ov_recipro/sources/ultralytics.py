@@ -15,8 +15,10 @@ from typing import Any
 import yaml
 
 from ov_recipro.errors import ReciproError
+from ov_recipro.sources.companions import read_sidecar
 
 SIDECAR = "metadata.yaml"
+TASKS = ("classify", "detect", "segment", "pose", "obb")
 _MODEL_TYPE, _RESIZE = "model_info model_type", "model_info resize_type"
 _LITERALS = ("names", "imgsz")
 _LARGEST = 1 << 20  # bytes of a description
@@ -27,7 +29,7 @@ class Export:
     """What is said.
 
     Attributes:
-        task: "classify", "detect", "segment", "pose" or "obb".
+        task: one of `TASKS`.
         names: of the classes, in order; None where there are none.
         size: (height, width) of the images; None where that is not said.
         source: where it is said, in words.
@@ -43,7 +45,7 @@ def find_export(metadata: Mapping[str, str], model: Path) -> Export | None:
     """Return what a model says if Ultralytics exported it, else None.
 
     Every IR of theirs has the model type "YOLO", classifiers too. Where nothing names the task, the
-    resize type tells these apart: it is written for all tasks but theirs.
+    resize type does: it is written for every task except classification.
 
     Args:
         metadata: the file's entries (see `ov_recipro.sources.source.Source`).
@@ -52,17 +54,19 @@ def find_export(metadata: Mapping[str, str], model: Path) -> Export | None:
     Raises:
         ReciproError: what is written there makes no sense.
     """
-    if "task" in metadata and "names" in metadata:
+    if metadata.get("task") in TASKS and "names" in metadata:
         present = [key for key in _LITERALS if key in metadata]
         said = {key: _literal(metadata[key], key, model) for key in present}
         return _export(metadata["task"], said, model, "Ultralytics metadata in the model")
     if metadata.get(_MODEL_TYPE) != "YOLO":
         return None
     beside = model.parent / SIDECAR
-    said = _read(beside) if beside.is_file() else {}
-    task = "detect" if _RESIZE in metadata else "classify"
+    said = _read(beside)
+    task = said.get("task")
+    if task not in TASKS:
+        task = "detect" if _RESIZE in metadata else "classify"
     source = SIDECAR if said else "model_info in the model"
-    return _export(str(said.get("task", task)), said, beside, source)
+    return _export(task, said, beside, source)
 
 
 def _export(task: str, said: Mapping[str, Any], path: Path, source: str) -> Export:
@@ -75,10 +79,11 @@ def _names(names: Any, path: Path) -> tuple[str, ...] | None:
     listed = dict(enumerate(names)) if isinstance(names, list) else names
     if (
         not isinstance(listed, dict)
+        or not all(isinstance(index, int) for index in listed)
         or set(listed) != set(range(len(listed)))
         or not all(isinstance(name, str | int | float) for name in listed.values())
     ):
-        raise ReciproError(f"{path}: 'names' does not give each class from 0 on a name.")
+        raise ReciproError(f"{path}: 'names' must name every class, numbered from 0.")
     return tuple(str(listed[index]) for index in range(len(listed)))
 
 
@@ -105,11 +110,15 @@ def _literal(text: str, key: str, model: Path) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return what the file says, nothing where there is none."""
+    data = read_sidecar(path)
+    if data is None:
+        return {}
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ReciproError(f"{path} beside the model has more than {_LARGEST:,} bytes.")
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        if len(data) > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST:,} bytes")
+        said = yaml.safe_load(data.decode())
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ReciproError(f"{path} beside the model can't be read: {lines[0]}.") from error
     return said if isinstance(said, dict) else {}

@@ -22,6 +22,7 @@ from ov_recipro.limits import CACHE_BYTES
 from ov_recipro.options import Cut
 from ov_recipro.output import CacheKind, discard, user_cache
 from ov_recipro.sources import metadata
+from ov_recipro.sources.companions import read_sidecar
 from ov_recipro.splitting.split import check_is_file, file_sha256, split
 
 _IN_USE = 3600.0  # seconds since its last use for which nothing is removed
@@ -34,10 +35,10 @@ def cached_split(model: Path, cut: Cut = Cut()) -> Bundle:
     cut and this tool's version.
     """
     check_is_file(model)
-    digest = hashlib.sha256(file_sha256(model).encode())
+    sha256 = file_sha256(model)
+    digest = hashlib.sha256(sha256.encode())
     for sidecar in metadata.SIDECARS:
-        beside = model.parent / sidecar
-        digest.update(beside.read_bytes() if beside.is_file() else b"-")
+        digest.update(read_sidecar(model.parent / sidecar) or b"-")
     given = dataclasses.replace(cut, constants=dict(sorted(cut.constants.items())))
     arguments = (given, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
@@ -47,8 +48,9 @@ def cached_split(model: Path, cut: Cut = Cut()) -> Bundle:
         return split(model, folder, layer=cut)
 
     def is_current(bundle: Bundle) -> bool:
-        companions = bundle.manifest.source.companions
-        return all(_is_unchanged(model.parent, each) for each in companions)
+        source = bundle.manifest.source
+        unchanged = all(_is_unchanged(model.parent, each) for each in source.companions)
+        return source.sha256 == sha256 and unchanged
 
     return cached_or_created(folder, make, is_current)
 
@@ -84,12 +86,12 @@ def cached_or_created(
         if folder.exists():
             discard(folder)
         bundle = make()
-        prune()
-        return bundle
     except (ReciproError, OSError):
         if (bundle := kept()) is not None:
             return bundle  # another process was first to put it there
         raise
+    prune()
+    return bundle
 
 
 def _is_unchanged(folder: Path, companion: Companion) -> bool:
@@ -137,7 +139,9 @@ def entries(kind: CacheKind) -> list[Entry]:
     with suppress(FileNotFoundError):
         for path in user_cache(kind).iterdir():
             with suppress(FileNotFoundError):  # another process has removed it
-                found.append(Entry(path, sum(_sizes(path)), path.stat().st_mtime))
+                status = path.stat()  # OpenVINO only reads what it has kept
+                used = max(status.st_atime, status.st_mtime) if path.is_file() else status.st_mtime
+                found.append(Entry(path, sum(_sizes(path)), used))
     return sorted(found, key=lambda entry: entry.used)
 
 
@@ -153,7 +157,8 @@ def prune() -> None:
         if excess <= 0 or time.time() - entry.used < _IN_USE:
             return
         with suppress(OSError):
-            discard(entry.path)
+            with suppress(FileNotFoundError):  # another process was first
+                discard(entry.path)
             excess -= entry.size
 
 
@@ -179,6 +184,7 @@ def clear() -> int:
 def _sizes(path: Path) -> Iterator[int]:
     if not path.is_dir():
         yield path.stat().st_size
-    for inside in path.rglob("*") if path.is_dir() else ():
+        return
+    for inside in path.rglob("*"):
         with suppress(FileNotFoundError):
             yield inside.stat().st_size

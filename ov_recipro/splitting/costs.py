@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ov_recipro.cut.bundle import Cost
 from ov_recipro.cut.points import CutPoint, cut_points
 from ov_recipro.plans.rows import (
+    FROZEN_BATCH,
     NO_SAVING,
     downstream,
     estimate,
@@ -17,8 +18,13 @@ from ov_recipro.plans.rows import (
 from ov_recipro.sources.source import Source
 
 
-def costs(source: Source, points: Sequence[CutPoint]) -> list[Cost | None]:
+def costs(source: Source, points: Sequence[CutPoint], any_batch: bool = True) -> list[Cost | None]:
     """Estimate the cost of explaining at each of a model's cut points, tensors that go round kept.
+
+    Args:
+        source: the model.
+        points: where it is cut.
+        any_batch: whether the tails are taken to score several feature maps at once.
 
     Returns:
         None for a tensor that OpenVINO's reading of the model does not have.
@@ -37,7 +43,7 @@ def costs(source: Source, points: Sequence[CutPoint]) -> list[Cost | None]:
         start = key_of(port)
         tail = downstream(steps, [start])
         stream = 1 + height * width * sum(step.macs for step in tail) / plain
-        reason = inapplicable(point)
+        reason = inapplicable(point) if any_batch else FROZEN_BATCH
         if reason is None:
             rows = estimate(tail, start, (height, width))
             if rows.is_worth_it(plain):

@@ -14,20 +14,18 @@ from ov_recipro.cut.bundle import (
     SUFFIX,
     Bundle,
     Companion,
-    Cost,
     ImageInput,
     Manifest,
     SourceFile,
     new_folder,
     write_manifest,
 )
-from ov_recipro.cut.points import CutPoint, find_cut
+from ov_recipro.cut.points import find_cut
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.options import Cut, cut_from
-from ov_recipro.plans.rows import FROZEN_BATCH
 from ov_recipro.sources import metadata
-from ov_recipro.sources.companions import open_companion
+from ov_recipro.sources.companions import open_companion, stamp
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.source import Source
 from ov_recipro.splitting.costs import costs
@@ -72,7 +70,10 @@ def split(
     path = Path(model)
     folder = Path(f"{path.stem}{SUFFIX}") if output_folder is None else Path(output_folder)
     asked = cut_from(layer, options)
+    check_is_file(path)
+    before = _stamp(path)
     source = open_source(path, asked)
+    beside = [_stamp(each) for each in source.companions]
     cut = find_cut(source.graph, asked.layer, asked.exact)
     with new_folder(folder, force) as work:
         files = source.write_split(cut.point, work)
@@ -106,20 +107,15 @@ def split(
             any_batch=proof.any_batch,
             parity=proof.parity,
             deviation=proof.deviation,
-            cost=_cost(source, cut.point, proof.any_batch),
+            cost=costs(source, [cut.point], proof.any_batch)[0],
             preprocessing=changed(found, preprocessing),
             labels=checked_labels(names, proof.classes),
             versions={name: version(name) for name in _LIBRARIES},
         )
+        if before != _stamp(path) or beside != [_stamp(each) for each in source.companions]:
+            raise ReciproError(f"{path} or its weights changed while the model was split.")
         write_manifest(work, manifest)
     return Bundle(folder, manifest)
-
-
-def _cost(source: Source, point: CutPoint, any_batch: bool) -> Cost | None:
-    (cost,) = costs(source, [point])
-    if cost is None or cost.plan == "stream" or any_batch:
-        return cost
-    return Cost("stream", cost.stream, cost.stream, FROZEN_BATCH)
 
 
 def open_source(path: Path, cut: Cut = Cut()) -> Source:
@@ -153,10 +149,18 @@ def _describe_companion(model: Path, name: str) -> Companion:
     return Companion(name, stat.st_size, stat.st_mtime_ns, digest)
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        with path.open("rb") as file:
+            return stamp(file)
+    except OSError as error:
+        raise ReciproError(f"{path}: {error.strerror or error}.") from error
+
+
 def check_is_file(path: Path) -> None:
     """Raise ReciproError where there is no such file."""
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise ReciproError(f"{path} {what}.")
 
 

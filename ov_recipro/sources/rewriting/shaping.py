@@ -31,10 +31,41 @@ def bytes_of(value: ir.Value) -> int | None:
 
 
 def values_of(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield the model's inputs and what its nodes make."""
+    """Yield the model's inputs and what its nodes make, those of sub-graphs included."""
     yield from model.graph.inputs
-    for node in model.graph:
-        yield from node.outputs
+    for graph in model.graphs():
+        for node in graph:
+            yield from node.outputs
+
+
+def of_unknown_size(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield what grows from constants alone to a size that is not known before it is made.
+
+    A runtime makes it while it reads the model, however large that is.
+    """
+    for graph in model.graphs():
+        for node in graph:
+            grows = node.op_type in _GROWING and node.domain == ""
+            if grows and static_shape(node.outputs[0]) is None and _is_of_constants(node):
+                yield node.outputs[0]
+
+
+def _is_of_constants(node: ir.Node) -> bool:
+    """Whether nothing reaches a node but constants: no input of the model or of a sub-graph."""
+    left: list[ir.Node] = [node]
+    seen: set[ir.Node] = set()
+    while left:
+        at = left.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        for value in at.inputs:
+            if value is None or value.const_value is not None:
+                continue
+            if (made := value.producer()) is None:
+                return False
+            left.append(made)
+    return True
 
 
 def fold(model: ir.Model) -> None:
