@@ -12,23 +12,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ov_recipro.cut.bundle import Bundle, open_bundle
     from ov_recipro.embedding import embed
-    from ov_recipro.errors import ReciproError
+    from ov_recipro.errors import (
+        DeviceError,
+        ImageError,
+        ModelError,
+        OptionError,
+        ReciproError,
+        TargetError,
+    )
     from ov_recipro.explainer import Explainer
     from ov_recipro.explanation import Explanation, Prediction, Target
     from ov_recipro.faithfulness.verification import Verification, verify
+    from ov_recipro.images.drawing import Style
     from ov_recipro.images.preprocess import Preprocessing
     from ov_recipro.methods import Subject
+    from ov_recipro.options import Cut, Running
     from ov_recipro.splitting.split import split
 
 __all__ = [
     "Bundle",
+    "Cut",
+    "DeviceError",
     "Explainer",
     "Explanation",
+    "ImageError",
+    "ModelError",
+    "OptionError",
     "Prediction",
     "Preprocessing",
     "ReciproError",
+    "Running",
+    "Style",
     "Subject",
     "Target",
+    "TargetError",
     "Verification",
     "embed",
     "open_bundle",
@@ -37,6 +54,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Cut": "options",
+    "DeviceError": "errors",
+    "ImageError": "errors",
+    "ModelError": "errors",
+    "OptionError": "errors",
+    "Running": "options",
+    "Style": "images.drawing",
+    "TargetError": "errors",
     "Bundle": "cut.bundle",
     "Explainer": "explainer",
     "Explanation": "explanation",
@@ -53,8 +78,13 @@ _HOMES = {
 }
 
 
+_OLD_MODULES = {"draw": "images.drawing"}  # by names that the documentation gave
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name on first use: the command line starts without the runtimes."""
+    if name in _OLD_MODULES:
+        return import_module(f"ov_recipro.{_OLD_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'ov_recipro' has no attribute '{name}'")
     return getattr(import_module(f"ov_recipro.{_HOMES[name]}"), name)

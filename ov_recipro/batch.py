@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ov_recipro import output
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
 from ov_recipro.faithfulness.verification import Verification, verify
@@ -155,7 +155,7 @@ class Batch:
         try:
             explanation = self.explainer(source.read(), self.targets)
             verifications = verify(self.subject, explanation) if self.subject else ()
-        except ReciproError as error:
+        except OF_ONE_IMAGE as error:
             return self._error(number, source, error)
         maps = explanation.save_maps(self.folder, stem) if self.save_maps else None
         overlays = explanation.save_overlays(self.folder, stem, self.style)
@@ -188,7 +188,7 @@ class Batch:
             opened = video.open_video(source.path)
             sha256 = file_sha256(source.path)
             video.write_video(path, overlays(video.read_frames(opened)), opened.rate)
-        except ReciproError as error:
+        except OF_ONE_IMAGE as error:
             return self._error(number, source, error)
         self._done[number] = {
             "path": source.name,

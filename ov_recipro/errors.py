@@ -1,11 +1,50 @@
-"""The one error that is the user's to mend."""
+"""The errors that are the user's to mend, and what a process or a server answers to each."""
 
 from __future__ import annotations
 
 
 class ReciproError(Exception):
-    """Something the user can mend: a bad file, an unknown layer, a device that is not there.
+    """Something the user can mend; also raised as such where a file can't be written.
 
     The message is one line that says what is wrong and, where it can, what to do. The command line
-    prints it without a traceback and exits with 1.
+    prints it without a traceback.
     """
+
+
+class ModelError(ReciproError):
+    """A model, a bundle or a file beside it can't be read, cut or trusted."""
+
+
+class ImageError(ReciproError):
+    """An image or a video can't be read, or the model gives no finite numbers for it."""
+
+
+class TargetError(ReciproError):
+    """What is to be explained is not among what the model knows, or was not explained."""
+
+
+class OptionError(ReciproError):
+    """An option, or the files that it names, don't fit the model or the rest."""
+
+
+class DeviceError(ReciproError):
+    """A device or its library is not available, can't run the model, or failed."""
+
+
+CODES: dict[type[ReciproError], tuple[int, int]] = {
+    ReciproError: (1, 500),
+    ModelError: (1, 500),
+    ImageError: (1, 422),
+    TargetError: (1, 404),
+    OptionError: (1, 400),
+    DeviceError: (1, 503),
+}
+"""The exit code of the command line and the HTTP status of a server, by class."""
+
+OF_ONE_IMAGE = (ImageError, TargetError)
+"""After these a run over many images goes on; after all others it ends."""
+
+
+def codes_of(error: ReciproError) -> tuple[int, int]:
+    """Return the exit code and the HTTP status of an error, by its nearest class in `CODES`."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)

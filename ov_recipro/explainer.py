@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import openvino
 
 from ov_recipro.cut.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ImageError, OptionError
 from ov_recipro.explanation import Explanation, Prediction, Target
 from ov_recipro.images.preprocess import Image, Preprocessing, changed, prepare
 from ov_recipro.images.reading import ImageFile, read_file
@@ -32,11 +31,11 @@ from ov_recipro.saliency import (
     saliency_maps,
     target_scores,
 )
-from ov_recipro.sources.labels import checked_labels, class_index
+from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.openvino_models import as_file
+from ov_recipro.targets.classes import ClassTarget, find_classes
 
 MODEL_VARIABLE = "OV_RECIPRO_MODEL"
-_TOP = re.compile(r"top([1-9]\d*)")
 _SHOWN = 5  # predictions that an explanation lists
 
 
@@ -65,7 +64,7 @@ class Explainer:
         versions: of this tool and the libraries that run the model.
 
     Raises:
-        ReciproError: the model can't be read, cut there or run on that device.
+        OptionError: the model can't be read, cut there or run on that device.
 
     Example:
         >>> explainer = Explainer("model.onnx")
@@ -125,7 +124,7 @@ class Explainer:
                 classes of highest score; or several of these.
 
         Raises:
-            ReciproError: the image can't be read, there is no such class, or the model gives NaN.
+            OptionError: the image can't be read, there is no such class, or the model gives NaN.
         """
         given = read_file(Path(image)) if isinstance(image, str | Path) else image
         pixels, path, sha256 = (
@@ -134,7 +133,7 @@ class Explainer:
             else (given, None, None)
         )
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-            raise ReciproError(
+            raise ImageError(
                 f"An image must be uint8 [H,W,3] in BGR, not {pixels.dtype} {list(pixels.shape)}."
             )
         entry = self.bundle.manifest.image
@@ -159,7 +158,7 @@ class Explainer:
             The explanations, in the order of the images.
 
         Raises:
-            ReciproError: at the turn of an image that can't be explained; the stream ends there.
+            OptionError: at the turn of an image that can't be explained; the stream ends there.
         """
         wanted = targets if isinstance(targets, str | int) else list(targets)
         yield from in_order(lambda image: self(image, wanted), images, self.workers)
@@ -177,25 +176,28 @@ class Explainer:
         """
         entry = self.bundle.manifest.image
         if tensor.shape != entry.shape:
-            raise ReciproError(
+            raise ImageError(
                 f"The model takes an input of shape {list(entry.shape)}, not {list(tensor.shape)}."
             )
         started = time.perf_counter()
         with self._runtime.infer(tensor.astype(entry.dtype, copy=False)) as inference:
             if not (inference.finite and np.isfinite(inference.logits).all()):
-                raise ReciproError("The model gives NaN or infinite numbers for this image.")
+                raise ImageError("The model gives NaN or infinite numbers for this image.")
             best = best_classes(inference.logits, _SHOWN)
             indices = self.find_targets(targets, inference.logits)
-            told = list(dict.fromkeys([*best, *indices]))
-            whole = target_scores(inference.logits[None], self.score, told, inference.parts)
-            chunks = [
-                target_scores(logits, self.score, indices, parts)
-                for logits, parts in inference.masked
+            classes = list(dict.fromkeys([*best, *indices]))
+            scored = [ClassTarget(index, self._label(index), self.score) for index in indices]
+            full_scores = target_scores(
+                inference.logits[None], self.score, classes, inference.softmax_terms
+            )
+            runs = [
+                np.stack([target.scores(logits, terms) for target in scored], axis=1)
+                for logits, terms in inference.masked
             ]
-        scores = dict(zip(told, whole[0].tolist(), strict=True))
-        cells = np.concatenate(chunks).T.reshape(len(indices), *self.bundle.manifest.cut.grid)
+        scores = dict(zip(classes, full_scores[0].tolist(), strict=True))
+        cells = self.bundle.manifest.cut.cells.as_maps(np.concatenate(runs))
         if not np.isfinite(cells).all():
-            raise ReciproError("The model gives NaN or infinite scores for a masked feature map.")
+            raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
         return Explanation(
             predictions=tuple(
@@ -203,14 +205,14 @@ class Explainer:
             ),
             targets=tuple(
                 Target(
-                    index=index,
-                    label=self._label(index),
-                    score=scores[index],
+                    index=target.index,
+                    label=target.label,
+                    score=scores[target.index],
                     range=(float(values.min()), float(values.max())),
                     distinct_values=len(set(values.ravel().tolist())),
                     flat=bool(values.min() == values.max()),
                 )
-                for index, values in zip(indices, raw, strict=True)
+                for target, values in zip(scored, raw, strict=True)
             ),
             maps=saliency_maps(cells),
             raw=raw,
@@ -232,20 +234,10 @@ class Explainer:
                 these are checked and left out.
 
         Raises:
-            ReciproError: there is no such class.
+            OptionError: there is no such class.
         """
-        wanted = [targets] if isinstance(targets, str | int) else list(targets)
-        if not wanted:
-            raise ReciproError("No target to explain was given.")
-        found: dict[int, None] = {}
-        for target in wanted:
-            if isinstance(target, str) and (top := _TOP.fullmatch(target)):
-                if logits is not None:
-                    found.update(dict.fromkeys(best_classes(logits, int(top[1]))))
-            else:
-                classes = self.bundle.manifest.classes
-                found[class_index(target, self.labels, classes)] = None
-        return list(found)
+        classes = self.bundle.manifest.classes
+        return find_classes(targets, self.labels, classes, logits)
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that, with its bundle, make another such explainer."""
@@ -289,14 +281,14 @@ def default_model() -> Path:
     that comes with the package.
 
     Raises:
-        ReciproError: there are several bundles in the working directory.
+        OptionError: there are several bundles in the working directory.
     """
     if named := os.environ.get(MODEL_VARIABLE):
         return Path(named)
     bundles = sorted(p for p in Path().glob(f"*{SUFFIX}") if (p / MANIFEST).is_file())
     if len(bundles) > 1:
         shown = ", ".join(map(str, bundles))
-        raise ReciproError(f"Which model? There are several bundles here: {shown}. Choose with -m.")
+        raise OptionError(f"Which model? There are several bundles here: {shown}. Choose with -m.")
     return bundles[0] if bundles else bundled_model()
 
 
@@ -311,7 +303,7 @@ def bundled_model() -> Path:
 def _open(path: Path, cut: Cut) -> Bundle:
     if path.is_dir():
         if cut != Cut():
-            raise ReciproError(
+            raise OptionError(
                 f"{path} is already split: its layer, output and input shape are fixed."
             )
         return open_bundle(path)
@@ -349,7 +341,7 @@ def _check_cost(
         found = cheaper_layer(open_source(*source), tensor, max_cost)
         if found is not None:
             hint = f"'{found[0]}', further on, would cost about {found[1].inferences:.3g}"
-    raise ReciproError(
+    raise OptionError(
         f"Explaining at '{tensor}' would cost about {expected:.3g} inferences an image; the limit "
         f"is {max_cost:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
     )

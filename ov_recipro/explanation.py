@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import TargetError
 from ov_recipro.images import drawing as draw
 from ov_recipro.images.preprocess import Image, Window
 from ov_recipro.output import SCHEMA_VERSION, open_folder, write_whole
@@ -140,10 +140,10 @@ class Explanation:
             uint8 [h,w,3] BGR of the image's own size, to which a legend adds rows below.
 
         Raises:
-            ReciproError: that class was not explained, or there is no image.
+            TargetError: that class was not explained, or there is no image.
         """
         if self.image is None or self.window is None:
-            raise ReciproError("A tensor was explained, not an image: nothing to draw onto.")
+            raise TargetError("A tensor was explained, not an image: nothing to draw onto.")
         position = self._position(target)
         drawn = draw.overlay(self.image, self.maps[position], self.window, style)
         if not style.legend:
@@ -169,7 +169,7 @@ class Explanation:
             The files.
 
         Raises:
-            ReciproError: a file can't be written.
+            TargetError: a file can't be written.
         """
         folder = Path(folder)
         stem = stem or (Path(self.path).stem if self.path is not None else "explanation")
@@ -193,7 +193,7 @@ class Explanation:
             The files' names, in the order of the targets.
 
         Raises:
-            ReciproError: a file can't be written, or there is no image.
+            TargetError: a file can't be written, or there is no image.
         """
         names = []
         for position, target in enumerate(self.targets):
@@ -208,7 +208,7 @@ class Explanation:
             The file's name.
 
         Raises:
-            ReciproError: it can't be written.
+            TargetError: it can't be written.
         """
         buffer = BytesIO()
         np.savez_compressed(
@@ -273,7 +273,7 @@ class Explanation:
         if isinstance(target, str):
             target = indices[find_class(target, [each.label or "" for each in self.targets])]
         if target not in indices:
-            raise ReciproError(f"Class {target} was not explained; these were: {indices}.")
+            raise TargetError(f"Class {target} was not explained; these were: {indices}.")
         return indices.index(target)
 
 

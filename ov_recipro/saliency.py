@@ -33,7 +33,7 @@ def class_scores(logits: Floats, score: Score) -> npt.NDArray[np.float64]:
 
 
 def target_scores(
-    logits: Floats, score: Score, targets: list[int], parts: Floats | None = None
+    logits: Floats, score: Score, targets: list[int], terms: Floats | None = None
 ) -> npt.NDArray[np.float64]:
     """Return the scores [N,T] of some classes alone, as `class_scores` gives them.
 
@@ -41,18 +41,18 @@ def target_scores(
         logits: [N,classes].
         score: how they become scores.
         targets: the classes wanted.
-        parts: what `softmax_parts` gives of the logits, where that is known.
+        terms: what `softmax_terms` gives of the logits, where that is known.
     """
     chosen = np.asarray(logits[:, targets], np.float64)
     if score != "softmax":
         return class_scores(chosen, score)
-    parts = softmax_parts(logits) if parts is None else parts
-    highest, others, ties = parts[:, :1], parts[:, 1:2], parts[:, 2:]
+    terms = softmax_terms(logits) if terms is None else terms
+    highest, others, ties = terms[:, :1], terms[:, 1:2], terms[:, 2:]
     return np.asarray(np.exp(chosen - highest) / (ties + others.astype(np.float64)))
 
 
-def softmax_parts(logits: Floats) -> npt.NDArray[np.float32]:
-    """Return what a softmax over logits [N,classes] divides by, in three parts, [N,3].
+def softmax_terms(logits: Floats) -> npt.NDArray[np.float32]:
+    """Return what a softmax over logits [N,classes] divides by, in three terms, [N,3].
 
     These are the highest logit, the sum of exp(logit - highest) over those below it, and the
     number of those equal to it. Apart, float32 holds them as well as it holds the logits: close to

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ReciproError, codes_of
 
 COMMANDS = (
     "layers",
@@ -53,7 +53,7 @@ def main() -> None:
         code = cli.main(standalone_mode=False)
     except ReciproError as error:
         click.echo(f"Error: {error}", err=True)
-        code = 1
+        code = codes_of(error)[0]
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -20,7 +20,7 @@ from ov_recipro.cli.option_groups import (
     running_options,
 )
 from ov_recipro.cli.tables import aligned
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, ReciproError
 from ov_recipro.options import Cut
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def command(
             note(f"Comparing on {path} ...")
         try:
             comparison, left, right = compare(one, other, path, target)
-        except ReciproError as error:
+        except OF_ONE_IMAGE as error:
             failed.append(str(error))
             note(f"Error: {error}")
             continue

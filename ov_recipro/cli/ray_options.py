@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ov_recipro.cli.option_groups import Function, note
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError
 
 if TYPE_CHECKING:
     from ov_recipro.cluster.pool import Pool
@@ -67,7 +67,7 @@ def engine_of(options: dict[str, Any]) -> Engine:
     """Take the options of `engine_options` out of a command's options.
 
     Raises:
-        ReciproError: Ray is asked for and not installed.
+        OptionError: Ray is asked for and not installed.
         click.UsageError: options of Ray's are given without it.
     """
     engine = Engine(*(options.pop(n) for n in ("engine", "address", "actors", "cpus_per_actor")))
@@ -79,7 +79,7 @@ def engine_of(options: dict[str, Any]) -> Engine:
         import pyarrow  # noqa: F401
         import ray.data  # noqa: F401
     except ImportError as error:
-        raise ReciproError(
+        raise OptionError(
             f"--engine ray needs Ray ({error}): pip install 'ov-recipro[ray]'."
         ) from error
     return engine
@@ -93,7 +93,7 @@ def pool_of(engine: Engine, device: str, quiet: bool) -> Iterator[Pool]:
     kind, _, number = device.partition(":")
     gpus = 1 if kind == "cuda" else 0
     if gpus and number:
-        raise ReciproError(f"Ray hands each actor a GPU of its own: -d cuda, not {device}.")
+        raise OptionError(f"Ray hands each actor a GPU of its own: -d cuda, not {device}.")
     cpus = engine.cpus_per_actor or 1
     with open_pool(engine.address or LOCAL, engine.actors, cpus, gpus) as pool:
         note(f"{pool.actors} actors, cores each: {pool.cpus}.", quiet)

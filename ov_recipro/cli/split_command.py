@@ -65,8 +65,8 @@ def command(
 
 
 def _plan(manifest: Manifest) -> str:
-    height, width = manifest.cut.grid
+    cells = manifest.cut.cells.count
     if manifest.cost is None:
-        return f"stream, {height * width} cells"
+        return f"stream, {cells} cells"
     about = f"about {manifest.cost.inferences:.3g} x one inference"
-    return f"{manifest.cost.plan}, {height * width} cells, {about} an image"
+    return f"{manifest.cost.plan}, {cells} cells, {about} an image"

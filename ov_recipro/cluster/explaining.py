@@ -16,7 +16,7 @@ from ov_recipro.cluster.files import File, fetch, find_files
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.cluster.results import MapType, Results
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, ImageError, OptionError
 from ov_recipro.explainer import Explainer
 from ov_recipro.faithfulness.verification import verify
 from ov_recipro.images.drawing import Style
@@ -70,7 +70,7 @@ class Run:
         total: number of images; kept: how many of these earlier runs have left.
 
     Raises:
-        ReciproError: there are no images, or `folder` holds results of other settings.
+        OptionError: there are no images, or `folder` holds results of other settings.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Run:
         """Explain what is missing; what is finished is written even if this ends early.
 
         Raises:
-            ReciproError: results can't be written, or an actor can't be made.
+            OptionError: results can't be written, or an actor can't be made.
         """
         if not self._missing:
             return
@@ -116,7 +116,7 @@ class _Actor:
 
     def __init__(self, recipe: Recipe, wish: Wish) -> None:
         if wish.overlays is not None and not wish.overlays.is_dir():
-            raise ReciproError(f"{wish.overlays} is not seen by all machines; overlays need that.")
+            raise OptionError(f"{wish.overlays} is not seen by all machines; overlays need that.")
         self._explainer = recipe.explainer()
         self._wish = wish
         self._subject = Subject(self._explainer) if wish.verify else None
@@ -128,16 +128,16 @@ class _Actor:
         done = list(in_order(self._row, files, self._explainer.workers))
         return results.table(done, self._schema)
 
-    def _row(self, file: tuple[dict[str, Any], bytes | ReciproError]) -> dict[str, Any]:
+    def _row(self, file: tuple[dict[str, Any], bytes | ImageError]) -> dict[str, Any]:
         given, data = file
-        if isinstance(data, ReciproError):
+        if isinstance(data, ImageError):
             return {"path": given["name"], "error": str(data)}
         wish = self._wish
         try:
             image = decode_file(data, given["name"])
             explanation = self._explainer(image, wish.targets)
             verified = verify(self._subject, explanation) if self._subject else ()
-        except ReciproError as error:
+        except OF_ONE_IMAGE as error:
             return {"path": given["name"], "error": str(error)}
         drawn: list[str] = []
         if wish.overlays is not None:
@@ -145,11 +145,11 @@ class _Actor:
         return results.row(explanation, self._explainer.score, verified, drawn)
 
 
-def _read(given: dict[str, Any]) -> tuple[dict[str, Any], bytes | ReciproError]:
+def _read(given: dict[str, Any]) -> tuple[dict[str, Any], bytes | ImageError]:
     """Return a row with its file's bytes, or why there are none."""
     try:
         return given, fetch(given["root"], given["path"])
-    except ReciproError as error:
+    except ImageError as error:
         return given, error
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ImageError, OptionError
 from ov_recipro.images.reading import SUFFIXES, find_images, read_bytes
 
 
@@ -44,7 +44,7 @@ def find_files(names: Iterable[str]) -> list[File]:
     """Return the images behind files, directories, globs and URLs of these, each once.
 
     Raises:
-        ReciproError: a name leads to no image.
+        ImageError: a name leads to no image.
     """
     found: dict[File, None] = {}
     for name in names:
@@ -61,7 +61,7 @@ def list_url(url: str) -> tuple[str, list[str]]:
     """Return what a URL means in its filesystem, and the paths of the images there, sorted.
 
     Raises:
-        ReciproError: it can't be read, or has no images.
+        ImageError: it can't be read, or has no images.
     """
     system, root = _opened(url)
     try:
@@ -73,9 +73,9 @@ def list_url(url: str) -> tuple[str, list[str]]:
         else:
             paths = [root] if system.exists(root) else []
     except Exception as error:  # each filesystem has errors of its own
-        raise ReciproError(f"{url}: {_reason(error)}.") from error
+        raise ImageError(f"{url}: {_reason(error)}.") from error
     if not paths:
-        raise ReciproError(f"{url}: no images there.")
+        raise OptionError(f"{url}: no images there.")
     return root, sorted(paths)
 
 
@@ -83,7 +83,7 @@ def fetch(root: str, path: str) -> bytes:
     """Return the bytes of a file; see `File`.
 
     Raises:
-        ReciproError: it can't be read.
+        ImageError: it can't be read.
     """
     if not root:
         return read_bytes(Path(path))
@@ -91,7 +91,7 @@ def fetch(root: str, path: str) -> bytes:
     try:
         return bytes(system.cat_file(path))
     except Exception as error:  # each filesystem has errors of its own
-        raise ReciproError(f"{path}: {_reason(error)}.") from error
+        raise ImageError(f"{path}: {_reason(error)}.") from error
 
 
 @cache
@@ -103,11 +103,11 @@ def _opened(url: str) -> tuple[Any, str]:
     except pa.ArrowInvalid:  # not one of pyarrow's
         pass
     except OSError as error:
-        raise ReciproError(f"{url}: {_reason(error)}.") from error
+        raise ImageError(f"{url}: {_reason(error)}.") from error
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError, OSError) as error:
-        raise ReciproError(f"{url}: {_reason(error)}.") from error
+        raise ImageError(f"{url}: {_reason(error)}.") from error
     return system, path
 
 

@@ -14,7 +14,7 @@ from ov_recipro.cluster import pool
 from ov_recipro.cluster.files import fetch, list_url
 from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError
 from ov_recipro.faithfulness.datasets import Classes, Sample, in_folders
 from ov_recipro.faithfulness.evaluation import Evaluation, Measuring, Outcome, Task
 from ov_recipro.methods import Subject
@@ -27,12 +27,12 @@ def read_dataset(url: str, classes: Classes) -> list[Sample]:
     """Find the images of a dataset behind a URL; see `datasets.read_dataset`.
 
     Raises:
-        ReciproError: that is no folder of images, or a folder in it is no class.
+        OptionError: that is no folder of images, or a folder in it is no class.
     """
     root, paths = list_url(url)
     folder = root.rstrip("/")
     if not all(path.startswith(f"{folder}/") for path in paths):
-        raise ReciproError(f"{url}: no folder of images.")
+        raise OptionError(f"{url}: no folder of images.")
     names = [path.removeprefix(f"{folder}/") for path in paths]
     samples = in_folders(folder, names, classes)
     return sorted(samples, key=lambda sample: sample.name)
@@ -48,7 +48,7 @@ def measure(actors: Pool, evaluation: Evaluation, root: str, workers: int) -> It
         workers: images in hand at once, in each actor.
 
     Raises:
-        ReciproError: a record can't be written, or an actor can't be made.
+        OptionError: a record can't be written, or an actor can't be made.
     """
     measuring = evaluation.measuring
     rows = [

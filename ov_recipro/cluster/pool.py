@@ -19,7 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import DeviceError, ReciproError
 
 LOCAL = "local"
 _SECONDS = 10.0  # to wait for a cluster
@@ -52,7 +52,7 @@ def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterato
         cpus, gpus: of each.
 
     Raises:
-        ReciproError: there is no such cluster, or it is too small.
+        DeviceError: there is no such cluster, or it is too small.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -68,7 +68,7 @@ def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterato
                 logging_level="ERROR",
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ReciproError(f"No Ray cluster at '{address}': {_first_line(error)}") from error
+        raise DeviceError(f"No Ray cluster at '{address}': {_first_line(error)}") from error
     try:
         yield _fitting(actors, cpus, gpus)
     finally:
@@ -100,7 +100,7 @@ def _fitting(actors: int | None, cpus: int, gpus: int) -> Pool:
         actors = room
     if not 1 <= actors <= room:
         each = f"{cpus} cores" + (f" and {gpus} GPU" if gpus else "")
-        raise ReciproError(
+        raise DeviceError(
             f"The cluster has room for {room} actors of {each} (--actors, --cpus-per-actor)."
         )
     return Pool(actors, cpus, gpus)
@@ -133,7 +133,7 @@ def stream(
         most: rows that an actor takes at once.
 
     Raises:
-        ReciproError: an actor raises it.
+        DeviceError: an actor raises it.
     """
     size = max(1, min(most, len(rows) // (4 * pool.actors)))
     table = pa.Table.from_pylist(rows)
@@ -152,12 +152,12 @@ def stream(
     try:
         for batch in batches:
             if batch.column_names == [_FAILURE]:
-                raise ReciproError(batch[_FAILURE][0].as_py())
+                raise DeviceError(batch[_FAILURE][0].as_py())
             yield batch
     except ray.exceptions.RayTaskError:  # an error of this program's: it is shown whole
         raise
     except ray.exceptions.RayError as error:
-        raise ReciproError(f"Ray failed: {_first_line(error)}") from error
+        raise DeviceError(f"Ray failed: {_first_line(error)}") from error
 
 
 class _Worker:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ov_recipro.cluster import pool
 from ov_recipro.cut.bundle import SUFFIX, Bundle, new_folder, open_bundle
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import DeviceError
 from ov_recipro.explainer import Explainer
 from ov_recipro.splitting.bundle_cache import bundles, cached_or_created
 
@@ -40,7 +40,7 @@ class Recipe:
         """Make the explainer, in an actor.
 
         Raises:
-            ReciproError: it can't be made here, or would run another plan.
+            DeviceError: it can't be made here, or would run another plan.
         """
         os.environ["OMP_NUM_THREADS"] = str(self.cpus)
         cv2.setNumThreads(self.cpus)
@@ -48,7 +48,7 @@ class Recipe:
         bundle = cached_or_created(folder, lambda: self._unpacked(folder))
         explainer = Explainer(bundle, **self.options)
         if explainer.plan.name != self.plan:
-            raise ReciproError(
+            raise DeviceError(
                 f"A machine would run the plan '{explainer.plan.name}' ({explainer.plan_reason}), "
                 f"where the one that started the run has '{self.plan}'."
             )

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError
 from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness.verification import Verification
 from ov_recipro.output import open_folder, write_whole
@@ -147,7 +147,7 @@ class Results:
         kept: paths of the images that earlier runs have left.
 
     Raises:
-        ReciproError: the folder holds results of other settings, or can't be read or written.
+        OptionError: the folder holds results of other settings, or can't be read or written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -164,14 +164,14 @@ class Results:
             try:
                 self.kept.update(pq.read_table(file, columns=["path"])["path"].to_pylist())
             except (OSError, pa.ArrowException) as error:
-                raise ReciproError(f"{file} is damaged; delete it. ({error})") from error
+                raise OptionError(f"{file} is damaged; delete it. ({error})") from error
         self._next = int(files[-1].stem.partition("-")[2]) + 1 if files else 0
 
     def add(self, rows: pa.Table) -> None:
         """Take rows, and write them when they are many or old.
 
         Raises:
-            ReciproError: they can't be written.
+            OptionError: they can't be written.
         """
         self._rows.append(rows)
         while sum(len(rows) for rows in self._rows) >= _ROWS:
@@ -183,7 +183,7 @@ class Results:
         """Write all rows that were taken.
 
         Raises:
-            ReciproError: they can't be written.
+            OptionError: they can't be written.
         """
         if any(len(rows) for rows in self._rows):
             self._write()
@@ -207,11 +207,11 @@ def _agree(path: Path, settings: Mapping[str, Any]) -> None:
     try:
         kept = msgspec.json.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
-        raise ReciproError(f"{path} can't be read: {error}.") from error
+        raise OptionError(f"{path} can't be read: {error}.") from error
     now = msgspec.json.decode(data)
     if kept != now:
         names = sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))
-        raise ReciproError(
+        raise OptionError(
             f"{path.parent} holds results of another run; these differ: {', '.join(names)}. Choose "
             "another folder with -o."
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ov_recipro.cut.points import CutPoint
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.output import discard
 from ov_recipro.saliency import Activation
@@ -169,7 +169,7 @@ def open_bundle(folder: str | Path) -> Bundle:
     """Read a bundle.
 
     Raises:
-        ReciproError: it is incomplete, malformed or of another schema version.
+        ModelError: it is incomplete, malformed or of another schema version.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -177,18 +177,18 @@ def open_bundle(folder: str | Path) -> Bundle:
         data = path.read_bytes()
         version = msgspec.json.decode(data, type=dict).get("schema_version")
         if version != SCHEMA_VERSION:
-            raise ReciproError(
+            raise ModelError(
                 f"{folder} has schema version {version}; this version of ov-recipro reads "
                 f"{SCHEMA_VERSION}. Split the model again."
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except OSError as error:
-        raise ReciproError(f"{folder} is not a bundle: {MANIFEST}: {error.strerror}.") from error
+        raise ModelError(f"{folder} is not a bundle: {MANIFEST}: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
-        raise ReciproError(f"{path} is malformed: {error}.") from error
+        raise ModelError(f"{path} is malformed: {error}.") from error
     for part in (manifest.head, manifest.tail):
         if Path(part.file).name != part.file or not (folder / part.file).is_file():
-            raise ReciproError(f"{folder} is not a whole bundle: '{part.file}' is missing.")
+            raise ModelError(f"{folder} is not a whole bundle: '{part.file}' is missing.")
     return Bundle(folder, manifest)
 
 
@@ -205,7 +205,7 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     Nothing is left when the body raises.
 
     Raises:
-        ReciproError: `target` exists and is no bundle, or it is one and `force` is not set; or
+        ModelError: `target` exists and is no bundle, or it is one and `force` is not set; or
             nothing can be written there.
     """
     _check_replaceable(target, force)
@@ -231,6 +231,6 @@ def _check_replaceable(target: Path, force: bool) -> None:
     if not target.exists():
         return
     if not (target / MANIFEST).is_file():
-        raise ReciproError(f"{target} exists and is not a bundle; it is left alone.")
+        raise OptionError(f"{target} exists and is not a bundle; it is left alone.")
     if not force:
-        raise ReciproError(f"{target} exists; --force replaces it.")
+        raise OptionError(f"{target} exists; --force replaces it.")

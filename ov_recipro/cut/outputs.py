@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from ov_recipro.cut.graph import Node, Shape
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.saliency import Activation
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -50,7 +50,7 @@ def find_scores(
         output that this leads to.
 
     Raises:
-        ReciproError: there is no such output, or it takes a name to tell which one is meant.
+        OptionError: there is no such output, or it takes a name to tell which one is meant.
     """
     output = _choose(outputs, shapes, asked)
     producers = {name: node for node in nodes for name in node.outputs}
@@ -67,7 +67,7 @@ def find_scores(
 def _choose(outputs: Sequence[str], shapes: Mapping[str, Shape], asked: str | None) -> str:
     if asked is not None:
         if asked not in outputs:
-            raise ReciproError(f"No output '{asked}'; the model has: {', '.join(outputs)}.")
+            raise OptionError(f"No output '{asked}'; the model has: {', '.join(outputs)}.")
         return asked
     fitting = [name for name in outputs if name in shapes and _is_scores(shapes[name])]
     if len(fitting) == 1:
@@ -75,12 +75,12 @@ def _choose(outputs: Sequence[str], shapes: Mapping[str, Shape], asked: str | No
     if len(outputs) == 1 and outputs[0] not in shapes:
         return outputs[0]  # behind an operation that only its own runtime knows
     if len(outputs) == 1:
-        raise ReciproError(
+        raise ModelError(
             f"The output '{outputs[0]}' has shape {list(shapes[outputs[0]])}: not class scores "
             "[1,classes]."
         )
     shown = ", ".join(f"{n} {list(shapes[n]) if n in shapes else '?'}" for n in outputs)
-    raise ReciproError(f"Which output holds the class scores? --output-name one of: {shown}.")
+    raise OptionError(f"Which output holds the class scores? --output-name one of: {shown}.")
 
 
 def _is_scores(shape: Shape) -> bool:

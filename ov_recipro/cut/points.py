@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from ov_recipro.cut.cells import Cells
 from ov_recipro.cut.graph import Graph, descendants
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, OptionError
 
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}
@@ -47,9 +48,14 @@ class CutPoint:
         return not self.bypass
 
     @property
+    def cells(self) -> Cells:
+        """The cells that are kept one at a time."""
+        return Cells(self.shape[1:], self.channels_last)
+
+    @property
     def grid(self) -> tuple[int, int]:
-        """Height and width of the feature map: the cells of a saliency map."""
-        return self.shape[1:]
+        """Height and width of the cells, and so of a saliency map."""
+        return self.cells.grid
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,13 @@ def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> Cut:
             nearest clean tensor downstream of the same height and width.
 
     Raises:
-        ReciproError: nothing or more than one thing goes by that name, or it can't be cut there.
+        OptionError: nothing or more than one thing goes by that name, or it can't be cut there.
     """
     points = cut_points(graph)
     clean = [point for point in points if point.clean]
     if layer == "auto":
         if not clean:
-            raise ReciproError(_why_no_clean_cut(points))
+            raise ModelError(_why_no_clean_cut(points))
         _refuse_tokens(graph, clean[-1])
         return Cut(layer, clean[-1].tensor, clean[-1])
     named = _resolve(graph, layer, points)
@@ -128,7 +134,7 @@ def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
         found = {tensor: name for name, tensor in names if matches(name)}
         if len(found) > 1:
             shown = ", ".join(sorted(found.values())[:6])
-            raise ReciproError(
+            raise OptionError(
                 f"Layer '{layer}' is ambiguous: it fits {len(found)} tensors ({shown}"
                 f"{', ...' if len(found) > 6 else ''}). Give more of the name, or an index "
                 "from 'ov-recipro layers'."
@@ -137,7 +143,7 @@ def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
             return _checked(graph, layer, next(iter(found)))
     if index is not None:
         if not -len(points) <= index < len(points):
-            raise ReciproError(
+            raise OptionError(
                 f"Layer index {index} is out of range: the model has {len(points)} cut points "
                 "(see 'ov-recipro layers')."
             )
@@ -147,11 +153,11 @@ def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
         at_stride = [p for p in points if p.clean and _is_stride(graph, p, stride)]
         if at_stride:
             return at_stride[-1].tensor
-        raise ReciproError(
+        raise OptionError(
             f"Layer '{layer}' means the last clean tensor at stride {stride}, and this model has "
             "none (see 'ov-recipro layers')."
         )
-    raise ReciproError(f"No layer '{layer}' in this model.{_closest(layer, names)}")
+    raise OptionError(f"No layer '{layer}' in this model.{_closest(layer, names)}")
 
 
 def _names(graph: Graph) -> list[tuple[str, str]]:
@@ -190,7 +196,7 @@ def _checked(graph: Graph, layer: str, tensor: str) -> str:
     if not _is_feature_map(graph, tensor):
         shape = graph.shapes.get(tensor)
         shown = "unknown" if shape is None else "x".join(map(str, shape))
-        raise ReciproError(
+        raise OptionError(
             f"Layer '{layer}' has no spatial grid to explain on: tensor '{tensor}' has shape "
             f"{shown}, not [1,C,H,W] with more than one cell."
         )
@@ -208,7 +214,7 @@ def _end_of_block(graph: Graph, layer: str, named: str) -> CutPoint:
             if point.grid == grid:
                 return point
     around = ", ".join(graph.bypass(named)[:3])
-    raise ReciproError(
+    raise OptionError(
         f"Layer '{layer}' is not a clean cut ({around} go round it) and no clean tensor of "
         f"{grid[0]}x{grid[1]} cells follows; --exact cuts there all the same."
     )
@@ -270,7 +276,7 @@ def _refuse_tokens(graph: Graph, last: CutPoint) -> None:
         if len(shape) == 3 and any(cells <= size <= cells + _MOST_EXTRA_TOKENS for size in shape)
     ]
     if len(tokens) >= _LEAST_TOKEN_LAYERS:
-        raise ReciproError(
+        raise ModelError(
             f"Behind '{last.tensor}', its patch embedding, this model works on tokens "
             f"{list(tokens[-1])} (a vision transformer or mixer): they have no height and width "
             "to mask, and masking tokens is not supported yet."

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ov_recipro.cut.bundle import Bundle, Manifest
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError, ReciproError, TargetError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.saliency import Score, default_score
 from ov_recipro.sources.labels import checked_labels, class_index
@@ -51,20 +51,20 @@ def indices_of(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
     for each in [classes] if isinstance(classes, str) else classes:
         found[class_index(each, manifest.labels, manifest.classes)] = None
     if not found:
-        raise ReciproError("No class to explain was given.")
+        raise TargetError("No class to explain was given.")
     return np.array(list(found), np.int64)
 
 
 def check_count(count: int, manifest: Manifest) -> None:
     """Raise ReciproError where there are not so many classes."""
     if not 0 < count <= manifest.classes:
-        raise ReciproError(f"There are {manifest.classes} classes, not {count} to explain.")
+        raise TargetError(f"There are {manifest.classes} classes, not {count} to explain.")
 
 
 def check_new(path: Path, force: bool) -> None:
     """Make a file's folder; raise ReciproError where the file exists and `force` is not set."""
     if path.exists() and not force:
-        raise ReciproError(f"{path} exists; --force replaces it.")
+        raise OptionError(f"{path} exists; --force replaces it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -26,7 +26,7 @@ from ov_recipro.embedding.common import (
     model_info,
     score_of,
 )
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, cut_from
 from ov_recipro.output import write_whole
@@ -65,18 +65,18 @@ def embed_onnx(
     batches of masked maps in a Scan.
     """
     if path.suffix != ".onnx":
-        raise ReciproError(f"{path}: an ONNX model is only made of an ONNX model.")
+        raise OptionError(f"{path}: an ONNX model is only made of an ONNX model.")
     cut = cut_from(layer, options)
     bundle = cached_split(path, cut)
     bundle = described(bundle, preprocessing, labels)
     manifest = bundle.manifest
     if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGE:
-        raise ReciproError(f"{path} is too large to be embedded in ONNX; OpenVINO's form can.")
+        raise ModelError(f"{path} is too large to be embedded in ONNX; OpenVINO's form can.")
     model = onnx.load(path)
     opset = _opset(model)
     tail = onnx.load(bundle.tail)
     if opset < _LEAST_OPSET or _opset(tail) != opset:
-        raise ReciproError(
+        raise ModelError(
             f"{path} has opset {opset}; embedding in ONNX takes {_LEAST_OPSET} or later. "
             "onnx.version_converter raises it."
         )
@@ -87,7 +87,7 @@ def embed_onnx(
     known = {name for node in model.graph.node for name in node.output}
     for name in sources:
         if name not in known:
-            raise ReciproError(f"{path} itself has no tensor '{name}'.")
+            raise ModelError(f"{path} itself has no tensor '{name}'.")
     closed = _closed_form(bundle, tail, batch_memory)
     part = onnx.compose.add_prefix(tail if closed is None else closed, f"{_PREFIX}tail/")
     _share_weights(part, model)
@@ -211,7 +211,7 @@ class _Branch:
             graph.nodes.extend(_reading(self.part, dict(zip(names, features, strict=True))))
         else:
             end = self._scan(graph, features, names, end)
-        cells = self.manifest.cut.grid[0] * self.manifest.cut.grid[1]
+        cells = self.manifest.cut.cells.count
         flat = graph.add("Reshape", end, graph.constant([-1, self.manifest.classes]))
         return graph.add("Slice", flat, graph.constant([0]), graph.constant([cells]),
                          graph.constant([0]))  # fmt: skip
@@ -333,7 +333,7 @@ def save_onnx(model: onnx.ModelProto, path: Path, force: bool = False) -> None:
     """Write an ONNX model; the file is whole or not there.
 
     Raises:
-        ReciproError: the file exists and `force` is not set, or it can't be written.
+        ModelError: the file exists and `force` is not set, or it can't be written.
     """
     check_new(path, force)
     write_whole(path, model.SerializeToString())

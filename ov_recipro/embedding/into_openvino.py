@@ -26,7 +26,7 @@ from ov_recipro.embedding.common import (
     model_info,
     score_of,
 )
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, cut_from
 from ov_recipro.plans import rows
@@ -76,12 +76,12 @@ def embed(
         `model_info`, never changed.
 
     Raises:
-        ReciproError: the model can't be cut there, or there are no such classes.
+        ModelError: the model can't be cut there, or there are no such classes.
     """
     cut = cut_from(layer, options)
     with as_file(model) as path:
         if path.is_dir():
-            raise ReciproError(f"{path} is a bundle; embedding takes the model it was made of.")
+            raise OptionError(f"{path} is a bundle; embedding takes the model it was made of.")
         bundle = cached_split(path, cut)
         whole = model.clone() if isinstance(model, ov.Model) else read(path)
     bundle = described(bundle, preprocessing, labels)
@@ -106,10 +106,10 @@ def save(model: ov.Model, path: Path, force: bool = False, compress_to_fp16: boo
     """Write a model as an .xml file with its .bin beside it; both are whole or not there.
 
     Raises:
-        ReciproError: the file exists and `force` is not set, or it can't be written.
+        ModelError: the file exists and `force` is not set, or it can't be written.
     """
     if path.suffix != ".xml":
-        raise ReciproError(f"{path}: an OpenVINO model's name ends in .xml.")
+        raise OptionError(f"{path}: an OpenVINO model's name ends in .xml.")
     check_new(path, force)
     try:
         with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
@@ -137,7 +137,7 @@ def _tensors(model: ov.Model) -> dict[str, ov.Output]:
 
 def _find(known: Mapping[str, ov.Output], name: str, path: Path) -> ov.Output:
     if name not in known:
-        raise ReciproError(f"{path}: OpenVINO's reading of the model has no tensor '{name}'.")
+        raise ModelError(f"{path}: OpenVINO's reading of the model has no tensor '{name}'.")
     return known[name]
 
 

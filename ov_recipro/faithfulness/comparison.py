@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Prediction
 from ov_recipro.images.drawing import DEFAULT, Style
@@ -58,11 +58,11 @@ def compare(
         The comparison, and both explanations.
 
     Raises:
-        ReciproError: the models have different numbers of classes, or can't explain the image.
+        OptionError: the models have different numbers of classes, or can't explain the image.
     """
     counts = [each.bundle.manifest.classes for each in (first, second)]
     if counts[0] != counts[1]:
-        raise ReciproError(f"The models have {counts[0]} and {counts[1]} classes.")
+        raise OptionError(f"The models have {counts[0]} and {counts[1]} classes.")
     given = read_file(Path(image)) if isinstance(image, str | Path) else image
     one = first(given, target)
     explained = one.targets[0]
@@ -93,7 +93,7 @@ def _alike(one: Explanation, other: Explanation) -> float | None:
 def _on_image(explanation: Explanation) -> Floats:
     """Return the first map over the whole image, made small; NaN where the model did not look."""
     if explanation.image is None or explanation.window is None:
-        raise ReciproError("A tensor was explained, not an image: there is nothing to compare on.")
+        raise TargetError("A tensor was explained, not an image: there is nothing to compare on.")
     height, width = explanation.image.shape[:2]
     factor = _SIDE / max(height, width)
     rows, columns = explanation.maps.shape[1:]

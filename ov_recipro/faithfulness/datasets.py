@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.explainer import bundled_model
 from ov_recipro.images.reading import find_images
 from ov_recipro.metrics import Box
@@ -53,7 +53,7 @@ class Classes:
         """Return the class of this name.
 
         Raises:
-            ReciproError: there is none.
+            OptionError: there is none.
         """
         name = name.strip()
         if self.synsets is not None and name in self.synsets:
@@ -84,7 +84,7 @@ def read_dataset(path: Path, classes: Classes) -> list[Sample]:
     paths relative to the table; a flat folder of images, which have no label.
 
     Raises:
-        ReciproError: there is no such dataset, it has no images, or names a class that is not one.
+        OptionError: there is no such dataset, it has no images, or names a class that is not one.
     """
     if path.suffix.lower() in _TABLES and path.is_file():
         samples = _from_table(path, classes)
@@ -92,7 +92,7 @@ def read_dataset(path: Path, classes: Classes) -> list[Sample]:
         names = [image.relative_to(path).as_posix() for image in find_images([str(path)])]
         samples = in_folders(str(path), names, classes)
     else:
-        raise ReciproError(f"{path}: no folder of images, and no .csv or .tsv table.")
+        raise OptionError(f"{path}: no folder of images, and no .csv or .tsv table.")
     return sorted(samples, key=lambda sample: sample.name)
 
 
@@ -112,13 +112,13 @@ def in_folders(root: str, names: Sequence[str], classes: Classes) -> list[Sample
         classes: how folders may be called.
 
     Raises:
-        ReciproError: a folder is no class, or there are images both in folders and outside.
+        OptionError: a folder is no class, or there are images both in folders and outside.
     """
     flat = [name for name in names if "/" not in name]
     if len(flat) == len(names):
         return [Sample(name, f"{root}/{name}", None) for name in names]
     if flat:
-        raise ReciproError(
+        raise OptionError(
             f"{root} has images both in folders of classes and outside, such as {flat[0]}."
         )
     labels: dict[str, int] = {}
@@ -128,8 +128,8 @@ def in_folders(root: str, names: Sequence[str], classes: Classes) -> list[Sample
         if folder not in labels:
             try:
                 labels[folder] = classes.find(folder)
-            except ReciproError as error:
-                raise ReciproError(f"{root}/{folder}: not a class. {error}") from error
+            except TargetError as error:
+                raise OptionError(f"{root}/{folder}: not a class. {error}") from error
         samples.append(Sample(name, f"{root}/{name}", labels[folder]))
     return samples
 
@@ -139,7 +139,7 @@ def _from_table(path: Path, classes: Classes) -> list[Sample]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ReciproError(f"{path} can't be read: {reason}.") from error
+        raise OptionError(f"{path} can't be read: {reason}.") from error
     rows = list(csv.reader(text.splitlines(), delimiter=_TABLES[path.suffix.lower()]))
     rows = [row for row in rows if any(map(str.strip, row))]
     places = (0, 1)
@@ -148,16 +148,16 @@ def _from_table(path: Path, classes: Classes) -> list[Sample]:
         places = (header.index("path"), header.index("label"))
         rows = rows[1:]
     if not rows:
-        raise ReciproError(f"{path} names no images.")
+        raise OptionError(f"{path} names no images.")
     samples = {}
     for number, row in enumerate(rows, start=1):
         if len(row) <= max(places):
-            raise ReciproError(f"{path}: row {number} has no path and label.")
+            raise OptionError(f"{path}: row {number} has no path and label.")
         name, label = (row[place].strip() for place in places)
         try:
             index = classes.find(label)
-        except ReciproError as error:
-            raise ReciproError(f"{path}: row {number}: {error}") from error
+        except TargetError as error:
+            raise OptionError(f"{path}: row {number}: {error}") from error
         samples[name] = Sample(name, str(path.parent / name), index)
     return list(samples.values())
 
@@ -173,22 +173,22 @@ def read_boxes(path: Path, classes: Classes) -> Boxes:
     the model does not have are left out.
 
     Raises:
-        ReciproError: the files can't be read as such, or hold no box of the model's classes.
+        OptionError: the files can't be read as such, or hold no box of the model's classes.
     """
     found: dict[str, dict[int, list[Box]]] = {}
     try:
         for stem, name, box in _voc(path) if path.is_dir() else _coco(path):
             try:
                 index = classes.find(name)
-            except ReciproError:  # one of the many objects that the model does not know
+            except TargetError:  # one of the many objects that the model does not know
                 continue
             found.setdefault(stem, {}).setdefault(index, []).append(box)
     except OSError as error:
-        raise ReciproError(f"{path} can't be read: {error.strerror or error}.") from error
+        raise OptionError(f"{path} can't be read: {error.strerror or error}.") from error
     except (ElementTree.ParseError, msgspec.MsgspecError, ValueError) as error:
-        raise ReciproError(f"{path} is malformed: {error}.") from error
+        raise OptionError(f"{path} is malformed: {error}.") from error
     if not found:
-        raise ReciproError(f"{path}: no box of one of the model's classes.")
+        raise OptionError(f"{path}: no box of one of the model's classes.")
     return found
 
 

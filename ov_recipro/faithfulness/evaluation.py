@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, ReciproError
 from ov_recipro.faithfulness.datasets import Boxes, Sample
 from ov_recipro.faithfulness.measure import Profile, measure
 from ov_recipro.images.preprocess import Window
@@ -119,7 +119,7 @@ class Measuring:
         """
         try:
             return self._measured(task, read())
-        except ReciproError as error:
+        except OF_ONE_IMAGE as error:
             return Outcome(task.sample.name, {}, {}, str(error))
 
     def _measured(self, task: Task, data: bytes) -> Outcome:

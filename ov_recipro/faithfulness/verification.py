@@ -10,7 +10,7 @@ from zlib import crc32
 
 import numpy as np
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import TargetError
 from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness.measure import curves, measure
 from ov_recipro.methods import Subject
@@ -58,10 +58,10 @@ def verify(subject: Subject, explanation: Explanation) -> tuple[Verification, ..
         explanation: of an image.
 
     Raises:
-        ReciproError: it is of a tensor, or the model gives NaN.
+        TargetError: it is of a tensor, or the model gives NaN.
     """
     if explanation.image is None:
-        raise ReciproError("A tensor was explained, not an image: it can't be verified.")
+        raise TargetError("A tensor was explained, not an image: it can't be verified.")
     image, _ = subject.prepare(explanation.image)
     return tuple(verify_class(subject, image, target.index) for target in explanation.targets)
 

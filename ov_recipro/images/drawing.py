@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError
 from ov_recipro.images.preprocess import Image, Window
 from ov_recipro.saliency import Floats
 
@@ -42,9 +42,9 @@ class Style:
 
     def __post_init__(self) -> None:
         if self.colormap not in COLORMAPS:
-            raise ReciproError(f"There is no colormap '{self.colormap}': {', '.join(COLORMAPS)}.")
+            raise OptionError(f"There is no colormap '{self.colormap}': {', '.join(COLORMAPS)}.")
         if not 0 <= self.alpha <= 1:
-            raise ReciproError(f"Alpha is between 0 and 1, not {self.alpha}.")
+            raise OptionError(f"Alpha is between 0 and 1, not {self.alpha}.")
 
 
 DEFAULT = Style()

@@ -16,7 +16,7 @@ import cv2
 import imagesize
 import numpy as np
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ImageError
 from ov_recipro.images.preprocess import Image
 from ov_recipro.limits import IMAGE_BYTES, PIXELS
 
@@ -47,7 +47,7 @@ def read_file(path: Path) -> ImageFile:
     """Read an image file; see `decode_image` for its pixels.
 
     Raises:
-        ReciproError: there is no such file, it is truncated or not an image, or it has more pixels
+        ImageError: there is no such file, it is truncated or not an image, or it has more pixels
             than `limits.PIXELS`.
     """
     return decode_file(read_bytes(path), str(path))
@@ -67,18 +67,18 @@ def read_bytes(path: Path) -> bytes:
     """Return the bytes of an image file, whose header is checked first.
 
     Raises:
-        ReciproError: it can't be read, is not an image, or has too many pixels.
+        ImageError: it can't be read, is not an image, or has too many pixels.
     """
     try:
         if path.exists() and not path.is_file():
-            raise ReciproError(f"{path} is not a file.")
+            raise ImageError(f"{path} is not a file.")
         with path.open("rb") as file:
             IMAGE_BYTES.check(os.fstat(file.fileno()).st_size, str(path))
             _check_header(file, str(path))
             file.seek(0)
             return file.read()
     except OSError as error:
-        raise ReciproError(f"{path}: {error.strerror or error}.") from error
+        raise ImageError(f"{path}: {error.strerror or error}.") from error
 
 
 def decode_image(data: bytes, name: str) -> Image:
@@ -91,7 +91,7 @@ def decode_image(data: bytes, name: str) -> Image:
         name: for messages.
 
     Raises:
-        ReciproError: they are truncated or not an image, or have more pixels than `limits.PIXELS`.
+        ImageError: they are truncated or not an image, or have more pixels than `limits.PIXELS`.
     """
     IMAGE_BYTES.check(len(data), name)
     _check_header(BytesIO(data), name)
@@ -100,9 +100,9 @@ def decode_image(data: bytes, name: str) -> Image:
     try:  # a whole buffer: of a truncated file, OpenCV would fill the missing part with grey
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ReciproError(f"{name}: can't be decoded: {error.err}.") from error
+        raise ImageError(f"{name}: can't be decoded: {error.err}.") from error
     if image is None:
-        raise ReciproError(_not_an_image(name))
+        raise ImageError(_not_an_image(name))
     return np.asarray(image, np.uint8)
 
 
@@ -110,7 +110,7 @@ def _check_header(file: BinaryIO, name: str) -> None:
     """Refuse what is not an image, or has too many pixels, by its header alone."""
     width, height = imagesize.get(file, exif_rotation=False)
     if width < 1 or height < 1:  # no header that it knows
-        raise ReciproError(_not_an_image(name))
+        raise ImageError(_not_an_image(name))
     PIXELS.check(int(width) * int(height), name)
 
 
@@ -143,7 +143,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
     """Expand files, directories (with their subdirectories) and globs, each image once.
 
     Raises:
-        ReciproError: a name leads to no image.
+        ImageError: a name leads to no image.
     """
     found: dict[Path, None] = {}
     for name in names:
@@ -151,13 +151,13 @@ def find_images(names: Iterable[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not inside:
-                raise ReciproError(f"{path}: no images in this directory.")
+                raise ImageError(f"{path}: no images in this directory.")
         elif path.exists() or not glob.has_magic(name):
             inside = [path]
         else:
             inside = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 (may be absolute)
             inside = [match for match in inside if match.is_file()]
             if not inside:
-                raise ReciproError(f"{name}: no file fits this pattern.")
+                raise ImageError(f"{name}: no file fits this pattern.")
         found.update(dict.fromkeys(inside))
     return list(found)

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ImageError, ReciproError
 from ov_recipro.images.preprocess import Image
 from ov_recipro.limits import PIXELS
 
@@ -30,7 +30,7 @@ def open_video(path: Path) -> Video:
     """Read a video file's header.
 
     Raises:
-        ReciproError: there is no such file, OpenCV can't read it as a video, or its frames have
+        ImageError: there is no such file, OpenCV can't read it as a video, or its frames have
             more pixels than `limits.PIXELS`.
     """
     capture = _capture(path)
@@ -48,7 +48,7 @@ def count_frames(path: Path) -> int:
     """Return the number of frames that a video's header tells, 1 where it can't be read."""
     try:
         return max(1, open_video(path).frames)
-    except ReciproError:
+    except ImageError:
         return 1  # its error is told at its turn
 
 
@@ -72,7 +72,7 @@ def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
         The number of frames.
 
     Raises:
-        ReciproError: there are none, or the file can't be written.
+        ImageError: there are none, or the file can't be written.
     """
     work = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     writer, count = None, 0
@@ -87,7 +87,7 @@ def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
             writer.write(frame)
             count += 1
         if writer is None:
-            raise ReciproError("The video has no frames that can be decoded.")
+            raise ImageError("The video has no frames that can be decoded.")
         writer.release()
         if open_video(work).frames != count:  # OpenCV's writer tells of no error
             raise ReciproError(f"{path} can't be written whole: is the disk full?")
@@ -103,8 +103,8 @@ def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
 
 def _capture(path: Path) -> cv2.VideoCapture:
     if not path.is_file():
-        raise ReciproError(f"{path}: {'no file' if path.exists() else 'No such file'}.")
+        raise ImageError(f"{path}: {'no file' if path.exists() else 'No such file'}.")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
-        raise ReciproError(f"{path}: not a video, or one that OpenCV can't read.")
+        raise ImageError(f"{path}: not a video, or one that OpenCV can't read.")
     return capture

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError
 from ov_recipro.methods import activation, perturbation, sanity
 from ov_recipro.methods.subject import NotApplicable, Seen, Subject
 from ov_recipro.plans.stream import Mask
@@ -51,7 +51,7 @@ def find_methods(names: Sequence[str]) -> list[str]:
     """Return the methods that names mean, each once; "all" means every one.
 
     Raises:
-        ReciproError: there is no such method.
+        OptionError: there is no such method.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -60,7 +60,7 @@ def find_methods(names: Sequence[str]) -> list[str]:
         elif name in METHODS:
             found[name] = None
         else:
-            raise ReciproError(f"There is no method '{name}'; there are: {', '.join(METHODS)}.")
+            raise OptionError(f"There is no method '{name}'; there are: {', '.join(METHODS)}.")
     return list(found)
 
 

@@ -9,7 +9,7 @@ from threading import Event, Lock
 import numpy as np
 import numpy.typing as npt
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ImageError, OptionError, ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.images.preprocess import Image, Window, prepare
 from ov_recipro.ordered import in_order
@@ -53,13 +53,13 @@ class Subject:
         stopped: while set, what is at work in other threads ends with an error.
 
     Raises:
-        ReciproError: the explainer's device is not one of OpenVINO's.
+        OptionError: the explainer's device is not one of OpenVINO's.
     """
 
     def __init__(self, explainer: Explainer) -> None:
         device = explainer.running.device
         if not runs_on_openvino(device):
-            raise ReciproError(
+            raise OptionError(
                 f"Only OpenVINO's devices can measure, and '{device}' is not one of them."
             )
         self.explainer = explainer
@@ -100,7 +100,7 @@ class Subject:
             raise ReciproError("Stopped.")
         (features, *bypass), logits = self._pieces.infer(self.tensor(image))
         if not np.isfinite(logits).all():
-            raise ReciproError("The model gives NaN or infinite numbers for this image.")
+            raise ImageError("The model gives NaN or infinite numbers for this image.")
         maps = features[0].transpose(2, 0, 1) if self._cut.channels_last else features[0]
         return Seen(np.asarray(maps, np.float32), bypass, logits)
 

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import msgspec
 import numpy as np
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ImageError, OptionError
 from ov_recipro.images.reading import read_file
 from ov_recipro.output import RECORD, SCHEMA_VERSION
 from ov_recipro.report import Card, card
@@ -22,31 +22,31 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
         The record, the cards of the images, and why there is none of the others.
 
     Raises:
-        ReciproError: there is no record, or it is of another version or without maps.
+        OptionError: there is no record, or it is of another version or without maps.
     """
     file = folder / RECORD
     try:
         run = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except OSError as error:
-        raise ReciproError(f"{file}: {error.strerror or error}.") from error
+        raise OptionError(f"{file}: {error.strerror or error}.") from error
     except msgspec.MsgspecError as error:
-        raise ReciproError(f"{file} is malformed: {error}.") from error
+        raise OptionError(f"{file} is malformed: {error}.") from error
     if run.get("schema_version") != SCHEMA_VERSION:
-        raise ReciproError(f"{file} is of another version; explain the images again.")
+        raise OptionError(f"{file} is of another version; explain the images again.")
     cards, missing = [], []
     for record in run["images"]:
         maps = record["targets"][0]["maps"]
         if maps is None:
-            raise ReciproError(f"{folder} holds no maps: explain with --save-maps, or --report.")
+            raise OptionError(f"{folder} holds no maps: explain with --save-maps, or --report.")
         try:
             with np.load(folder / maps) as saved:
                 raw = saved["raw"]
             image = read_file(Path(record["path"]))
             if record.get("sha256") not in (None, image.sha256):
-                raise ReciproError(f"{image.path} has changed since it was explained.")
+                raise OptionError(f"{image.path} has changed since it was explained.")
             cards.append(card(record, image.pixels, raw))
         except (OSError, KeyError, ValueError, BadZipFile) as error:
             missing.append(f"{folder / maps}: {getattr(error, 'strerror', None) or error}.")
-        except ReciproError as error:
+        except ImageError as error:
             missing.append(str(error))
     return run, cards, missing

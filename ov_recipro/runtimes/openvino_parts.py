@@ -12,7 +12,13 @@ from ov_recipro.cut.bundle import Bundle
 from ov_recipro.options import Running
 from ov_recipro.plans.stream.stream_openvino import activation_bytes
 from ov_recipro.plans.stream.stream_plan import is_batched
-from ov_recipro.runtimes.openvino_runtime import check_device, parallel_requests, tail_at, whole
+from ov_recipro.runtimes.openvino_runtime import (
+    check_device,
+    device_errors,
+    parallel_requests,
+    tail_at,
+    whole,
+)
 from ov_recipro.runtimes.runtime import Floats
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import (
@@ -91,7 +97,8 @@ def _shared(model: ov.CompiledModel) -> Runner:
                 request.set_input_tensor(
                     index, ov.Tensor(np.ascontiguousarray(value, kind), shared_memory=True)
                 )
-            request.infer()
+            with device_errors():
+                request.infer()
             return [np.array(tensor.data) for tensor in request.output_tensors]
         finally:
             free.put(request)

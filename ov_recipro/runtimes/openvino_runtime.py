@@ -13,7 +13,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import DeviceError, OptionError, ReciproError
 from ov_recipro.options import Hint, Precision, Running
 from ov_recipro.plans import rows
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, Verdict, macs_of
@@ -25,6 +25,7 @@ from ov_recipro.sources.openvino_models import (
     compiled,
     core,
     read,
+    reason,
 )
 
 _Infer: TypeAlias = Callable[[Array], Inference]
@@ -47,7 +48,7 @@ class OpenVINORuntime:
         mask: what is kept of the feature map (see `plans.stream.Mask`).
 
     Raises:
-        ReciproError: the device is not there or can't run the model, or the plan does not apply.
+        DeviceError: the device is not there or can't run the model, or the plan does not apply.
     """
 
     plan: StreamPlan | RowsPlan
@@ -68,7 +69,7 @@ class OpenVINORuntime:
                 self.reason = str(failure)
         if self.reason is not None:
             if running.plan == "rows":
-                raise ReciproError(f"The plan 'rows' can't be used: {self.reason}.")
+                raise OptionError(f"The plan 'rows' can't be used: {self.reason}.")
             infer = self._stream()
         self._free: SimpleQueue[_Infer] = SimpleQueue()
         for _ in range(self.parallel):
@@ -166,12 +167,12 @@ def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
         request = model.create_infer_request()
 
         def infer(image: Array) -> Inference:
-            logits, parts, total = _run(request, [image])
+            logits, terms, total = _run(request, [image])
             return Inference(
                 logits=logits[-1],
-                parts=parts[-1:],
+                softmax_terms=terms[-1:],
                 finite=bool(np.isfinite(total)),
-                masked=iter([(logits[:-1], parts[:-1])]),
+                masked=iter([(logits[:-1], terms[:-1])]),
             )
 
         return infer
@@ -191,7 +192,7 @@ def _apart(
             values = _run(request, [image])
             return Inference(
                 logits=np.asarray(values[-1], np.float32).reshape(-1),
-                parts=None,
+                softmax_terms=None,
                 finite=all(bool(np.isfinite(value).all()) for value in values[:-1]),
                 masked=_masked_logits(plan, masked, values[:-1]),
             )
@@ -215,12 +216,26 @@ def _masked_logits(
 
 
 def _run(request: ov.InferRequest, inputs: list[Array]) -> list[Array]:
-    """Run a request; the outputs are its own memory and hold until it runs again."""
+    """Run a request; the outputs are its own memory and hold until it runs again.
+
+    Raises:
+        DeviceError: the device failed.
+    """
     for index, value in enumerate(inputs):
         tensor = ov.Tensor(np.ascontiguousarray(value), shared_memory=True)
         request.set_input_tensor(index, tensor)
-    request.infer()
+    with device_errors():
+        request.infer()
     return [tensor.data for tensor in request.output_tensors]
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Turn OpenVINO's errors of a running model into ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError(f"OpenVINO's device failed: {reason(error)}") from error
 
 
 def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
@@ -266,9 +281,8 @@ def stream_model(bundle: Bundle, memory: int, mask: Mask) -> tuple[ov.Model, Str
 
 def stream_plan(bundle: Bundle, memory: int) -> StreamPlan:
     """Choose how many cells run at once."""
-    height, width = bundle.manifest.cut.grid
     return plan_stream(
-        cells=height * width,
+        cells=bundle.manifest.cut.cells.count,
         bytes_per_cell=activation_bytes(tail_at(bundle, batch=1)),
         batch_memory=memory if bundle.manifest.any_batch else 1,
     )
@@ -285,7 +299,7 @@ def fused_model(bundle: Bundle, memory: int) -> tuple[ov.Model, RowsPlan]:
     """Return the model with the plan `rows` grown on it.
 
     Its outputs are the logits [N+1,classes] of the cells and, last, of the image, the
-    `saliency.softmax_parts` of these, and the sum of the feature map, which is finite where all of
+    `saliency.softmax_terms` of these, and the sum of the feature map, which is finite where all of
     it is.
     """
     head = _head(bundle)
@@ -297,12 +311,12 @@ def fused_model(bundle: Bundle, memory: int) -> tuple[ov.Model, RowsPlan]:
         flat = ops.reshape(results[-1], np.array([1, -1]), False)
         logits = ops.concat([logits, ops.convert(flat, np.float32)], 0).output(0)
     total = ops.reduce_sum(results[0], np.arange(4), False)
-    outputs = [ops.result(port) for port in (logits, _softmax_parts(logits), total)]
+    outputs = [ops.result(port) for port in (logits, _softmax_terms(logits), total)]
     return ov.Model(outputs, head.get_parameters(), "fused"), plan
 
 
-def _softmax_parts(logits: ov.Output) -> ov.Node:
-    """Return `saliency.softmax_parts` of logits [N,classes] as a graph."""
+def _softmax_terms(logits: ov.Output) -> ov.Node:
+    """Return `saliency.softmax_terms` of logits [N,classes] as a graph."""
     over, zero = np.array([1]), np.float32(0)
     highest = ops.reduce_max(logits, over, True)
     change = ops.subtract(logits, highest)
@@ -331,7 +345,7 @@ def check_device(device: str) -> None:
             name == known or (family == known.partition(".")[0] and "." not in name)
             for known in available
         ):
-            raise ReciproError(
+            raise DeviceError(
                 f"Device '{name}' is not to be had here; OpenVINO sees: {', '.join(available)}."
             )
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import DeviceError, OptionError, ReciproError
 from ov_recipro.options import Hint, Running, thread_limit
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
@@ -41,7 +41,7 @@ class ONNXRuntime:
         mask: what is kept of the feature map (see `plans.stream.Mask`).
 
     Raises:
-        ReciproError: the device is not there or can't run the model, or the plan does not apply.
+        DeviceError: the device is not there or can't run the model, or the plan does not apply.
     """
 
     plan: StreamPlan | ClosedFormPlan
@@ -51,9 +51,9 @@ class ONNXRuntime:
 
     def __init__(self, bundle: Bundle, running: Running, mask: Mask = "cell") -> None:
         if running.plan == "rows":
-            raise ReciproError("The plan 'rows' can't be used: it needs an OpenVINO device.")
+            raise OptionError("The plan 'rows' can't be used: it needs an OpenVINO device.")
         if bundle.tail.suffix != ".onnx":
-            raise ReciproError(
+            raise OptionError(
                 f"'{running.device}' can't be used: ONNX Runtime does not read OpenVINO models."
             )
         manifest = bundle.manifest
@@ -155,13 +155,13 @@ class _Device:
         self._name, self._hint = name, hint
         self._is_cuda = kind == "cuda"
         if number and not (self._is_cuda and number.isdigit()):
-            raise ReciproError(f"There is no device '{name}': ort-cpu, cuda or cuda:1 and so on.")
+            raise DeviceError(f"There is no device '{name}': ort-cpu, cuda or cuda:1 and so on.")
         self._place = ("cuda", int(number or 0)) if self._is_cuda else ("cpu", 0)
         self.parallel = 1
         if hint == "throughput" and not self._is_cuda:
             self.parallel = _cores()
         if self._is_cuda and _CUDA not in self._ort.get_available_providers():
-            raise ReciproError(
+            raise DeviceError(
                 f"'{name}' can't be used: this onnxruntime has no CUDA. Uninstall onnxruntime and "
                 "install 'ov-recipro[cuda]'."
             )
@@ -181,13 +181,13 @@ class _Device:
         try:
             session = self._ort.InferenceSession(source, options, providers=providers)
         except Exception as error:  # its own types have no common base but this
-            raise ReciproError(
+            raise DeviceError(
                 f"ONNX Runtime can't run this on '{self._name}': {_reason(error)}"
             ) from error
         finally:
             self._ort.set_default_logger_severity(_WARNINGS)
         if self._is_cuda and _CUDA not in session.get_providers():
-            raise ReciproError(
+            raise DeviceError(
                 f"'{self._name}' can't be used: ONNX Runtime finds no such NVIDIA GPU, its driver, "
                 "or the CUDA and cuDNN libraries (pip install 'ov-recipro[cuda]')."
             )
@@ -219,9 +219,7 @@ class _Device:
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # see above
-            raise ReciproError(
-                f"ONNX Runtime failed on '{self._name}': {_reason(error)}"
-            ) from error
+            raise DeviceError(f"ONNX Runtime failed on '{self._name}': {_reason(error)}") from error
         return list(binding.get_outputs())
 
 
@@ -231,7 +229,7 @@ def _library(device: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ReciproError(
+        raise DeviceError(
             f"'{device}' needs ONNX Runtime: pip install 'ov-recipro[{extra}]'."
         ) from error
     if extra == "cuda" and hasattr(onnxruntime, "preload_dlls"):
@@ -282,7 +280,7 @@ def describe_devices() -> list[Device]:
         try:
             device = _Device(name, "latency")
             device.session(_nothing())
-        except ReciproError as error:
+        except DeviceError as error:
             devices.append(Device(name, False, str(error)))
         else:
             devices.append(Device(name, True, description.format(device.version)))

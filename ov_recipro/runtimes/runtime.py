@@ -33,15 +33,15 @@ class Inference:
 
     Attributes:
         logits: of the whole image, [classes].
-        parts: their `saliency.softmax_parts` [1,3], where the graph computes them.
+        softmax_terms: their `saliency.softmax_terms` [1,3], where the graph computes them.
         finite: whether the feature map holds finite numbers only.
         masked: gives the logits [b, classes] of the next b cells alone, until all cells are done,
-            and, where the graph computes them, their `saliency.softmax_parts`; each holds until
+            and, where the graph computes them, their `saliency.softmax_terms`; each holds until
             the next is asked for.
     """
 
     logits: Floats
-    parts: Floats | None
+    softmax_terms: Floats | None
     finite: bool
     masked: Iterator[tuple[Floats, Floats | None]]
 

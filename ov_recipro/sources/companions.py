@@ -8,7 +8,7 @@ from io import BufferedReader
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError
 
 _IN_FOLDERS = os.open in os.supports_dir_fd  # opening step by step, as POSIX systems can
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -24,7 +24,7 @@ class Companion:
         name: the file's path relative to the model's folder.
 
     Raises:
-        ReciproError: see `open_companion`.
+        ModelError: see `open_companion`.
     """
 
     def __init__(self, model: Path, name: str) -> None:
@@ -37,11 +37,11 @@ class Companion:
         """Return the bytes there.
 
         Raises:
-            ReciproError: the file has changed since it was first opened.
+            ModelError: the file has changed since it was first opened.
         """
         with open_companion(self._model, self._name) as file:
             if stamp(file) != self._stamp:
-                raise ReciproError(f"{self._model}: its weights '{self._name}' have changed.")
+                raise ModelError(f"{self._model}: its weights '{self._name}' have changed.")
             file.seek(offset)
             return file.read(length)
 
@@ -56,19 +56,19 @@ def read_sidecar(path: Path) -> bytes | None:
     """Return a small file beside a model that describes it, None where there is none.
 
     Raises:
-        ReciproError: it is not a regular file, is too large, or can't be read.
+        ModelError: it is not a regular file, is too large, or can't be read.
     """
     if not path.exists():
         return None
     try:
         if not path.is_file():
-            raise ReciproError(f"{path} beside the model is not a regular file.")
+            raise ModelError(f"{path} beside the model is not a regular file.")
         with path.open("rb") as file:
             data = file.read(_LARGEST_SIDECAR + 1)
     except OSError as error:
-        raise ReciproError(f"{path} beside the model can't be read: {error.strerror}.") from error
+        raise ModelError(f"{path} beside the model can't be read: {error.strerror}.") from error
     if len(data) > _LARGEST_SIDECAR:
-        raise ReciproError(f"{path} beside the model has more than {_LARGEST_SIDECAR:,} bytes.")
+        raise ModelError(f"{path} beside the model has more than {_LARGEST_SIDECAR:,} bytes.")
     return data
 
 
@@ -84,23 +84,23 @@ def open_companion(model: Path, name: str) -> BufferedReader:
         name: the file's path relative to the model's folder.
 
     Raises:
-        ReciproError: it lies outside, is not a regular file, or can't be read.
+        ModelError: it lies outside, is not a regular file, or can't be read.
     """
     try:
         path = (model.parent / name).resolve()
         folders = (model.parent.resolve(), model.resolve().parent)
         folder = next((each for each in folders if path.is_relative_to(each)), None)
         if folder is None or _is_absolute_or_climbs(name):
-            raise ReciproError(
+            raise ModelError(
                 f"{model}: its weights '{name}' lie outside the model's folder; refused."
             )
         descriptor = _open(folder, path.relative_to(folder).parts)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a zero byte
         reason = getattr(error, "strerror", None) or str(error)
-        raise ReciproError(f"{model}: its weights '{name}' can't be read: {reason}.") from error
+        raise ModelError(f"{model}: its weights '{name}' can't be read: {reason}.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ReciproError(f"{model}: its weights '{name}' are not a regular file; refused.")
+        raise ModelError(f"{model}: its weights '{name}' are not a regular file; refused.")
     return os.fdopen(descriptor, "rb")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ov_recipro.cut.graph import Shape
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.options import Constants
 from ov_recipro.sources import ultralytics
 
@@ -33,22 +33,22 @@ def choose_image(inputs: Sequence[Input], constants: Constants, path: Path) -> i
     """Return the position of the image: the one 4-D input that is no constant.
 
     Raises:
-        ReciproError: there is none, or several, or an input that nobody gives a value.
+        OptionError: there is none, or several, or an input that nobody gives a value.
     """
     known = [each.name for each in inputs]
     for name in constants:
         if name not in known:
-            raise ReciproError(f"{path} has no input '{name}'; it has: {', '.join(known)}.")
+            raise OptionError(f"{path} has no input '{name}'; it has: {', '.join(known)}.")
     left = [i for i, each in enumerate(inputs) if each.name not in constants]
     images = [i for i in left if inputs[i].sizes is None or len(inputs[i].sizes or ()) == 4]
     if len(images) > 1:
         images = [i for i in images if _is_picture(inputs[i].sizes)]
     if len(images) != 1:
         shown = ", ".join(f"'{each.name}' {_shown(each)}" for each in inputs) or "none"
-        raise ReciproError(f"{path}: expected one 4-D image input, found: {shown}.")
+        raise ModelError(f"{path}: expected one 4-D image input, found: {shown}.")
     if len(left) > 1:
         others = ", ".join(f"--const {inputs[i].name}=VALUE" for i in left if i != images[0])
-        raise ReciproError(
+        raise OptionError(
             f"{path}: input '{inputs[images[0]].name}' is the image; give the others values with "
             f"{others}."
         )
@@ -67,7 +67,7 @@ def image_shape(
         path: the file; metadata: what it says of itself.
 
     Raises:
-        ReciproError: they contradict each other, a size is open, or there is no axis of 3 colours.
+        OptionError: they contradict each other, a size is open, or there is no axis of 3 colours.
     """
     known: list[int | None] = [None] * 4 if image.sizes is None else list(image.sizes)
     wanted: list[int | None] = [None] * 4 if asked is None else list(asked)
@@ -77,19 +77,19 @@ def image_shape(
             sides = zip(known[2:], export.size, strict=True)
             wanted[2:] = [size if side is None else None for side, size in sides]
     if len(wanted) != 4:
-        raise ReciproError("The input shape must have four numbers, as in 1,3,224,224.")
+        raise OptionError("The input shape must have four numbers, as in 1,3,224,224.")
     known[0] = wanted[0] = 1
     both = list(zip(known, wanted, strict=True))
     if any(None not in pair and pair[0] != pair[1] for pair in both):
-        raise ReciproError(f"{path}: input '{image.name}' is {_shown(image)}, not {wanted}.")
+        raise OptionError(f"{path}: input '{image.name}' is {_shown(image)}, not {wanted}.")
     shape = tuple(size for size in (k if w is None else w for k, w in both) if size is not None)
     if len(shape) < 4:
-        raise ReciproError(
+        raise OptionError(
             f"{path}: input '{image.name}' has the open shape {_shown(image)}; say which it shall "
             "be with --input-shape, as in --input-shape 1,3,224,224."
         )
     if 3 not in (shape[1], shape[3]):
-        raise ReciproError(
+        raise ModelError(
             f"{path}: input '{image.name}' of shape {list(shape)} has no axis of 3 colours."
         )
     return shape

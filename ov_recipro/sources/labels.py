@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import OptionError, TargetError
 
 _SYNSET = re.compile(r"(n\d{8})\s+")
 
@@ -22,20 +22,20 @@ def read_labels(path: Path) -> tuple[str, ...]:
     and "name".
 
     Raises:
-        ReciproError: the file can't be read as any of these.
+        OptionError: the file can't be read as any of these.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ReciproError(f"The label file {path} can't be read: {reason}.") from error
+        raise OptionError(f"The label file {path} can't be read: {reason}.") from error
     try:
         if path.suffix == ".json":
             return _from_json(text)
         if path.suffix == ".tsv":
             return _from_table(text)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ReciproError(
+        raise OptionError(
             f"The label file {path} is malformed: {type(error).__name__}: {error}."
         ) from error
     lines = text.rstrip().splitlines()
@@ -48,7 +48,7 @@ def read_synsets(path: Path) -> tuple[str, ...] | None:
     They begin the lines of text, are the first of JSON's pairs, or the column "wnid" of a table.
 
     Raises:
-        ReciproError: see `read_labels`.
+        OptionError: see `read_labels`.
     """
     if len(read_labels(path)) == 0:
         return None
@@ -87,7 +87,7 @@ def _ordered(names: dict[int, str]) -> list[str]:
 def checked_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...] | None:
     """Return the labels, if any, after counting them."""
     if labels is not None and len(labels) != classes:
-        raise ReciproError(f"There are {len(labels)} labels for the model's {classes} classes.")
+        raise OptionError(f"There are {len(labels)} labels for the model's {classes} classes.")
     return None if labels is None else tuple(labels)
 
 
@@ -95,13 +95,13 @@ def class_index(target: str | int, labels: Sequence[str] | None, classes: int) -
     """Return the index of a class given by its name (see `find_class`) or number.
 
     Raises:
-        ReciproError: there is no such class.
+        OptionError: there is no such class.
     """
     if not isinstance(target, int) and not target.lstrip("+-").isdigit():
         return find_class(target, labels)
     index = int(target)
     if not 0 <= index < classes:
-        raise ReciproError(f"There is no class {index}: the model has 0 to {classes - 1}.")
+        raise TargetError(f"There is no class {index}: the model has 0 to {classes - 1}.")
     return index
 
 
@@ -112,10 +112,10 @@ def find_class(name: str, labels: Sequence[str] | None) -> int:
     will do.
 
     Raises:
-        ReciproError: no class, or more than one, is called so.
+        OptionError: no class, or more than one, is called so.
     """
     if labels is None:
-        raise ReciproError(
+        raise TargetError(
             f"The class '{name}' can't be looked up: the model has no labels. Give the class's "
             "index, or the names with --labels FILE."
         )
@@ -127,14 +127,14 @@ def find_class(name: str, labels: Sequence[str] | None) -> int:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ReciproError(
+        raise TargetError(
             f"The class '{name}' is ambiguous: classes {', '.join(map(str, found))} are called "
             "so. Give the index."
         )
     known = {_plain(part): part.strip() for label in labels for part in label.split(",")}
     close = difflib.get_close_matches(wanted, known, n=3)
     hint = f" Did you mean {' or '.join(known[c] for c in close)}?" if close else ""
-    raise ReciproError(f"The model has no class '{name}'.{hint}")
+    raise TargetError(f"The model has no class '{name}'.{hint}")
 
 
 def _plain(name: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError
 from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
 from ov_recipro.sources import ultralytics
 from ov_recipro.sources.companions import read_sidecar
@@ -40,7 +40,7 @@ def find_preprocessing(
         size: (height, width) of the model's input.
 
     Raises:
-        ReciproError: what is written there makes no sense.
+        ModelError: what is written there makes no sense.
     """
     with _sensible(model):
         return _find_preprocessing(metadata, model, size)
@@ -107,7 +107,7 @@ def _from_model_info(info: Mapping[str, str], model: Path, size: tuple[int, int]
     embedded = _is_true(info.get("embedded_processing", ""))
     resize = info.get("resize_type", "standard")
     if resize not in MODEL_API_RESIZES:
-        raise ReciproError(
+        raise ModelError(
             f"{model}: unknown resize_type '{resize}' in model_info; known are "
             f"{', '.join(MODEL_API_RESIZES)}."
         )
@@ -130,7 +130,7 @@ def _from_hugging_face(config: dict[str, Any], path: Path, size: tuple[int, int]
     shortest = wanted if isinstance(wanted, int) else wanted.get("shortest_edge")
     crops = config.get("do_center_crop", False)
     if not config.get("do_resize", True):
-        raise ReciproError(f"{path}: do_resize is false; give the preprocessing by options.")
+        raise ModelError(f"{path}: do_resize is false; give the preprocessing by options.")
     rescale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     normalise = config.get("do_normalize", True)
     mean = config.get("image_mean", [0.0] * 3) if normalise else [0.0] * 3
@@ -156,7 +156,7 @@ def _from_timm(config: dict[str, Any], path: Path, size: tuple[int, int]) -> Pre
     mode = str(config.get("crop_mode", "center"))
     interpolation = str(config.get("interpolation", "bilinear"))
     if mode not in modes:
-        raise ReciproError(f"{path}: unknown crop_mode '{mode}'.")
+        raise ModelError(f"{path}: unknown crop_mode '{mode}'.")
     return Preprocessing(
         size=size,
         resize=modes[mode],
@@ -180,7 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(sidecar)
     except (ValueError, RecursionError) as error:
-        raise ReciproError(f"{path} beside the model can't be read: {error}.") from error
+        raise ModelError(f"{path} beside the model can't be read: {error}.") from error
     return data if isinstance(data, dict) else {}
 
 
@@ -190,7 +190,7 @@ def _sensible(model: Path) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ReciproError(
+        raise ModelError(
             f"What {model} or a file beside it says of its preprocessing or labels is malformed: "
             f"{type(error).__name__}: {error}."
         ) from error
@@ -204,11 +204,11 @@ def _three(text: str, model: Path) -> tuple[float, float, float]:
     try:
         numbers = [float(part) for part in text.replace(",", " ").strip("[] ").split()]
     except ValueError as error:
-        raise ReciproError(f"{model}: model_info has '{text}' for three numbers.") from error
+        raise ModelError(f"{model}: model_info has '{text}' for three numbers.") from error
     return _numbers(numbers * 3 if len(numbers) == 1 else numbers, model)
 
 
 def _numbers(values: list[float], path: Path) -> tuple[float, float, float]:
     if len(values) != 3:
-        raise ReciproError(f"{path}: expected 3 means and scales, found {len(values)}.")
+        raise ModelError(f"{path}: expected 3 means and scales, found {len(values)}.")
     return (float(values[0]), float(values[1]), float(values[2]))

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx.inliner import inline_local_functions
 from onnx_ir.passes import common as passes
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.limits import FUNCTION_DEPTH, NODES, TENSOR_BYTES
 from ov_recipro.sources.companions import Companion
 from ov_recipro.sources.rewriting.quantised import to_qdq
@@ -44,7 +44,7 @@ def load(path: Path) -> Loaded:
     """Read an ONNX file, and refuse what is too large or leads out of its folder.
 
     Raises:
-        ReciproError: the file can't be read, is not valid, or is refused.
+        ModelError: the file can't be read, is not valid, or is refused.
     """
     proto = _parsed(path)
     _check_size(proto, path)
@@ -61,16 +61,16 @@ def load(path: Path) -> Loaded:
         raise _unreadable(path, error) from error
     if model.functions:
         name = next(iter(model.functions))[1]
-        raise ReciproError(f"{path} can't be read: its function '{name}' has an opset of its own.")
+        raise ModelError(f"{path} can't be read: its function '{name}' has an opset of its own.")
     if model.graph.num_nodes() == 0:
-        raise ReciproError(f"{path} is not an ONNX model: it has no nodes.")
+        raise ModelError(f"{path} is not an ONNX model: it has no nodes.")
     companions = _open_external(model, path)
     passes.RemoveInitializersFromInputsPass()(model)
     try:
         model.graph.sort()
         to_qdq(model)
     except ValueError as error:
-        raise ReciproError(f"{path} is not a valid ONNX model: {one_line(error)}") from error
+        raise ModelError(f"{path} is not a valid ONNX model: {one_line(error)}") from error
     return Loaded(model, companions, plain and not companions)
 
 
@@ -81,19 +81,19 @@ def one_line(error: BaseException) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> ReciproError:
-    return ReciproError(f"{path} is not a readable ONNX file: {one_line(error)}")
+    return ModelError(f"{path} is not a readable ONNX file: {one_line(error)}")
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise ReciproError(
+            raise ModelError(
                 f"{path} is not a readable ONNX file: it has more than 2 GiB, which only external "
                 "data can hold."
             )
         return onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise ReciproError(f"{path}: {error.strerror or error}") from error
+        raise ModelError(f"{path}: {error.strerror or error}") from error
     except ReciproError:
         raise
     except Exception as error:  # protobuf raises many kinds for a malformed file
@@ -112,7 +112,7 @@ def _check_size(proto: onnx.ModelProto, path: Path) -> None:
         elif isinstance(message, onnx.SparseTensorProto):
             name = message.values.name
             if any(each.external_data for each in (message.values, message.indices)):
-                raise ReciproError(
+                raise ModelError(
                     f"{path}: the sparse tensor '{name}' keeps its values in external data, which "
                     "is not supported; refused."
                 )
@@ -143,7 +143,7 @@ def _messages(message: _Message) -> Iterator[_Message]:
 def _check_tensor(dims: Any, data_type: int, subject: str) -> int:
     """Check a tensor's size; return it in bytes, 0 where its type is not known."""
     if any(size < 0 for size in dims):
-        raise ReciproError(f"{subject} has a negative size in its shape {list(dims)}.")
+        raise ModelError(f"{subject} has a negative size in its shape {list(dims)}.")
     try:
         bits = ir.DataType(data_type).bitwidth
     except (ValueError, TypeError):
@@ -271,7 +271,7 @@ def _lazy(tensor: ir.ExternalTensor, file: Companion, path: Path) -> ir.LazyTens
     """Return a tensor that is read from `file` each time it is needed."""
     offset, length = tensor.offset or 0, tensor.nbytes
     if offset < 0 or tensor.length not in (None, length) or offset + length > file.size:
-        raise ReciproError(
+        raise ModelError(
             f"{path}: tensor '{tensor.name}' of {length:,} bytes does not fit into its place in "
             f"the weights '{tensor.location}'."
         )

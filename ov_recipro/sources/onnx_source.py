@@ -15,7 +15,7 @@ from ov_recipro.cut.graph import Graph, Node, descendants
 from ov_recipro.cut.layout import channels_last
 from ov_recipro.cut.outputs import find_scores
 from ov_recipro.cut.points import CutPoint
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.limits import TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
@@ -86,7 +86,7 @@ class OnnxSource:
         try:
             outline = core().read_model(data)
         except RuntimeError as error:
-            raise ReciproError(f"OpenVINO can't read {self.path}: {reason(error)}") from error
+            raise ModelError(f"OpenVINO can't read {self.path}: {reason(error)}") from error
         ports = [port for node in outline.get_ordered_ops() for port in node.outputs()]
         named = {name: port for port in ports for name in port.get_names()}
         for node in reversed(model.graph):  # OpenVINO names one of two equal tensors
@@ -160,7 +160,7 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
         cut: which output, input shape and constants it has; the layer is not looked at.
 
     Raises:
-        ReciproError: the file is no readable ONNX classifier of one image.
+        ModelError: the file is no readable ONNX classifier of one image.
     """
     loaded = load(path)
     model = loaded.model
@@ -180,7 +180,7 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
         if (size := shaping.bytes_of(value)) is not None:
             TENSOR_BYTES.check(size, f"{path}: tensor '{value.name}'")
     for value in shaping.of_unknown_size(model):
-        raise ReciproError(
+        raise ModelError(
             f"{path}: the size of tensor '{value.name}' is not known before it is made; refused."
         )
     nodes = tuple(_neutral(node, operations) for node in model.graph)
@@ -197,9 +197,9 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
         channels_last=channels_last(nodes, str(image.name), shapes, carried),
     )
     if not graph.path_nodes:
-        raise ReciproError(f"{path}: output '{chosen}' does not depend on '{image.name}'.")
+        raise ModelError(f"{path}: output '{chosen}' does not depend on '{image.name}'.")
     if dtype is None:
-        raise ReciproError(f"{path}: the type of input '{image.name}' is missing.")
+        raise ModelError(f"{path}: the type of input '{image.name}' is missing.")
     return OnnxSource(
         path=path,
         graph=graph,
@@ -346,7 +346,7 @@ def _extract(model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> 
     try:
         graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
     except ValueError as error:
-        raise ReciproError(f"The model can't be cut there: {one_line(error)}") from error
+        raise ModelError(f"The model can't be cut there: {one_line(error)}") from error
     return ir.Model(graph, ir_version=model.ir_version, producer_name="ov-recipro")
 
 

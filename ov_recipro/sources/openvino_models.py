@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import DeviceError, ModelError
 from ov_recipro.options import Hint, Precision, thread_limit
 from ov_recipro.output import user_cache
 from ov_recipro.saliency import Array
@@ -40,7 +40,7 @@ def read_model_file(path: Path) -> ov.Model:
     """Read a model file; an IR's weights only from a regular file inside of its folder.
 
     Raises:
-        ReciproError: these lie elsewhere.
+        ModelError: these lie elsewhere.
         RuntimeError: OpenVINO can't read it.
     """
     weights = path.with_suffix(".bin").name
@@ -58,7 +58,7 @@ def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
         if shapes is not None:
             model.reshape({i: ov.PartialShape(list(s)) for i, s in enumerate(shapes)})
     except RuntimeError as error:
-        raise ReciproError(f"OpenVINO can't read {path.name}: {reason(error)}") from error
+        raise ModelError(f"OpenVINO can't read {path.name}: {reason(error)}") from error
     return model
 
 
@@ -107,7 +107,7 @@ def keep_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:
     known = {name: port for _, port in ports(model) for name in (name_of(port), *port.get_names())}
     missing = [name for name in names if name not in known]
     if missing:
-        raise ReciproError(f"OpenVINO's reading of the model has no tensor '{missing[0]}'.")
+        raise ModelError(f"OpenVINO's reading of the model has no tensor '{missing[0]}'.")
     results = [ops.result(known[name]) for name in names]
     return ov.Model(results, model.get_parameters(), model.get_friendly_name())
 
@@ -118,7 +118,7 @@ def compiled(
     """Compile a model for a device.
 
     Raises:
-        ReciproError: the device can't run it.
+        ModelError: the device can't run it.
     """
     config = {"PERFORMANCE_HINT": hint.upper()}
     if precision == "f32":
@@ -128,7 +128,7 @@ def compiled(
     try:
         return core().compile_model(model, device, config)
     except RuntimeError as error:
-        raise ReciproError(f"OpenVINO can't run this on {device}: {reason(error)}") from error
+        raise DeviceError(f"OpenVINO can't run this on {device}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

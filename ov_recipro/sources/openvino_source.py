@@ -19,7 +19,7 @@ from ov_recipro.cut.graph import Graph, Node, Shape, descendants
 from ov_recipro.cut.layout import channels_last
 from ov_recipro.cut.outputs import find_scores
 from ov_recipro.cut.points import CutPoint
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError
 from ov_recipro.limits import NODES, TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
@@ -124,7 +124,7 @@ def _describe(path: Path, cut: Cut) -> OpenVINOSource:
         aliases={alias: tensor for alias, tensor in aliases.items() if alias != tensor},
     )
     if not graph.path_nodes:
-        raise ReciproError(f"{path}: output '{chosen}' does not depend on '{name}'.")
+        raise ModelError(f"{path}: output '{chosen}' does not depend on '{name}'.")
     return OpenVINOSource(
         path=path,
         graph=graph,
@@ -138,14 +138,14 @@ def _describe(path: Path, cut: Cut) -> OpenVINOSource:
 def _load(path: Path) -> ov.Model:
     try:
         if path.stat().st_size > _LARGEST_TEXT:
-            raise ReciproError(f"{path} is not a readable OpenVINO IR: it has more than 1 GiB.")
+            raise ModelError(f"{path} is not a readable OpenVINO IR: it has more than 1 GiB.")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ReciproError(f"{path}: {error.strerror or error}.") from error
+        raise ModelError(f"{path}: {error.strerror or error}.") from error
     except UnicodeDecodeError:
         text = ""
     if "<net" not in text[:4096]:  # OpenVINO would try all its other readers on it and complain
-        raise ReciproError(f"{path} is not a readable OpenVINO IR: it has no <net> element.")
+        raise ModelError(f"{path} is not a readable OpenVINO IR: it has no <net> element.")
     NODES.check(len(re.findall(r"<layer\s", text)), str(path))
     return read_model_file(path)
 
@@ -156,7 +156,7 @@ def _reported(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, UnicodeDecodeError, OverflowError) as error:
-        raise ReciproError(f"{path} {what}: {reason(error)}") from error
+        raise ModelError(f"{path} {what}: {reason(error)}") from error
 
 
 def _at_batch_1(
@@ -179,7 +179,7 @@ def _at_batch_1(
     try:
         model.reshape({0: ov.PartialShape(list(shape))})
     except RuntimeError as error:
-        raise ReciproError(
+        raise ModelError(
             f"{path} does not take the input {list(shape)}: {reason(error)}"
         ) from error
     for node in model.get_ordered_ops():

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError
 from ov_recipro.sources.companions import read_sidecar
 
 SIDECAR = "metadata.yaml"
@@ -52,7 +52,7 @@ def find_export(metadata: Mapping[str, str], model: Path) -> Export | None:
         model: the file.
 
     Raises:
-        ReciproError: what is written there makes no sense.
+        ModelError: what is written there makes no sense.
     """
     if metadata.get("task") in TASKS and "names" in metadata:
         present = [key for key in _LITERALS if key in metadata]
@@ -83,7 +83,7 @@ def _names(names: Any, path: Path) -> tuple[str, ...] | None:
         or set(listed) != set(range(len(listed)))
         or not all(isinstance(name, str | int | float) for name in listed.values())
     ):
-        raise ReciproError(f"{path}: 'names' must name every class, numbered from 0.")
+        raise ModelError(f"{path}: 'names' must name every class, numbered from 0.")
     return tuple(str(listed[index]) for index in range(len(listed)))
 
 
@@ -96,7 +96,7 @@ def _size(size: Any, path: Path) -> tuple[int, int] | None:
         or len(both) != 2
         or not all(isinstance(side, int) and side > 0 for side in both)
     ):
-        raise ReciproError(f"{path}: 'imgsz' is not a height and a width.")
+        raise ModelError(f"{path}: 'imgsz' is not a height and a width.")
     return both[0], both[1]
 
 
@@ -106,7 +106,7 @@ def _literal(text: str, key: str, model: Path) -> Any:
             raise ValueError("it is too long")
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ReciproError(f"{model}: its metadata '{key}' is not a Python literal.") from error
+        raise ModelError(f"{model}: its metadata '{key}' is not a Python literal.") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -120,5 +120,5 @@ def _read(path: Path) -> dict[str, Any]:
         said = yaml.safe_load(data.decode())
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise ReciproError(f"{path} beside the model can't be read: {lines[0]}.") from error
+        raise ModelError(f"{path} beside the model can't be read: {lines[0]}.") from error
     return said if isinstance(said, dict) else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ov_recipro.cut.bundle import ModelFile
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.saliency import Array, close_scores
 from ov_recipro.sources import openvino_models as openvino
 from ov_recipro.sources.source import Source, SplitFiles
@@ -47,7 +47,7 @@ def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
     next.
 
     Raises:
-        ReciproError: the parts differ from the model by more than rounding.
+        ModelError: the parts differ from the model by more than rounding.
     """
     graph = source.graph
     images = _random_images(source.image_shape, source.image_dtype)
@@ -103,17 +103,17 @@ def _check_parity(
     logits = [np.ravel(each[graph.scores]) for each in values]
     output = [np.ravel(each[graph.output]) for each in values]
     if not all(np.isfinite(each).all() for each in (*logits, *output)):
-        raise ReciproError(f"{source.path} gives NaN or infinite scores for a random image.")
+        raise ModelError(f"{source.path} gives NaN or infinite scores for a random image.")
     parity, largest = _largest_error(got, logits)
     if not parity <= TOLERANCE * largest:
-        raise ReciproError(
+        raise ModelError(
             f"{source.path}: head and tail differ from the model by {parity:.3g} where its largest "
             f"score is {largest:.3g}. That is more than rounding; nothing was written."
         )
     closed = [close_scores(each, graph.activation) for each in logits]
     error, largest = _largest_error(closed, output)
     if not error <= TOLERANCE * largest:
-        raise ReciproError(
+        raise ModelError(
             f"{source.path}: output '{graph.output}' is not the {graph.activation} of "
             f"'{graph.scores}': they differ by {error:.3g}."
         )
@@ -124,7 +124,7 @@ def _check_deviation(source: Source, ours: Sequence[Array], theirs: Sequence[Arr
     """Compare the float32 tail's logits with the deployed model's in few bits."""
     agreement = float(np.corrcoef(np.concatenate(ours), np.concatenate(theirs))[0, 1])
     if not agreement >= LEAST_AGREEMENT:
-        raise ReciproError(
+        raise ModelError(
             f"{source.path}: cut there, the float32 tail and the deployed model disagree "
             f"(correlation of their scores {agreement:.2f}); nothing was written."
         )

@@ -21,7 +21,7 @@ from ov_recipro.cut.bundle import (
     write_manifest,
 )
 from ov_recipro.cut.points import find_cut
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.options import Cut, cut_from
 from ov_recipro.sources import metadata
@@ -64,7 +64,7 @@ def split(
         The bundle.
 
     Raises:
-        ReciproError: the file is no classifier that can be cut there, or the parts differ from
+        ModelError: the file is no classifier that can be cut there, or the parts differ from
             the model by more than rounding.
     """
     path = Path(model)
@@ -113,7 +113,7 @@ def split(
             versions={name: version(name) for name in _LIBRARIES},
         )
         if before != _stamp(path) or beside != [_stamp(each) for each in source.companions]:
-            raise ReciproError(f"{path} or its weights changed while the model was split.")
+            raise ModelError(f"{path} or its weights changed while the model was split.")
         write_manifest(work, manifest)
     return Bundle(folder, manifest)
 
@@ -122,7 +122,7 @@ def open_source(path: Path, cut: Cut = Cut()) -> Source:
     """Read a model file in whichever format it is.
 
     Raises:
-        ReciproError: no format fits, or the file is no classifier of one image.
+        ModelError: no format fits, or the file is no classifier of one image.
     """
     check_is_file(path)
     if path.suffix.lower() == ".onnx":
@@ -133,7 +133,7 @@ def open_source(path: Path, cut: Cut = Cut()) -> Source:
         from ov_recipro.sources.openvino_source import open_openvino
 
         return open_openvino(path, cut)
-    raise ReciproError(f"{path}: not a model this tool reads (an .onnx or .xml file).")
+    raise ModelError(f"{path}: not a model this tool reads (an .onnx or .xml file).")
 
 
 def _describe(source: Source) -> SourceFile:
@@ -154,14 +154,14 @@ def _stamp(path: Path) -> tuple[int, ...]:
         with path.open("rb") as file:
             return stamp(file)
     except OSError as error:
-        raise ReciproError(f"{path}: {error.strerror or error}.") from error
+        raise ModelError(f"{path}: {error.strerror or error}.") from error
 
 
 def check_is_file(path: Path) -> None:
     """Raise ReciproError where there is no such file."""
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
-        raise ReciproError(f"{path} {what}.")
+        raise ModelError(f"{path} {what}.")
 
 
 def file_sha256(path: Path) -> str:
@@ -170,4 +170,4 @@ def file_sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ReciproError(f"{path}: {error.strerror or error}.") from error
+        raise ModelError(f"{path}: {error.strerror or error}.") from error

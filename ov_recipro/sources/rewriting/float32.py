@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError
 from ov_recipro.sources.rewriting.shaping import constant, values_of
 
 _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -107,7 +107,7 @@ def _clamp(
     scale = _tensor(node, 1)
     zero = _tensor(node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if scale is None or scale.size != 1 or node.graph is None:
-        raise ReciproError(
+        raise ModelError(
             f"Node '{node.name}': activations quantised per channel, or by computed scales, are "
             "not supported."
         )
@@ -155,7 +155,7 @@ def _float_weight(node: ir.Node) -> ir.Value:
     weight = _tensor(node, 1)
     zero = _tensor(node, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else None
     if weight is None or node.graph is None:
-        raise ReciproError(f"Node '{node.name}' ({node.op_type}) has a weight that is no constant.")
+        raise ModelError(f"Node '{node.name}' ({node.op_type}) has a weight that is no constant.")
     values = weight.numpy().astype(np.float32)
     if zero is not None:
         offset = zero.numpy().astype(np.float32).reshape(-1)

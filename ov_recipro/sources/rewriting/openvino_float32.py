@@ -10,7 +10,7 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError
 from ov_recipro.sources.openvino_models import core, name_of, ports
 
 _HALVES = (ov.Type.f16, ov.Type.bf16)
@@ -77,7 +77,7 @@ def _value(port: ov.Output) -> npt.NDArray[np.float64]:
     while node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
     if node.get_type_name() != "Constant":
-        raise ReciproError(f"'{node.get_friendly_name()}': a quantisation range is no constant.")
+        raise ModelError(f"'{node.get_friendly_name()}': a quantisation range is no constant.")
     return np.asarray(node.data, np.float64)
 
 

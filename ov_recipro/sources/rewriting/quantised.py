@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ModelError
 from ov_recipro.sources.rewriting.shaping import constant
 
 _UNARY = {  # x, x_scale, x_zero_point, y_scale, y_zero_point
@@ -48,7 +48,7 @@ def _unary(node: ir.Node) -> None:
     x, x_scale, x_zero, y_scale, y_zero = node.inputs
     attributes = {a.name: a for a in node.attributes.values() if a.name not in _ORT_ONLY}
     if node.attributes.get_int("channels_last", 0):
-        raise ReciproError(f"Node '{node.name}': {node.op_type} with channels last is not known.")
+        raise ModelError(f"Node '{node.name}': {node.op_type} with channels last is not known.")
     _replace(
         node,
         _UNARY[node.op_type],
@@ -117,7 +117,7 @@ def _dequantised(
 ) -> ir.Value:
     """Insert a DequantizeLinear before `node`; `axis` counts where the scale has several values."""
     if value is None or scale is None:
-        raise ReciproError(f"Node '{node.name}' ({node.op_type}) lacks an input.")
+        raise ModelError(f"Node '{node.name}' ({node.op_type}) lacks an input.")
     inputs = [value, scale] if zero is None else [value, scale, zero]
     numbers = ir.convenience.get_const_tensor(scale)
     several = axis is not None and numbers is not None and numbers.size > 1
@@ -134,7 +134,7 @@ def _bias(
     """Insert a bias as float32: its scale is the product of the operands' scales."""
     tensors = [ir.convenience.get_const_tensor(v) if v else None for v in (x_scale, w_scale)]
     if tensors[0] is None or tensors[1] is None or node.graph is None:
-        raise ReciproError(f"Node '{node.name}' ({node.op_type}) has scales that are no constants.")
+        raise ModelError(f"Node '{node.name}' ({node.op_type}) has scales that are no constants.")
     scale = factor * tensors[0].numpy().reshape(-1) * tensors[1].numpy().reshape(-1)
     array = np.float32(scale[0]).reshape(()) if scale.size == 1 else scale.astype(np.float32)
     value = constant(node.graph, f"{bias.name}/scale", np.asarray(array))
@@ -173,7 +173,7 @@ def _insert(
     about: ir.Value,
 ) -> ir.Value:
     if node.graph is None:
-        raise ReciproError(f"Node '{node.name}' is in no graph.")
+        raise ModelError(f"Node '{node.name}' is in no graph.")
     kept = [
         a if isinstance(a, ir.Attr) else ir.AttrInt64(k, int(a or 0)) for k, a in attributes.items()
     ]
