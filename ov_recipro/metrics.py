@@ -160,9 +160,9 @@ def replaced_by_cell(start: Floats, end: Floats, saliency: Floats) -> Iterator[F
         yield now
 
 
-def area(scores: Sequence[float], parts: int) -> float:
-    """Return the area below a curve by trapezoids, of a width of 1/`parts` each."""
-    return (math.fsum(scores) - (scores[0] + scores[-1]) / 2) / parts
+def area(scores: Sequence[float], intervals: int) -> float:
+    """Return the area below a curve by trapezoids, of a width of 1/`intervals` each."""
+    return (math.fsum(scores) - (scores[0] + scores[-1]) / 2) / intervals
 
 
 def points_inside(saliency: Floats, boxes: Sequence[Box]) -> bool:

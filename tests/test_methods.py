@@ -92,7 +92,7 @@ def eq_19(features: Array, gradients: Array, factors: Array) -> Array:
 
 
 def test_grad_cams_closed_forms(subject: Subject, image: Array) -> None:
-    features = subject.see(image).features.astype(np.float64)
+    features = subject.forward(image).features.astype(np.float64)
     weights = subject.pooled_weights()[285].astype(np.float64)
     gradients = np.broadcast_to(weights[:, None, None] / 49, features.shape)
     plain = np.maximum(np.tensordot(gradients.mean(axis=(1, 2)), features, 1), 0)
@@ -104,7 +104,7 @@ def test_grad_cams_closed_forms(subject: Subject, image: Array) -> None:
     np.testing.assert_allclose(scaled(found), scaled(expected), atol=1e-6)
     random = np.random.default_rng(0)
     noisy = [image + 0.3 * random.standard_normal(image.shape).astype("f4") for _ in range(4)]
-    logits = np.array([subject.see(each).logits[285] for each in noisy], np.float64)
+    logits = np.array([subject.forward(each).logits[285] for each in noisy], np.float64)
     smooth = eq_19(features, gradients, np.exp(logits - logits.max()))
     expected = np.maximum(np.tensordot(smooth, features, 1), 0)
     found = METHODS["smooth-grad-cam++"](subject, image, 285)
@@ -113,7 +113,7 @@ def test_grad_cams_closed_forms(subject: Subject, image: Array) -> None:
 
 def test_the_gradient_is_the_logits_change(subject: Subject, image: Array) -> None:
     """By finite differences through the real tail."""
-    features = subject.see(image).features
+    features = subject.forward(image).features
     weights = subject.pooled_weights()[285]
     for k, u, v in ((0, 0, 0), (17, 3, 6), (640, 6, 2)):
         moved = features.copy()
@@ -161,7 +161,7 @@ def test_rise(small: tuple[Path, Subject, Array]) -> None:
 
 
 def test_eigen_cam(subject: Subject, image: Array) -> None:
-    features = subject.see(image).features.astype(np.float64)
+    features = subject.forward(image).features.astype(np.float64)
     cells = features.reshape(1280, 49).T
     _, vectors = np.linalg.eigh(cells.T @ cells)
     direction = vectors[:, -1] * np.sign(vectors[:, -1].sum())

@@ -19,7 +19,7 @@ import pyarrow.dataset
 import ray
 
 from ov_recipro import Explainer
-from ov_recipro.cluster.explaining import Run, Wish
+from ov_recipro.cluster.explaining import JobOptions, Run
 from ov_recipro.cluster.pool import open_pool
 from ov_recipro.images.drawing import Style
 from ov_recipro.images.reading import find_images
@@ -71,12 +71,12 @@ def alone(model: Path, layer: str, folder: Path, count: int) -> float:
 def on_ray(model: Path, layer: str, folder: Path, actors: int) -> float:
     """Return images a second of actors; print what they take."""
     explainer = Explainer(model, layer=layer, hint="throughput")
-    wish = Wish(("top1",), "float32", False, None, Style())
+    job = JobOptions(("top1",), "float32", False, None, Style())
     with (
         tempfile.TemporaryDirectory() as output,
         open_pool("local", actors, 1, 0) as pool,
     ):
-        run = Run(explainer, [str(folder)], Path(output), wish)
+        run = Run(explainer, [str(folder)], Path(output), job)
         done = 0
         started = since = None
         step = run.total // 10

@@ -21,7 +21,7 @@ from ov_recipro.saliency import Score
 
 if TYPE_CHECKING:
     from ov_recipro.batch import Input, Outcome
-    from ov_recipro.cluster.explaining import Progress, Wish
+    from ov_recipro.cluster.explaining import JobOptions, Progress
     from ov_recipro.explainer import Explainer
 
 _MANY = 8  # images for which it pays to start with several at once
@@ -157,11 +157,11 @@ def command(
 
     style = Style(colormap, alpha, cells, contour, legend)
     if engine.is_ray:
-        from ov_recipro.cluster.explaining import OVERLAYS, Wish
+        from ov_recipro.cluster.explaining import OVERLAYS, JobOptions
 
         drawn = output.absolute() / OVERLAYS if overlays else None
-        wish = Wish(targets, maps, verify, drawn, style)
-        _on_ray(explainer, engine, images, output, wish, quiet)
+        job = JobOptions(targets, maps, verify, drawn, style)
+        _on_ray(explainer, engine, images, output, job, quiet)
         return
     subject = None
     if verify:
@@ -260,13 +260,13 @@ def _on_ray(
     engine: Engine,
     images: tuple[str, ...],
     output: Path,
-    wish: Wish,
+    job: JobOptions,
     quiet: bool,
 ) -> None:
     """Explain a dataset on Ray; the results are Parquet files."""
     from ov_recipro.cluster.explaining import Run
 
-    run = Run(explainer, images, output, wish)
+    run = Run(explainer, images, output, job)
     if run.kept:
         note(f"{run.kept} of {run.total} images are done.", quiet)
     failed = 0

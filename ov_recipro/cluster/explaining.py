@@ -31,7 +31,7 @@ _READERS = 16  # files that it reads at once
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobOptions:
     """What to make of each image.
 
     Attributes:
@@ -64,7 +64,7 @@ class Run:
         explainer: what to explain with.
         sources: files, directories, globs and URLs of these.
         folder: where results go.
-        wish: what to make of each image.
+        job: what to make of each image.
 
     Attributes:
         total: number of images; kept: how many of these earlier runs have left.
@@ -74,13 +74,13 @@ class Run:
     """
 
     def __init__(
-        self, explainer: Explainer, sources: Sequence[str], folder: Path, wish: Wish
+        self, explainer: Explainer, sources: Sequence[str], folder: Path, job: JobOptions
     ) -> None:
         files = find_files(sources)
-        self._explainer, self._wish = explainer, wish
-        self.results = Results(folder, _settings(explainer, wish))
-        if wish.overlays is not None:
-            open_folder(wish.overlays)
+        self._explainer, self._wish = explainer, job
+        self.results = Results(folder, _settings(explainer, job))
+        if job.overlays is not None:
+            open_folder(job.overlays)
         self._missing = [
             (file, stem)
             for file, stem in zip(files, _stems(files), strict=True)
@@ -114,14 +114,14 @@ class Run:
 class _Actor:
     """Explains images; see `pool.stream`."""
 
-    def __init__(self, recipe: Recipe, wish: Wish) -> None:
-        if wish.overlays is not None and not wish.overlays.is_dir():
-            raise OptionError(f"{wish.overlays} is not seen by all machines; overlays need that.")
+    def __init__(self, recipe: Recipe, job: JobOptions) -> None:
+        if job.overlays is not None and not job.overlays.is_dir():
+            raise OptionError(f"{job.overlays} is not seen by all machines; overlays need that.")
         self._explainer = recipe.explainer()
-        self._wish = wish
-        self._subject = Subject(self._explainer) if wish.verify else None
+        self._wish = job
+        self._subject = Subject(self._explainer) if job.verify else None
         shape = self._explainer.bundle.manifest.cut.shape
-        self._schema = results.schema(shape, wish.kind)
+        self._schema = results.schema(shape, job.kind)
 
     def __call__(self, rows: list[dict[str, Any]]) -> pa.Table:
         files = in_order(_read, rows, _READERS)
@@ -132,16 +132,16 @@ class _Actor:
         given, data = file
         if isinstance(data, ImageError):
             return {"path": given["name"], "error": str(data)}
-        wish = self._wish
+        job = self._wish
         try:
             image = decode_file(data, given["name"])
-            explanation = self._explainer(image, wish.targets)
+            explanation = self._explainer(image, job.targets)
             verified = verify(self._subject, explanation) if self._subject else ()
         except OF_ONE_IMAGE as error:
             return {"path": given["name"], "error": str(error)}
         drawn: list[str] = []
-        if wish.overlays is not None:
-            drawn = explanation.save_overlays(wish.overlays, given["stem"], wish.style)
+        if job.overlays is not None:
+            drawn = explanation.save_overlays(job.overlays, given["stem"], job.style)
         return results.row(explanation, self._explainer.score, verified, drawn)
 
 
@@ -157,13 +157,13 @@ def _stems(files: Sequence[File]) -> list[str]:
     return file_stems([Path(file.path) for file in files])
 
 
-def _settings(explainer: Explainer, wish: Wish) -> dict[str, Any]:
+def _settings(explainer: Explainer, job: JobOptions) -> dict[str, Any]:
     """Return what results depend on."""
     settings = explainer.provenance() | {
         "labels": explainer.labels,
-        "targets": wish.targets,
-        "maps": wish.kind,
-        "verify": wish.verify,
-        "overlays": wish.style if wish.overlays is not None else None,
+        "targets": job.targets,
+        "maps": job.kind,
+        "verify": job.verify,
+        "overlays": job.style if job.overlays is not None else None,
     }
     return dict(msgspec.to_builtins(settings))

@@ -63,36 +63,38 @@ def measure(
     size = (image.shape[1], image.shape[2])
     score = float(subject.scores(image)[index])
     saliency = _scaled(method(subject, image, index))
-    large = upsampled(saliency, size, "bicubic" if profile == "byun" else "bilinear")
-    shown = image * large
-    explained = float(subject.scores(shown)[index])
-    again = _scaled(method(subject, shown, index))
+    enlarged = upsampled(saliency, size, "bicubic" if profile == "byun" else "bilinear")
+    seen_through_map = image * enlarged
+    explained = float(subject.scores(seen_through_map)[index])
+    second_saliency = _scaled(method(subject, seen_through_map, index))
     if profile == "byun":
-        alike, cover = coherency(saliency, again), complexity(saliency)
+        agreement = coherency(saliency, second_saliency)
+        covered = complexity(saliency)
         deletion, insertion = _curves_by_cell(subject, image, saliency, index)
     else:
-        alike, cover = coherency(large, upsampled(again, size, "bilinear")), complexity(large)
-        deletion, insertion = curves(subject, image, large, index, step)
+        agreement = coherency(enlarged, upsampled(second_saliency, size, "bilinear"))
+        covered = complexity(enlarged)
+        deletion, insertion = curves(subject, image, enlarged, index, step)
     return Measurement(
         score=score,
         explained=explained,
         drop=drop(score, explained),
         increase=explained > score,
-        coherency=alike,
-        complexity=cover,
+        coherency=agreement,
+        complexity=covered,
         deletion=deletion,
         insertion=insertion,
         flat=bool(saliency.min() == saliency.max()),
-        pointing=points_inside(large, boxes) if boxes else None,
-        energy=energy_inside(large, boxes) if boxes else None,
+        pointing=points_inside(enlarged, boxes) if boxes else None,
+        energy=energy_inside(enlarged, boxes) if boxes else None,
     )
 
 
 def curves(
-    subject: Subject, image: Floats, large: Floats, index: int, step: int | None = None
+    subject: Subject, image: Floats, enlarged: Floats, index: int, step: int | None = None
 ) -> tuple[float, float]:
     """Return the areas below RISE's deletion and insertion curves of a map [H,W]."""
-    order, step = by_saliency(large), step or image.shape[2]
+    order, step = by_saliency(enlarged), step or image.shape[2]
     deletion = subject.curve(replaced(image, np.zeros_like(image), order, step), index)
     insertion = subject.curve(replaced(blurred(image), image, order, step), index)
     return area(deletion, len(deletion) - 1), area(insertion, len(insertion) - 1)

@@ -74,7 +74,7 @@ def verify_class(subject: Subject, image: Floats, index: int) -> Verification:
 
     step = -(-image.shape[1] * image.shape[2] // STEPS)
     found = measure(subject, own, image, index, "poppi", step)
-    random = [curves(subject, image, large, index, step) for large in random_maps(subject, image)]
+    random = [curves(subject, image, each, index, step) for each in random_maps(subject, image)]
     deletions, insertions = zip(*random, strict=True)
     deviations = deviations_above((found.deletion, found.insertion), random)
     return Verification(

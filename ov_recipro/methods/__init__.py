@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from ov_recipro.errors import OptionError
 from ov_recipro.methods import activation, perturbation, sanity
-from ov_recipro.methods.subject import NotApplicable, Seen, Subject
+from ov_recipro.methods.subject import NotApplicable, Subject
 from ov_recipro.plans.stream import Mask
 from ov_recipro.saliency import Floats, Score
 
@@ -64,4 +64,4 @@ def find_methods(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-__all__ = ["METHODS", "Method", "NotApplicable", "Seen", "Subject", "find_methods"]
+__all__ = ["METHODS", "Method", "NotApplicable", "Subject", "find_methods"]

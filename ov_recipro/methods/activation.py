@@ -28,7 +28,7 @@ def _weighted(features: Floats, weights: Floats) -> Floats:
 
 def cam(subject: Subject, image: Floats, index: int) -> Floats:
     """Class activation mapping (Zhou et al., 2016): the channels by the class's weights."""
-    return _weighted(subject.see(image).features, _gradient(subject, index))
+    return _weighted(subject.forward(image).features, _gradient(subject, index))
 
 
 def grad_cam(subject: Subject, image: Floats, index: int) -> Floats:
@@ -42,7 +42,7 @@ def grad_cam_plus_plus(subject: Subject, image: Floats, index: int) -> Floats:
     The second and third derivatives of exp(logit) are its first times the gradient g and its
     square, so that exp(logit) cancels in alpha and is a mere factor of the map.
     """
-    features = subject.see(image).features
+    features = subject.forward(image).features
     gradient = _gradient(subject, index)
     denominator = 2 + gradient * features.sum(axis=(1, 2), dtype=np.float64)
     alpha = 1 / np.where(denominator == 0, 1, denominator)
@@ -65,7 +65,7 @@ def eigen_cam(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: A
     The features [H W,K] are not centred, as in the paper; of the direction's two signs the one
     along which they lie is taken. The map is the same for every class.
     """
-    features = subject.see(image).features
+    features = subject.forward(image).features
     cells = features.reshape(len(features), -1).T.astype(np.float64)
     left, values, _ = np.linalg.svd(cells, full_matrices=False)
     along = left[:, 0] * values[0]
@@ -77,14 +77,14 @@ def ablation_cam(subject: Subject, image: Floats, index: int) -> Floats:
 
     The weight is (y - y_k) / y, y_k through the tail; negative values of the map are cut off.
     """
-    seen = subject.see(image)
-    whole = float(subject.tail(seen.features[None], seen.bypass)[0, index])
+    run = subject.forward(image)
+    whole = float(subject.tail(run.features[None], run.bypass)[0, index])
     without = []
-    for start in range(0, len(seen.features), _CHUNK):
-        chosen = range(start, min(start + _CHUNK, len(seen.features)))
-        maps = np.repeat(seen.features[None], len(chosen), axis=0)
+    for start in range(0, len(run.features), _CHUNK):
+        chosen = range(start, min(start + _CHUNK, len(run.features)))
+        maps = np.repeat(run.features[None], len(chosen), axis=0)
         for row, channel in enumerate(chosen):
             maps[row, channel] = 0
-        without.append(subject.tail(maps, seen.bypass)[:, index])
+        without.append(subject.tail(maps, run.bypass)[:, index])
     weights = (whole - np.concatenate(without).astype(np.float64)) / whole
-    return np.maximum(_weighted(seen.features, weights), 0)
+    return np.maximum(_weighted(run.features, weights), 0)

@@ -22,20 +22,20 @@ def score_cam(subject: Subject, image: Floats, index: int) -> Floats:
     A channel, upsampled and scaled to 0..1, masks the image; the softmax over all channels of the
     class's logits weighs them. A channel that is alike everywhere masks nothing and adds nothing.
     """
-    features = subject.see(image).features
+    features = subject.forward(image).features
     low, high = features.min(axis=(1, 2)), features.max(axis=(1, 2))
-    telling = np.flatnonzero(high > low)
-    if not len(telling):
+    informative_channels = np.flatnonzero(high > low)
+    if not len(informative_channels):
         return np.zeros(features.shape[1:])
 
     def masked() -> Iterator[Floats]:
-        for k in telling:
+        for k in informative_channels:
             large = upsampled(features[k], (image.shape[1], image.shape[2]), "bilinear")
             yield image * (large - large.min()) / (large.max() - large.min())
 
     logits = subject.logits_of_all(masked())[:, index]
     weights = class_scores(logits, "softmax")
-    total = np.tensordot(weights, features[telling].astype(np.float64), 1)
+    total = np.tensordot(weights, features[informative_channels].astype(np.float64), 1)
     return np.asarray(np.maximum(total, 0))
 
 

@@ -24,7 +24,7 @@ class NotApplicable(ReciproError):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Forward:
     """What a model makes of an image.
 
     Attributes:
@@ -94,7 +94,7 @@ class Subject:
             planes = np.clip(np.rint(planes), limits.min, limits.max)
         return np.ascontiguousarray(planes[None], kind)
 
-    def see(self, image: Floats) -> Seen:
+    def forward(self, image: Floats) -> Forward:
         """Run the model on an image."""
         if self.stopped.is_set():
             raise ReciproError("Stopped.")
@@ -102,16 +102,18 @@ class Subject:
         if not np.isfinite(logits).all():
             raise ImageError("The model gives NaN or infinite numbers for this image.")
         maps = features[0].transpose(2, 0, 1) if self._cut.channels_last else features[0]
-        return Seen(np.asarray(maps, np.float32), bypass, logits)
+        return Forward(np.asarray(maps, np.float32), bypass, logits)
 
     def scores(self, image: Floats) -> npt.NDArray[np.float64]:
         """Return the classes' scores [classes] for an image."""
-        return class_scores(self.see(image).logits, self.probability)
+        return class_scores(self.forward(image).logits, self.probability)
 
     def logits_of_all(self, images: Iterable[Floats]) -> Floats:
         """Return the logits [n,classes] of images, several at once; they are copied when drawn."""
         copies = (np.array(image) for image in images)
-        return np.stack(list(in_order(lambda image: self.see(image).logits, copies, self.parallel)))
+        return np.stack(
+            list(in_order(lambda image: self.forward(image).logits, copies, self.parallel))
+        )
 
     def curve(self, images: Iterable[Floats], index: int) -> list[float]:
         """Return the scores of one class along a series of images."""

@@ -132,7 +132,7 @@ def compiled(
 
 
 def reason(error: Exception) -> str:
-    """Return the telling line of OpenVINO's many."""
+    """Return the informative line of OpenVINO's many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or ["unknown reason"])[-1][:300]
+    informative = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (informative or lines or ["unknown reason"])[-1][:300]

@@ -76,16 +76,16 @@ def flat_linear(rows: Rows, weight: Array, background: Array, unmasked: Port | N
         pixels = np.concatenate([pixels, np.arange(places)])
         count += 1
     used, inverse, counts = np.unique(pixels, return_inverse=True, return_counts=True)
-    most = int(counts.max())
+    longest = int(counts.max())
     order = np.argsort(inverse, kind="stable")
     slot = np.empty(len(pixels), np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     slot[order] = np.arange(len(pixels)) - starts[inverse[order]]
-    numbers = np.zeros((len(used), most), np.int64)
+    numbers = np.zeros((len(used), longest), np.int64)
     numbers[inverse, slot] = np.arange(len(pixels))
     slices = weight.reshape(channels, -1, outputs).transpose(1, 0, 2)[used]
     products = ops.matmul(gather(table, numbers), constant(slices), False, False)
-    products = reshape(products.output(0), [len(used) * most, outputs])
-    sums = summed_per_cell(gather(products, inverse * most + slot), cells, count)
+    products = reshape(products.output(0), [len(used) * longest, outputs])
+    sums = summed_per_cell(gather(products, inverse * longest + slot), cells, count)
     sums = ops.add(sums, constant(background.reshape(1, -1))).output(0)
     return PerCell(sums, unmasked is not None)

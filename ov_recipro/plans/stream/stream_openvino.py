@@ -76,7 +76,7 @@ def activation_bytes(tail: ov.Model) -> int:
     An operation's inputs and outputs live at once; neighbouring operations overlap. Twice the
     largest operation covers both, weights aside.
     """
-    most = 0
+    largest = 0
     live: dict[ov.Output, int] = {}
     for node in tail.get_ordered_ops():
         sources = [port.get_source_output() for port in node.inputs()]
@@ -85,5 +85,5 @@ def activation_bytes(tail: ov.Model) -> int:
         for value in node.outputs():
             elements = int(np.prod(list(value.shape), dtype=np.int64))
             live[value] = elements * value.get_element_type().size
-        most = max(most, sum(live.get(value, 0) for value in [*sources, *node.outputs()]))
-    return 2 * most
+        largest = max(largest, sum(live.get(value, 0) for value in [*sources, *node.outputs()]))
+    return 2 * largest

@@ -43,8 +43,8 @@ def plan_stream(cells: int, bytes_per_cell: int, batch_memory: int) -> StreamPla
 
     The cells are then spread evenly over these runs, so that little or nothing is computed twice.
     """
-    most = max(1, min(cells, batch_memory // max(1, bytes_per_cell)))
-    runs = -(-cells // most)
+    fitting = max(1, min(cells, batch_memory // max(1, bytes_per_cell)))
+    runs = -(-cells // fitting)
     return StreamPlan(cells=cells, batch=-(-cells // runs))
 
 
