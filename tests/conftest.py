@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx.backend.test
 import pytest
+
 from forms import float_lite0, models  # noqa: F401 - fixtures
-
 from ov_recipro.explainer import Explainer, bundled_model
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("OV_RECIPRO_SAMPLES", ROOT.parent / "shared" / "imagenet-sample"))
-LITE1 = ROOT / "build" / "efficientnet-lite1" / "efficientnet-lite1.onnx"
-LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
+from places import LITE1, ROOT, SHARED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

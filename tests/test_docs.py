@@ -12,11 +12,11 @@ from pathlib import Path
 
 import cv2
 import pytest
+
 from command import run
-
 from ov_recipro.images.reading import read_image
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(
     {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import run
 
+from command import run
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.images.reading import read_image
 from ov_recipro.images.video import open_video, read_frames, write_video

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 import pytest
+
 from graphs import Builder, residual
 from oracle import Oracle
-
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image

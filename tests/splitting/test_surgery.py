@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from graphs import Builder
 from onnx import TensorProto, helper
-from oracle import Oracle, features_of, run
 
+from graphs import Builder
+from oracle import Oracle, features_of, run
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.points import cut_points, find_cut
 from ov_recipro.splitting.split import open_source

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
-from command import fails
-from graphs import Builder, residual
 from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
+from command import fails
+from graphs import Builder, residual
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.images.reading import decode_image, find_images, read_image
 from ov_recipro.sources import onnx_file

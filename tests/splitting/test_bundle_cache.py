@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from command import fails, run
 from graphs import residual
-
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.output import user_cache
 from ov_recipro.splitting import bundle_cache as cache

@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
-from conftest import LIGHT
-from graphs import Builder, residual
 from onnx.external_data_helper import set_external_data
 
+from graphs import Builder, residual
 from ov_recipro import Explainer, ReciproError, open_bundle, split
 from ov_recipro.options import Cut
 from ov_recipro.plans.stream import StreamPlan
 from ov_recipro.sources.onnx_source import open_onnx
+from places import LIGHT
 
 LIGHT_MODELS = [
     "resnet50",

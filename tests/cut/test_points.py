@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from graphs import Builder, residual
 
+from graphs import Builder, residual
 from ov_recipro.cut.graph import Graph, Node
 from ov_recipro.cut.points import cut_points, find_cut
 from ov_recipro.errors import ReciproError

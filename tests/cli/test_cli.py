@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from command import COMMAND, fails, run
 from graphs import Builder, residual
-
 from ov_recipro.images.reading import read_image
 
 

@@ -21,9 +21,9 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import ray
-from command import fails, run
 from ray.cluster_utils import Cluster
 
+from command import fails, run
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.cluster import results
 from ov_recipro.cluster.explaining import JobOptions, Run, _Actor

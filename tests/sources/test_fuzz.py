@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime as ort
 import openvino as ov
 import pytest
-from graphs import Builder, residual
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from graphs import Builder, residual
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.points import cut_points
 from ov_recipro.options import Cut

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
-from conftest import LIGHT
-from graphs import Builder
 from openvino import opset13 as ops
 
+from graphs import Builder
 from ov_recipro import Explainer
 from ov_recipro.cut.points import cut_points
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, build, steps_of
 from ov_recipro.sources.openvino_models import core
 from ov_recipro.splitting.costs import costs
 from ov_recipro.splitting.split import open_source
+from places import LIGHT
 
 
 @pytest.mark.parametrize("layer", ["auto", "blocks.14", "blocks.12"])

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from command import fails, run
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from command import fails, run
 from ov_recipro import Explainer, Target
 from ov_recipro.images.drawing import Style
 from ov_recipro.images.reading import read_image

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from graphs import Builder
 from oracle import run
-
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.options import Running

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
-from graphs import Builder, residual
 
+from graphs import Builder, residual
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.images.reading import read_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject, find_methods

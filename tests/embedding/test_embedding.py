@@ -10,10 +10,10 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 import pytest
-from command import fails, run
-from graphs import Builder
 from openvino import opset13 as ops
 
+from command import fails, run
+from graphs import Builder
 from ov_recipro import Bundle, Explainer, ReciproError, embed
 from ov_recipro.embedding import embed_onnx, save
 from ov_recipro.images.preprocess import prepare

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import Builder
 from onnx import TensorProto, helper
+
+from graphs import Builder
 
 WIDTH, DEPTH = 4096, 45  # 1x1 convolutions of 64 MiB each
 

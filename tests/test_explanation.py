@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+
 from command import run
 from graphs import residual
-
 from ov_recipro import Explainer, ReciproError, open_bundle, split
 from ov_recipro.cut.bundle import MANIFEST
 from ov_recipro.images.preprocess import prepare

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from oracle import Oracle, features_of, run
 
+from oracle import Oracle, features_of, run
 from ov_recipro import Explainer
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+
 from command import run
 from graphs import Builder
-
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.images.preprocess import Preprocessing
 

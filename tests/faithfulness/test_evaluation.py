@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from command import COMMAND, fails, run
 from graphs import Builder
-
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.faithfulness.datasets import classes_of, read_boxes, read_dataset, spread
 from ov_recipro.faithfulness.evaluation import Evaluation, Measuring

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import COMMAND
 
+from command import COMMAND
 from ov_recipro.cli.progress import progress
 from ov_recipro.cli.terminal import heat
 from ov_recipro.images.drawing import palette

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+
 from graphs import Builder
 from oracle import Oracle, run
-
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.images.preprocess import prepare

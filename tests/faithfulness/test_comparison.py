@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from command import fails, run
 from graphs import Builder
-
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.faithfulness.comparison import compare
 from ov_recipro.images.reading import read_image

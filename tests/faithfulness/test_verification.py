@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from command import fails, run
 from graphs import Builder
-
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.faithfulness.verification import (
     RANDOM_MAPS,

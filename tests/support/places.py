@@ -1,0 +1,13 @@
+"""Where models and images for tests lie; some may be absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx.backend.test
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("OV_RECIPRO_SAMPLES", ROOT.parent / "shared" / "imagenet-sample"))
+LITE1 = ROOT / "build" / "efficientnet-lite1" / "efficientnet-lite1.onnx"
+LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
