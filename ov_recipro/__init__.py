@@ -78,7 +78,7 @@ _HOMES = {
 }
 
 
-_OLD_MODULES = {"draw": "images.drawing"}  # by names that the documentation gave
+_OLD_MODULES = {"draw": "images.drawing"}  # names that earlier documentation gave
 
 
 def __getattr__(name: str) -> Any:

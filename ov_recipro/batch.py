@@ -1,4 +1,4 @@
-"""A run over images and videos: each explained, its files written, and the record of all."""
+"""A run over images and videos: explain each, write its files, and keep the record of all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Input:
-    """An image or a video to explain; by name "-" an image comes on standard input."""
+    """An image or a video to explain; the name "-" is an image on standard input."""
 
     name: str
     path: Path
@@ -64,7 +64,7 @@ class Outcome:
     Attributes:
         source: the input.
         error: why it could not be explained; None where it was.
-        explanation: of an image.
+        explanation: of the input, if it is an image.
         verifications: of its targets, if asked for.
         frames: number of frames of a video.
         drawn: the overlay, or the video of overlays.
@@ -80,7 +80,7 @@ class Outcome:
 
 @dataclass
 class Batch:
-    """A run; what it has finished so far is in its record at any time.
+    """A run; its record can be written at any time, of what is finished so far.
 
     Args:
         explainer: what to explain with.
@@ -90,7 +90,7 @@ class Batch:
         save_maps: also write the maps.
         style: how overlays are drawn.
         report: also write a report of the images.
-        subject: the explainer's model, to verify the maps of images by it.
+        subject: the explainer's model, if the maps of images are to be verified.
     """
 
     explainer: Explainer
@@ -112,7 +112,7 @@ class Batch:
             on_frame: called after each frame of a video.
 
         Raises:
-            ReciproError: a file can't be written. An input that can't be explained is an outcome.
+            ReciproError: a file can't be written. An input that fails is an outcome.
         """
         stems = output.file_stems([source.path for source in self.inputs])
         jobs = list(enumerate(zip(self.inputs, stems, strict=True)))
@@ -136,7 +136,7 @@ class Batch:
         return data
 
     def _record(self) -> dict[str, Any]:
-        """Return how it was done, what was explained, and what failed."""
+        """Return the settings, what was explained, and what failed."""
         done = [self._done[number] for number in sorted(self._done)]
         manifest = self.explainer.bundle.manifest
         record = {
@@ -176,12 +176,12 @@ class Batch:
         self, number: int, source: Input, stem: str, on_frame: Callable[[], None]
     ) -> Outcome:
         path = self.folder / f"{stem}.mp4"
-        shown: list[Target] = []
+        drawn: list[Target] = []
 
         def overlays(frames: Iterator[Image]) -> Iterator[Image]:
             for explanation in self.explainer.stream(frames, self.targets):
                 yield explanation.overlay(style=self.style)
-                shown.append(explanation.targets[0])
+                drawn.append(explanation.targets[0])
                 on_frame()
 
         try:
@@ -194,11 +194,11 @@ class Batch:
             "path": source.name,
             "sha256": sha256,
             "video": path.name,
-            "frames": len(shown),
+            "frames": len(drawn),
             "rate": opened.rate,
-            "targets": msgspec.to_builtins(shown),  # of each frame the one that is drawn
+            "targets": msgspec.to_builtins(drawn),  # for each frame the one that is drawn
         }
-        return Outcome(source, frames=len(shown), drawn=path)
+        return Outcome(source, frames=len(drawn), drawn=path)
 
     def _error(self, number: int, source: Input, error: ReciproError) -> Outcome:
         self._failed[number] = {"path": source.name, "error": str(error)}

@@ -26,7 +26,7 @@ from ov_recipro.runtimes import plain_runner
 from ov_recipro.saliency import Array
 
 Result = TypeVar("Result")
-_LEAST, _LONGEST = 3, 30.0  # turns of a slow method, and seconds after which there are no more
+_MIN_TURNS, _MAX_SECONDS = 3, 30.0  # of a method; a slow one stops after these
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class MethodRow:
     Attributes:
         method: its name; layer, device, precision: how.
         plain_ms, method_ms: medians of one plain inference and of one map, taken in turns.
-        ratio: method_ms / plain_ms; not_applicable: why there are none.
+        ratio: method_ms / plain_ms; not_applicable: why there are no times.
         runs: number of turns; a slow method has fewer.
     """
 
@@ -139,28 +139,38 @@ def _methods_in_turns(
     device, precision = running.device, running.precision
     rows = []
     for name in methods:
-        found = partial(METHODS[name], subject, image, 0)
+        make_map = partial(METHODS[name], subject, image, 0)
         layer = bundle.manifest.cut.tensor
         try:
-            found()  # warms up
+            make_map()  # warms up
         except NotApplicable as refusal:
             rows.append(
                 MethodRow(name, layer, device, precision, None, None, None, str(refusal), 0)
             )
             continue
         times: tuple[list[float], list[float]] = ([], [])
-        calls: tuple[Callable[[], object], ...] = (partial(plain, tensor), found)
+        calls: tuple[Callable[[], object], ...] = (partial(plain, tensor), make_map)
         began = time.perf_counter()
         while len(times[0]) < runs and (
-            len(times[0]) < _LEAST or time.perf_counter() - began < _LONGEST
+            len(times[0]) < _MIN_TURNS or time.perf_counter() - began < _MAX_SECONDS
         ):
             for call, taken in zip(calls, times, strict=True):
                 started = time.perf_counter()
                 call()
                 taken.append(1e3 * (time.perf_counter() - started))
-        one, other = map(median, times)
+        plain_ms, map_ms = map(median, times)
         rows.append(
-            MethodRow(name, layer, device, precision, one, other, other / one, None, len(times[0]))
+            MethodRow(
+                method=name,
+                layer=layer,
+                device=device,
+                precision=precision,
+                plain_ms=plain_ms,
+                method_ms=map_ms,
+                ratio=map_ms / plain_ms,
+                not_applicable=None,
+                runs=len(times[0]),
+            )
         )
     return rows
 
@@ -176,7 +186,7 @@ class _Timed:
 
 
 def _in_new_process(call: Callable[[], Result]) -> Result:
-    """Run a call in a fresh Python, so that neither caches nor memory are another's."""
+    """Run a call in a fresh Python process, which shares no caches or memory with others."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(call).result()
 
@@ -215,7 +225,7 @@ def _alone(folder: Path, running: Running, only_plain: bool) -> float:
 
 
 def _peak_mb() -> float:
-    """Return this process's peak memory; Linux's getrusage would count what its parent took."""
+    """Return this process's peak memory; Linux's getrusage would include its parent's."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
@@ -225,9 +235,9 @@ def _peak_mb() -> float:
 
 
 def _smooth_image(entry: ImageInput) -> Array:
-    """Return an image [C,H,W] of blots, which excites about as many channels as a photograph.
+    """Return an image [C,H,W] of blobs, which excites about as many channels as a photograph.
 
-    Some methods take one inference for each of these.
+    Some methods take one inference for each channel.
     """
     height, width = entry.size
     channels = entry.shape[3] if entry.channels_last else entry.shape[1]

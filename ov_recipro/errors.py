@@ -1,10 +1,10 @@
-"""The errors that are the user's to mend, and what a process or a server answers to each."""
+"""The errors that users can fix, and the exit code and HTTP status of each."""
 
 from __future__ import annotations
 
 
 class ReciproError(Exception):
-    """Something the user can mend; also raised as such where a file can't be written.
+    """Something the user can fix; raised itself where a file can't be written.
 
     The message is one line that says what is wrong and, where it can, what to do. The command line
     prints it without a traceback.
@@ -20,11 +20,11 @@ class ImageError(ReciproError):
 
 
 class TargetError(ReciproError):
-    """What is to be explained is not among what the model knows, or was not explained."""
+    """The model does not know what is to be explained, or it was not explained."""
 
 
 class OptionError(ReciproError):
-    """An option, or the files that it names, don't fit the model or the rest."""
+    """An option, or a file that it names, does not fit the model or the other options."""
 
 
 class DeviceError(ReciproError):
@@ -42,7 +42,7 @@ CODES: dict[type[ReciproError], tuple[int, int]] = {
 """The exit code of the command line and the HTTP status of a server, by class."""
 
 OF_ONE_IMAGE = (ImageError, TargetError)
-"""After these a run over many images goes on; after all others it ends."""
+"""After these a run over many images continues; any other error ends it."""
 
 
 def codes_of(error: ReciproError) -> tuple[int, int]:

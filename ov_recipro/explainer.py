@@ -36,11 +36,11 @@ from ov_recipro.sources.openvino_models import as_file
 from ov_recipro.targets.classes import ClassTarget, find_classes
 
 MODEL_VARIABLE = "OV_RECIPRO_MODEL"
-_SHOWN = 5  # predictions that an explanation lists
+_LISTED = 5  # predictions that an explanation lists
 
 
 class Explainer:
-    """Explains what an image classifier in a file says.
+    """Explains the predictions of an image classifier in a file.
 
     Args:
         model: an ONNX file, an OpenVINO .xml file, a bundle or an openvino.Model; by default the
@@ -51,20 +51,21 @@ class Explainer:
         score: how logits become class scores; by default the model's own closing activation, else
             softmax.
         mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants.
-        preprocessing: how images become inputs, or a function that changes what the model says of
-            it (see `ov_recipro.sources.metadata.find_preprocessing`).
-        labels: class names in order; by default what the model says.
+        preprocessing: how images become inputs, or a function that changes what the model says
+            about it (see `ov_recipro.sources.metadata.find_preprocessing`).
+        labels: class names in order; by default the model's own.
         options: single fields of `Cut` and `Running`, such as ``exact=True`` or ``plan="stream"``.
 
     Attributes:
         bundle: the split model; running: how it is run.
-        score, mask, preprocessing, labels: in force.
-        plan: how the tail is run over all cells; plan_reason: why that is not the plan `rows`.
-        workers: images worth having in hand at once.
+        score, mask, preprocessing, labels: as used.
+        plan: how the tail is run over all cells; plan_reason: why that is `stream`; None if
+            it is another.
+        workers: number of images to keep in flight.
         versions: of this tool and the libraries that run the model.
 
     Raises:
-        OptionError: the model can't be read, cut there or run on that device.
+        ReciproError: the model can't be read, cut there or run on that device.
 
     Example:
         >>> explainer = Explainer("model.onnx")
@@ -119,18 +120,18 @@ class Explainer:
         """Explain an image.
 
         Args:
-            image: a path, a file that was read (see `images.reading`), or uint8 [H,W,3] BGR.
+            image: a path, a file already read (see `images.reading`), or uint8 [H,W,3] BGR.
             targets: what to explain: a class name or index, or "top1", "top5", ... for the
                 classes of highest score; or several of these.
 
         Raises:
-            OptionError: the image can't be read, there is no such class, or the model gives NaN.
+            ReciproError: the image can't be read, there is no such class, or the model gives NaN.
         """
-        given = read_file(Path(image)) if isinstance(image, str | Path) else image
+        source = read_file(Path(image)) if isinstance(image, str | Path) else image
         pixels, path, sha256 = (
-            (given.pixels, given.path, given.sha256)
-            if isinstance(given, ImageFile)
-            else (given, None, None)
+            (source.pixels, source.path, source.sha256)
+            if isinstance(source, ImageFile)
+            else (source, None, None)
         )
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise ImageError(
@@ -151,14 +152,14 @@ class Explainer:
         """Explain many images, reading, preparing and inferring several at once.
 
         Args:
-            images: see `__call__`; drawn as they are needed, so that there may be no end of them.
+            images: see `__call__`; drawn as they are needed, so there may be no end of them.
             targets: see `__call__`; the same for all.
 
         Yields:
             The explanations, in the order of the images.
 
         Raises:
-            OptionError: at the turn of an image that can't be explained; the stream ends there.
+            ReciproError: at the turn of an image that can't be explained; the stream ends there.
         """
         wanted = targets if isinstance(targets, str | int) else list(targets)
         yield from in_order(lambda image: self(image, wanted), images, self.workers)
@@ -183,7 +184,7 @@ class Explainer:
         with self._runtime.infer(tensor.astype(entry.dtype, copy=False)) as inference:
             if not (inference.finite and np.isfinite(inference.logits).all()):
                 raise ImageError("The model gives NaN or infinite numbers for this image.")
-            best = best_classes(inference.logits, _SHOWN)
+            best = best_classes(inference.logits, _LISTED)
             indices = self.find_targets(targets, inference.logits)
             classes = list(dict.fromkeys([*best, *indices]))
             scored = [ClassTarget(index, self._label(index), self.score) for index in indices]
@@ -231,16 +232,16 @@ class Explainer:
         Args:
             targets: see `__call__`.
             logits: of the classes, [classes], which "top1" and the like refer to; without them
-                these are checked and left out.
+                these are accepted and left out.
 
         Raises:
-            OptionError: there is no such class.
+            TargetError: there is no such class.
         """
         classes = self.bundle.manifest.classes
         return find_classes(targets, self.labels, classes, logits)
 
     def options(self) -> dict[str, Any]:
-        """Return the arguments that, with its bundle, make another such explainer."""
+        """Return the arguments that make another such explainer of its bundle."""
         return {
             "device": dataclasses.replace(self.running, plan="auto", max_cost=None),
             "score": self.score,
@@ -250,7 +251,7 @@ class Explainer:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """Return what its maps depend on, beside the image and the targets."""
+        """Return what its maps depend on, besides the image and the targets."""
         manifest = self.bundle.manifest
         return {
             "model": manifest.source.name,
@@ -277,8 +278,8 @@ class Explainer:
 def default_model() -> Path:
     """Return the model to use where none is named.
 
-    `$OV_RECIPRO_MODEL`; else the one bundle in the working directory; else the EfficientNet-Lite0
-    that comes with the package.
+    That is `$OV_RECIPRO_MODEL`; else the one bundle in the working directory; else the
+    EfficientNet-Lite0 that comes with the package.
 
     Raises:
         OptionError: there are several bundles in the working directory.
@@ -287,8 +288,8 @@ def default_model() -> Path:
         return Path(named)
     bundles = sorted(p for p in Path().glob(f"*{SUFFIX}") if (p / MANIFEST).is_file())
     if len(bundles) > 1:
-        shown = ", ".join(map(str, bundles))
-        raise OptionError(f"Which model? There are several bundles here: {shown}. Choose with -m.")
+        names = ", ".join(map(str, bundles))
+        raise OptionError(f"Which model? There are several bundles here: {names}. Choose with -m.")
     return bundles[0] if bundles else bundled_model()
 
 
@@ -324,7 +325,7 @@ def _check_cost(
         bundle: what to explain.
         sparse: whether the plan `rows` may be used.
         max_cost: the limit, if there is one.
-        source: the model's file and how it is read, to name a cheaper layer; None for a bundle.
+        source: the model's file and how it is cut, to name a cheaper layer; None for a bundle.
     """
     cost = bundle.manifest.cost
     if max_cost is None or cost is None:
@@ -342,6 +343,6 @@ def _check_cost(
         if found is not None:
             hint = f"'{found[0]}', further on, would cost about {found[1].inferences:.3g}"
     raise OptionError(
-        f"Explaining at '{tensor}' would cost about {expected:.3g} inferences an image; the limit "
+        f"Explaining at '{tensor}' would cost about {expected:.3g} inferences per image; the limit "
         f"is {max_cost:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
     )

@@ -1,4 +1,4 @@
-"""An explanation: what the model said of an image, and a saliency map for each explained class."""
+"""An explanation: what the model predicts for an image, and a saliency map for each class."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ov_recipro.saliency import Score
 from ov_recipro.sources.labels import find_class
 
 _FEW = 0.5  # share of different scores below which a map is coarse
-_SHOWN = 640  # pixels of a shown overlay's longer side
+_NOTEBOOK_SIDE = 640  # pixels of an overlay's longer side in a notebook
 _CLOSE = 0.02  # spread of the scores, as a share of the highest, below which the signal is weak
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class that the model gives for the whole image.
+    """A class that the model predicts for the whole image.
 
     Attributes:
         index: the class; label: its name, where names are known.
@@ -48,8 +48,8 @@ class Target(Prediction):
     """An explained class.
 
     Attributes:
-        range: least and greatest raw score y_c over the cells, before min-max scaling.
-        distinct_values: number of different raw scores; few of many cells mean a map of noise.
+        range: lowest and highest raw score y_c over the cells, before min-max scaling.
+        distinct_values: number of different raw scores; few among many cells mean a map of noise.
         flat: all cells score the same, so the map is all zeros and says nothing.
     """
 
@@ -70,13 +70,13 @@ class Target(Prediction):
         if self.distinct_values < _FEW * cells:
             found.append(
                 f"Only {self.distinct_values} different scores among {cells} cells: the map is "
-                "coarse, perhaps rounding alone."
+                "coarse, perhaps nothing but rounding."
             )
         low, high = self.range
         if score != "none" and high - low < _CLOSE * high:
             found.append(
                 f"Weak signal: the cells' scores differ by {100 * (high - low) / high:.2g} % at "
-                "most; scaling to the full range makes that look like much."
+                "most; scaling to the full range makes that look like a lot."
             )
         return found
 
@@ -91,7 +91,7 @@ class Explanation:
         maps: saliency maps, float32 [T,H,W], 0..1 (Eq. 6 of the paper).
         raw: class scores y_c per cell before scaling, float32 [T,H,W].
         feature_shape: (C, H, W) of the feature map that was masked.
-        provenance: what the maps depend on beside the image and the targets: the model and its
+        provenance: what the maps depend on besides the image and the targets: the model and its
             weights (SHA-256), layer, plan, options and versions, as `explanations.json` holds it.
         milliseconds: time for inference and maps.
         image: the explained image, uint8 [h,w,3] BGR; None for a tensor.
@@ -116,16 +116,16 @@ class Explanation:
     def id(self) -> str:
         """What was explained, and how, as 32 hexadecimal digits.
 
-        Equal for the same image, targets and provenance. Pixels stand for an image that came from
-        no file, the raw scores for a tensor.
+        Equal for the same image, targets and provenance. An image without a file is identified by
+        its pixels, a tensor by its raw scores.
         """
-        given: str | tuple[tuple[int, ...], str]
+        content: str | tuple[tuple[int, ...], str]
         if self.sha256 is not None:
-            given = self.sha256
+            content = self.sha256
         else:
             array = np.ascontiguousarray(self.raw if self.image is None else self.image)
-            given = (array.shape, hashlib.sha256(array.data).hexdigest())
-        asked = (self.provenance, given, [target.index for target in self.targets])
+            content = (array.shape, hashlib.sha256(array.data).hexdigest())
+        asked = (self.provenance, content, [target.index for target in self.targets])
         data = msgspec.json.encode(asked, order="deterministic")
         return hashlib.sha256(data).hexdigest()[:32]
 
@@ -161,7 +161,7 @@ class Explanation:
         replaced.
 
         Args:
-            folder: it is made where it does not exist.
+            folder: created where it does not exist.
             stem: of the files' names; by default that of the image's file, else "explanation".
             style: how overlays are drawn.
 
@@ -169,7 +169,7 @@ class Explanation:
             The files.
 
         Raises:
-            TargetError: a file can't be written.
+            ReciproError: a file can't be written.
         """
         folder = Path(folder)
         stem = stem or (Path(self.path).stem if self.path is not None else "explanation")
@@ -193,7 +193,7 @@ class Explanation:
             The files' names, in the order of the targets.
 
         Raises:
-            TargetError: a file can't be written, or there is no image.
+            ReciproError: a file can't be written, or there is no image.
         """
         names = []
         for position, target in enumerate(self.targets):
@@ -208,7 +208,7 @@ class Explanation:
             The file's name.
 
         Raises:
-            TargetError: it can't be written.
+            ReciproError: it can't be written.
         """
         buffer = BytesIO()
         np.savez_compressed(
@@ -245,11 +245,11 @@ class Explanation:
         }
 
     def _repr_png_(self) -> bytes | None:
-        """Return the first target's overlay for a notebook, made small; None for a tensor."""
-        return None if self.image is None else self._shown(self.targets[0])
+        """Return the first target's overlay for a notebook, scaled down; None for a tensor."""
+        return None if self.image is None else self._thumbnail(self.targets[0])
 
     def _repr_html_(self) -> str:
-        """Return the targets for a notebook: overlays, made small, scores and remarks."""
+        """Return the targets for a notebook: overlays, scaled down, scores and remarks."""
         _, height, width = self.feature_shape
         score = self.provenance["score"]
         figures = []
@@ -258,13 +258,13 @@ class Explanation:
             remarks = map(escape, target.remarks(height * width, score))
             text = "<br>".join([f"<b>{name}</b> {target.score:.3g}", *remarks])
             if self.image is not None:
-                data = base64.b64encode(self._shown(target)).decode()
+                data = base64.b64encode(self._thumbnail(target)).decode()
                 text = f'<img alt="{name}" src="data:image/png;base64,{data}"><br>{text}'
             figures.append(f'<div style="display:inline-block;margin:4px">{text}</div>')
         return "".join(figures)
 
-    def _shown(self, target: Target) -> bytes:
-        return _png(draw.shrink(self.overlay(target.index), _SHOWN))
+    def _thumbnail(self, target: Target) -> bytes:
+        return _png(draw.shrink(self.overlay(target.index), _NOTEBOOK_SIDE))
 
     def _position(self, target: str | int | None) -> int:
         if target is None:

@@ -10,13 +10,13 @@ from ov_recipro.errors import ImageError, ModelError, OptionError, ReciproError
 
 @dataclass(frozen=True)
 class Limit:
-    """A largest count.
+    """A limit on a count.
 
     Attributes:
         variable: the environment variable that sets it.
-        default: what it is without that.
+        default: the limit where that is not set.
         unit: what is counted.
-        error: what is raised beyond it.
+        error: what is raised above it.
     """
 
     variable: str
@@ -28,7 +28,7 @@ class Limit:
         """Raise `error` where `subject` has a larger count.
 
         Raises:
-            ReciproError: it has.
+            ReciproError: it has (`error`).
             OptionError: the environment variable is not a whole number.
         """
         limit = self.value

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ov_recipro.saliency import Floats
 
 Box: TypeAlias = tuple[float, float, float, float]
-"""(left, top, right, bottom) in pixels; right and bottom lie outside."""
+"""(left, top, right, bottom) in pixels; right and bottom are exclusive."""
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -42,7 +42,7 @@ def upsampled(saliency: Floats, size: tuple[int, int], kind: Interpolation) -> F
 
 
 def drop(score: float, explained: float) -> float:
-    """Return the part of a class's score that is lost when only the explanation is seen, 0..1.
+    """Return the part of a class's score lost when the model sees only the explanation, 0..1.
 
     Args:
         score: the class's score y on the image.
@@ -56,7 +56,7 @@ def correlation(one: Floats, other: Floats) -> float | None:
     a = np.asarray(one, np.float64).ravel()
     b = np.asarray(other, np.float64).ravel()
     a, b = a - a.mean(), b - b.mean()
-    # sums, not products of vectors: BLAS rounds those by the number of its threads
+    # sums, not products of vectors: BLAS's rounding depends on its threads
     norm = math.sqrt(float((a * a).sum())) * math.sqrt(float((b * b).sum()))
     return min(1.0, max(-1.0, float((a * b).sum()) / norm)) if norm > 0 else None
 
@@ -74,9 +74,9 @@ def _ranks(values: Floats) -> Floats:
 
 
 def coherency(of_image: Floats, of_explanation: Floats) -> float | None:
-    """Return how alike the map of an image and the map of its explanation are, 0..1.
+    """Return how similar the map of an image and the map of its explanation are, 0..1.
 
-    Where one of them is flat there is no such number: None, which counts as 0.
+    None where one of them is flat, which counts as 0.
     """
     r = correlation(of_image, of_explanation)
     return None if r is None else (r + 1) / 2
@@ -89,8 +89,8 @@ def complexity(saliency: Floats) -> float:
 
 def adcc(average_drop: float, mean_coherency: float, mean_complexity: float) -> float:
     """Return the harmonic mean of coherency, 1 - complexity and 1 - drop, of a dataset's means."""
-    parts = (mean_coherency, 1 - mean_complexity, 1 - average_drop)
-    return 3 / sum(1 / part for part in parts) if min(parts) > 0 else 0.0
+    terms = (mean_coherency, 1 - mean_complexity, 1 - average_drop)
+    return 3 / sum(1 / term for term in terms) if min(terms) > 0 else 0.0
 
 
 def by_saliency(saliency: Floats) -> npt.NDArray[np.intp]:
@@ -104,7 +104,7 @@ def replaced(
     """Yield an image [C,H,W] as its pixels turn, `step` at a time, from `start` to `end`.
 
     All channels of a pixel turn at once. There are ceil(H*W / step) + 1 images, both ends included;
-    each is the same array and holds until the next is asked for. Deletion is from x to 0, insertion
+    each is the same array, valid until the next is asked for. Deletion is from x to 0, insertion
     from `blurred(x)` to x.
     """
     now = np.array(start)
@@ -142,8 +142,8 @@ def _kernel() -> Floats:
 def replaced_by_cell(start: Floats, end: Floats, saliency: Floats) -> Iterator[Floats]:
     """Yield an image [C,H,W] as the boxes of a map's cells turn from `start` to `end`.
 
-    As the authors of Recipro-CAM do: a cell of the native map [h,w] is a box of H//h by W//w
-    pixels and one more row and column. There are h*w + 1 images, `start` included.
+    As Recipro-CAM's authors do it: a cell of the native map [h,w] is a box of H//h by W//w pixels
+    plus one more row and column. There are h*w + 1 images, `start` included.
     """
     now = np.array(start)
     yield now
@@ -223,7 +223,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Summary:
-    """A dataset's means; None where nothing was measured of a kind.
+    """A dataset's means; None where nothing of a kind was measured.
 
     Attributes:
         images: number of images; boxed: those with boxes.
@@ -250,7 +250,7 @@ class Summary:
 class Tally:
     """Measurements of many images, gathered in any order, also by several processes.
 
-    The summary depends on what was gathered alone, to the last digit.
+    The summary depends only on what was gathered, to the last digit.
     """
 
     def __init__(self) -> None:
@@ -270,8 +270,8 @@ class Tally:
     def adcc_above(self, other: Tally) -> Mean | None:
         """Return how far this ADCC is above another tally's, over the images that both have.
 
-        The interval is of the difference, both resampled alike: what makes an image hard for both
-        cancels. None where there is no such image.
+        The interval is of the difference, both resampled in the same way: what makes an image hard
+        for both cancels. None where there is no such image.
         """
         names = sorted(self._measured.keys() & other._measured.keys())
         if not names:
@@ -279,9 +279,9 @@ class Tally:
         values, drawn = [], []
         for tally in (self, other):
             rows = [tally._measured[name] for name in names]
-            parts = np.array([[r.drop, r.coherency or 0.0, r.complexity] for r in rows]).T
-            values.append(adcc(*(math.fsum(part.tolist()) / len(names) for part in parts)))
-            drawn.append(np.array([adcc(*means) for means in _resampled_means(parts).T]))
+            kinds = np.array([[r.drop, r.coherency or 0.0, r.complexity] for r in rows]).T
+            values.append(adcc(*(math.fsum(kind.tolist()) / len(names) for kind in kinds)))
+            drawn.append(np.array([adcc(*means) for means in _resampled_means(kinds).T]))
         return Mean(values[0] - values[1], *_interval(drawn[0] - drawn[1]))
 
     def summary(self) -> Summary:
@@ -292,7 +292,7 @@ class Tally:
         """
         rows = [self._measured[image] for image in sorted(self._measured)]
         if not rows:
-            raise ValueError("a tally of nothing has no means")
+            raise ValueError("an empty tally has no means")
         columns = {
             each.name: np.array([float(getattr(row, each.name) or 0) for row in rows])
             for each in fields(Measurement)
@@ -306,19 +306,19 @@ class Tally:
             name: _mean(columns[name], resampled)
             for name, resampled in zip(names, drawn, strict=True)
         }
-        whole = adcc(means["drop"].value, means["coherency"].value, means["complexity"].value)
+        overall = adcc(means["drop"].value, means["coherency"].value, means["complexity"].value)
         resampled = np.array([adcc(*three) for three in drawn[[0, 4, 5]].T])
         inside: dict[str, Mean | None] = {"pointing": None, "energy": None}
         if boxed.any():
             pair = np.stack([columns[name][boxed] for name in inside])
-            for name, of_one, some in zip(inside, pair, _resampled_means(pair), strict=True):
-                inside[name] = _mean(of_one, some)
+            for name, ours, resample in zip(inside, pair, _resampled_means(pair), strict=True):
+                inside[name] = _mean(ours, resample)
         return Summary(
             images=count,
             boxed=int(boxed.sum()),
             flat=sum(row.flat for row in rows),
             undefined=sum(row.coherency is None for row in rows),
-            adcc=Mean(whole, *_interval(resampled)),
+            adcc=Mean(overall, *_interval(resampled)),
             pointing=inside["pointing"],
             energy=inside["energy"],
             **means,

@@ -23,12 +23,12 @@ class Cut:
     The command line makes its options from these fields, and their help from the lines below.
 
     Attributes:
-        layer: Where to cut: a tensor, node or module name (whole, by its end, or a glob), an index
+        layer: Where to cut: a tensor, node or module name (in full, its end, or a glob), an index
             from 'layers' (-1 is the last), conv1 to conv5, or auto, the last feature map.
-        exact: Cut at the named tensor even where other tensors go round it; they are carried along.
-        output_name: The model output with the class scores, where there are several.
-        input_shape: Shape of the image input, where the file leaves it open: 1,3,224,224.
-        constants: Value that fills an input which is not the image, for each such input.
+        exact: Cut at the named tensor even if other tensors go round it; these are carried along.
+        output_name: The model output with the class scores, if there are several outputs.
+        input_shape: Shape of the image input, if the file leaves it open, such as 1,3,224,224.
+        constants: Value to fill an input other than the image with, for each such input.
     """
 
     layer: str = "auto"
@@ -50,11 +50,11 @@ class Running:
         hint: One image at a time (latency), or several at once (throughput).
         plan: How the tail runs over the cells: rows, on the pixels that a cell can change; stream,
             the whole tail on batches of masked maps; or auto, rows where they apply, save time and
-            passed their check. ONNX Runtime has the closed form in place of rows, for tails that
-            have one.
+            pass their check. ONNX Runtime has the closed form instead of rows, for tails that have
+            one.
         batch_memory: Memory for the tail's activations, in bytes; on the command line in MiB.
-        max_cost: Refuse a layer where an image is estimated to cost more plain inferences than
-            this, before anything is made ready.
+        max_cost: Refuse a layer where explaining an image is estimated to cost more than this many
+            plain inferences, before anything is compiled.
     """
 
     device: str = "CPU"
@@ -112,8 +112,7 @@ def _check_no_more(options: Mapping[str, Any]) -> None:
 def thread_limit() -> int | None:
     """Return how many threads inference on the CPU may take, if the environment says so.
 
-    `OMP_NUM_THREADS` is what schedulers and other numerical libraries go by; OpenVINO does not by
-    itself.
+    Schedulers and other numerical libraries go by `OMP_NUM_THREADS`; OpenVINO by itself does not.
     """
     text = os.environ.get("OMP_NUM_THREADS", "")
     return int(text) if text.isdigit() and int(text) > 0 else None

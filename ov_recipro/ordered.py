@@ -1,4 +1,4 @@
-"""Doing many things at once, in order, with a bounded number of them in hand."""
+"""Doing many things at once, in order, with a bounded number of them in flight."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def in_order(
 ) -> Iterator[Result]:
     """Call a function on each item in threads; yield the results in the items' order.
 
-    At most twice as many items as workers are in hand, those included whose results wait to be
-    taken. Items are drawn in the caller's thread.
+    At most twice as many items as workers are in flight, including those whose results wait to
+    be taken. Items are drawn in the caller's thread.
 
     Args:
         function: may raise; its error is raised at the item's turn and ends the rest.
-        items: anything to go through, even without an end.
+        items: any iterable, even without an end.
         workers: number of threads.
-        stop: called when there is an error or the caller leaves, before the calls in hand are
+        stop: called when there is an error or the caller leaves, before the calls in flight are
             waited for.
     """
     with ThreadPoolExecutor(workers) as pool:

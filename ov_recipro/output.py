@@ -1,4 +1,4 @@
-"""Writing files: each whole or absent, no two of the same name."""
+"""Writing files: each complete or absent, no two of the same name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPORT = "report.html"
 
 
 CacheKind = Literal["bundles", "plans", "compiled"]
-"""Split models, whether the plan `rows` passed its check, and what OpenVINO keeps of devices."""
+"""Split models, whether the plan `rows` passed its check, and models that OpenVINO compiled."""
 
 
 def user_cache(kind: CacheKind | None = None) -> Path:
@@ -30,7 +30,7 @@ def user_cache(kind: CacheKind | None = None) -> Path:
 
 
 def open_folder(folder: Path) -> None:
-    """Make `folder`, and make sure that it can be written to, before any work is done.
+    """Create `folder`, and check that it can be written to, before any work is done.
 
     Raises:
         ReciproError: it can't.
@@ -46,7 +46,7 @@ def open_folder(folder: Path) -> None:
 def file_stems(paths: Sequence[Path]) -> list[str]:
     """Return a file stem for each image's outputs; no two images share an output file.
 
-    That is the image's own stem, or where several images would meet, its path below their common
+    That is the image's own stem or, where several images would clash, its path below their common
     folder, spelled with underscores.
     """
     plain = [path.stem for path in paths]
@@ -72,12 +72,12 @@ def file_stems(paths: Sequence[Path]) -> list[str]:
 
 
 def _first_stem(stem: str) -> str:
-    """Return `stem` less a class index at its end: `cat.281` would meet `cat`'s second target."""
+    """Return `stem` without a final class index: `cat.281` would clash with `cat`'s targets."""
     return re.sub(r"(\.\d+)+$", "", stem).casefold()
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it: it is whole or not there.
+    """Write a file under a temporary name and rename it: it is complete or absent.
 
     Raises:
         ReciproError: it can't be written.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Score = Literal["softmax", "sigmoid", "none"]
-"""How logits become the scores y_c: Eq. 7's softmax, sigmoid for multi-label, or not at all."""
+"""How logits become the scores y_c: Eq. 7's softmax, sigmoid for multi-label, or unchanged."""
 
 Activation = Literal["softmax", "log_softmax", "sigmoid", "none"]
 """What a model itself applies to its logits at its end."""
@@ -41,7 +41,7 @@ def target_scores(
         logits: [N,classes].
         score: how they become scores.
         targets: the classes wanted.
-        terms: what `softmax_terms` gives of the logits, where that is known.
+        terms: the logits' `softmax_terms`, where known.
     """
     chosen = np.asarray(logits[:, targets], np.float64)
     if score != "softmax":
@@ -55,7 +55,7 @@ def softmax_terms(logits: Floats) -> npt.NDArray[np.float32]:
     """Return what a softmax over logits [N,classes] divides by, in three terms, [N,3].
 
     These are the highest logit, the sum of exp(logit - highest) over those below it, and the
-    number of those equal to it. Apart, float32 holds them as well as it holds the logits: close to
+    number of those equal to it. Apart, float32 holds them as precisely as the logits: close to
     a score of 1, what the others add to the 1 may be far below 1e-7.
     """
     values = np.asarray(logits, np.float32)
@@ -69,12 +69,12 @@ def softmax_terms(logits: Floats) -> npt.NDArray[np.float32]:
 
 
 def best_classes(scores: Floats, count: int) -> list[int]:
-    """Return the `count` classes of highest score, best first; of equal ones the first in order."""
+    """Return the `count` classes of highest score, best first; equal ones in their order."""
     if count == 1:
         return [int(scores.argmax())]
     count = min(count, len(scores))
-    least = np.partition(scores, len(scores) - count)[len(scores) - count]
-    candidates = np.flatnonzero(scores >= least).tolist()
+    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
+    candidates = np.flatnonzero(scores >= threshold).tolist()
     return sorted(candidates, key=lambda index: -float(scores[index]))[:count]
 
 
@@ -86,7 +86,7 @@ def close_scores(logits: Floats, activation: Activation) -> npt.NDArray[np.float
 
 
 def default_score(activation: Activation, classes: int) -> Score:
-    """Return the score for a model: its own closing activation, else Eq. 7's softmax.
+    """Return a model's default score: its own closing activation, else Eq. 7's softmax.
 
     A single class has no other to compete with; its softmax would be 1 everywhere.
     """

@@ -201,7 +201,7 @@ def test_differences_are_paired() -> None:
 
 
 def test_nothing_has_no_mean() -> None:
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="an empty tally has no means"):
         Tally().summary()
 
 

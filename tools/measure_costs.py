@@ -1,4 +1,4 @@
-"""The README's table of costs: plain inference against explaining, model by model.
+"""The table of costs in docs/performance.md: plain inference against explaining, model by model.
 
 The ResNets and VGG-16 are those that `tools/export_zoo.py --size 224` exports.
 """

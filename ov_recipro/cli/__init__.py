@@ -1,4 +1,4 @@
-"""The command line: parses, calls and prints, nothing else. One module a command."""
+"""The command line: it parses, calls and prints, nothing else. Each command has its own module."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ class _Lazy(click.Group):
 def cli() -> None:
     """See why a deployed image classifier said what it said.
 
-    Saliency maps by Recipro-CAM for ONNX models: no PyTorch, no gradients, no training code.
+    Saliency maps by Recipro-CAM for ONNX and OpenVINO models: no PyTorch, no gradients, no training
+    code.
     """
 
 
 def main() -> None:
-    """Run the command line: one line for a user's mistake, exit codes 0, 1, 2 and 130."""
+    """Run the command line: a user's mistake is one line; exit codes are 0, 1, 2 and 130."""
     try:
         code = cli.main(standalone_mode=False)
     except ReciproError as error:
@@ -58,9 +59,9 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; what was finished is kept.", err=True)
+        click.echo("Interrupted; finished results are kept.", err=True)
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # whoever was reading our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

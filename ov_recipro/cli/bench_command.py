@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
+@click.option("-m", "--model", type=FILE, help="An .onnx or .xml file, or a bundle.")
 @option(Running, "device", parameter="devices", multiple=True, default=("CPU",))
 @option(Cut, "layer", parameter="layers", multiple=True, default=("auto",))
 @option(Running, "precision", parameter="precisions", multiple=True, default=("f32",))
 @option(Running, "plan")
 @click.option(
-    "--against", type=click.Choice(["rows", "stream"]), help="A second plan to measure beside it."
+    "--against", type=click.Choice(["rows", "stream"]), help="A second plan to measure as well."
 )
 @click.option(
-    "--methods", metavar="NAME,...", help="Measure these methods instead, see 'evaluate'; or all."
+    "--methods", metavar="NAME,...", help="Measure these methods instead, or all; see 'evaluate'."
 )
-@click.option("--runs", type=click.IntRange(min=3), default=20, show_default=True)
+@click.option(
+    "--runs", type=click.IntRange(min=3), default=20, show_default=True, help="Number of turns."
+)
 @options_of(Cut, "cut", "output_name", "input_shape", "constants")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a Markdown table.")
@@ -48,12 +50,12 @@ def command(
     as_json: bool,
     as_markdown: bool,
 ) -> None:
-    """Measure plain inference against explaining, in turns in one process.
+    """Time plain inference and explaining, turn by turn in one process.
 
-    With --methods, each method's map against plain inference, one image at a time.
+    With --methods, time plain inference and each method's map, one image at a time.
 
-    Memory is the peak of a process of its own. The ratio includes the explanation's own inference;
-    the bound is what the multiply-accumulates alone allow. Times are medians and quartiles.
+    Memory is the peak of a separate process. The ratio includes the explanation's own inference;
+    the bound is the ratio by multiply-accumulates alone. Times are medians and quartiles.
     """
     from ov_recipro.bench import measure, measure_methods
     from ov_recipro.explainer import default_model

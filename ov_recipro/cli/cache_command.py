@@ -10,16 +10,16 @@ import msgspec
 def command() -> None:
     """Show or clear what is kept from one run to the next.
 
-    These are split models, verdicts on plans and compiled models. All of it can be made anew. When
-    a split model is added and the cache is larger than $OV_RECIPRO_MAX_CACHE_BYTES (8 GiB), what
-    was used least recently is removed.
+    These are split models, verdicts on plans and compiled models. All of it can be rebuilt. When a
+    split model is added and the cache exceeds $OV_RECIPRO_MAX_CACHE_BYTES (8 GiB), the entries used
+    least recently are removed.
     """
 
 
 @command.command("show")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(as_json: bool) -> None:
-    """Say where the cache is, what is in it and how large it is."""
+    """Show where the cache is, what is in it and how large it is."""
     from typing import get_args
 
     from ov_recipro.limits import CACHE_BYTES

@@ -41,7 +41,7 @@ RECORD = "comparison.json"
     default=Path("comparison"),
     show_default=True,
     metavar="DIR",
-    help="Folder for the overlays, side by side, and the record.",
+    help="Folder for the side-by-side overlays and the record.",
 )
 @click.option(
     "-t",
@@ -49,20 +49,20 @@ RECORD = "comparison.json"
     default="top1",
     show_default=True,
     metavar="CLASS",
-    help="What to explain: a class index or name, or top1, A's prediction.",
+    help="What to explain: a class index or name, or top1, which is A's prediction.",
 )
-@click.option("--layer-b", metavar="LAYER", help="Where to cut B.  [default: as --layer]")
+@click.option("--layer-b", metavar="LAYER", help="Where to cut B.  [default: the same as --layer]")
 @click.option(
     "--min-correlation",
     type=click.FloatRange(-1, 1),
     metavar="R",
-    help="Exit with 1 where an image's two maps correlate less than this.",
+    help="Exit with code 1 if the two maps of any image correlate less than this.",
 )
 @running_options
 @cut_options
 @preprocessing_options
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No notes.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no notes.")
 def command(
     first: Path,
     second: Path,
@@ -76,11 +76,11 @@ def command(
     cut: Cut,
     **options: Any,
 ) -> None:
-    """Explain images by models A and B, and say where they differ.
+    """Explain images with models A and B, and show where they differ.
 
-    A and B are files or bundles of models of the same classes, such as a float model and its 8-bit
-    form; or the same file, with --layer and --layer-b. Maps of one class are compared, A's
-    prediction unless -t names another, by Pearson's correlation; a flat map counts as 0.
+    A and B are model files or bundles with the same classes, such as a float model and its 8-bit
+    form, or the same file with --layer and --layer-b. Their maps of one class, A's prediction
+    unless -t names another, are compared by Pearson's correlation; a flat map counts as 0.
     """
     from ov_recipro.faithfulness.comparison import compare, side_by_side
     from ov_recipro.images.reading import find_images
@@ -126,7 +126,7 @@ def command(
         if low:
             raise ReciproError(
                 f"The maps of {len(low)} of {len(found)} images correlate less than "
-                f"{min_correlation:g}; the least is {min(e.correlation or 0 for e in low):.3f}."
+                f"{min_correlation:g}; the lowest is {min(e.correlation or 0 for e in low):.3f}."
             )
 
 
@@ -152,5 +152,5 @@ def _summary(found: list[Comparison]) -> str:
     values = [each.correlation or 0 for each in found]
     return (
         f"{changed} of {len(found)} predictions differ; correlation of the maps: mean "
-        f"{sum(values) / len(values):.3f}, least {min(values):.3f}."
+        f"{sum(values) / len(values):.3f}, lowest {min(values):.3f}."
     )

@@ -1,4 +1,4 @@
-"""`ov-recipro devices`: what can run here and, if not, why."""
+"""`ov-recipro devices`: which devices are available here and why others are not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 @click.command("devices")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """List the devices that models can run on here, and what the others lack."""
+    """List the devices that models can run on here, and say why others are not available."""
     from ov_recipro.runtimes import describe_devices
 
     devices = describe_devices()
@@ -17,5 +17,5 @@ def command(as_json: bool) -> None:
         click.echo(msgspec.json.format(msgspec.json.encode(devices), indent=2))
         return
     for device in devices:
-        state = device.name if device.available else f"not here: {device.name}"
+        state = device.name if device.available else f"not available: {device.name}"
         click.echo(f"{device.device:8}  {state}")

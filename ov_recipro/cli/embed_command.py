@@ -1,4 +1,4 @@
-"""`ov-recipro embed`: one model that gives its saliency maps beside its own outputs."""
+"""`ov-recipro embed`: one model that outputs saliency maps beside its own outputs."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from ov_recipro.saliency import Score
     type=click.Choice(["uint8", "float", "raw"]),
     default="uint8",
     show_default=True,
-    help="Maps of 0..255, of 0..1, or the scores themselves.",
+    help="Maps in 0..255, maps in 0..1, or the raw scores.",
 )
 @click.option(
     "--score",
     type=click.Choice(get_args(Score)),
     help="How logits become class scores.  [default: the model's own way, else softmax]",
 )
-@click.option("--feature-vector", is_flag=True, help="Also give the feature map's spatial mean.")
+@click.option("--feature-vector", is_flag=True, help="Also output the feature map's spatial mean.")
 @click.option("--compress-to-fp16", is_flag=True, help="Store weights in 16 bits.")
 @cut_options
 @preprocessing_options
@@ -59,10 +59,11 @@ def command(
     labels: Path | None,
     **preprocessing: Any,
 ) -> None:
-    """Write MODEL with a further output saliency_map, for OpenVINO (.xml) or as ONNX (.onnx).
+    """Write MODEL with an extra output, saliency_map, for OpenVINO (.xml) or as ONNX (.onnx).
 
-    Its own outputs stay as they are. OpenVINO Model API, and any pipeline, gets maps without this
-    tool. What is known of labels and preprocessing is written into it, as Model API reads it.
+    The model's own outputs stay as they are. OpenVINO Model API, or any pipeline, then gets maps
+    without this tool. Known labels and preprocessing are written into the file as Model API reads
+    them.
     """
     from ov_recipro.sources.labels import read_labels
 
@@ -101,5 +102,5 @@ def _classes(targets: tuple[str, ...]) -> Any:
     if len(targets) == 1 and (top := re.fullmatch(r"top([1-9]\d*)", targets[0])):
         return int(top[1])
     if any(each == "all" or re.fullmatch(r"top\d+", each) for each in targets):
-        raise click.UsageError("'all' and 'top...' can't be combined with others.")
+        raise click.UsageError("'all' and 'top...' can't be combined with other targets.")
     return list(targets)

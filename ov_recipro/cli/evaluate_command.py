@@ -42,7 +42,7 @@ RESULT = "evaluation"
     default=Path("evaluation"),
     show_default=True,
     metavar="DIR",
-    help="Folder for the tables and the records of each image.",
+    help="Folder for the tables and each image's records.",
 )
 @click.option(
     "--methods",
@@ -58,12 +58,14 @@ RESULT = "evaluation"
     show_default=True,
     help="How to measure: as Poppi et al. and RISE do, or as the authors of Recipro-CAM did.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many images, evenly spread.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="At most this many images, evenly spread."
+)
 @click.option(
     "--step",
     type=click.IntRange(min=1),
     metavar="PIXELS",
-    help="Pixels between two points of deletion and insertion ('poppi').  [default: a row]",
+    help="Pixels per step of deletion and insertion ('poppi').  [default: a row]",
 )
 @click.option(
     "--boxes", type=FILE, help="Boxes: a folder of Pascal VOC XML files, or a COCO JSON file."
@@ -73,13 +75,13 @@ RESULT = "evaluation"
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Images in hand at once; with Ray, in each actor.",
+    help="Images processed at once; with Ray, in each actor.",
 )
 @engine_options
 @running_options
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No notes and no progress bar.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no notes and no progress bar.")
 def command(
     dataset: str,
     output: Path,
@@ -96,9 +98,9 @@ def command(
 ) -> None:
     """Measure how faithful saliency maps are, over a dataset.
 
-    DATASET is a folder with a folder of images for each class (called by label, number or WordNet
-    id), a .csv or .tsv table with the columns path and label, or a flat folder of images. What is
-    measured is kept image by image: the same command goes on where an earlier run ended.
+    DATASET is a folder with a folder of images for each class (named by label, number or WordNet
+    id), a .csv or .tsv table with the columns path and label, or a flat folder of images.
+    Measurements are saved image by image: the same command resumes an earlier run.
 
     With --engine ray, DATASET may also be the URL of a folder.
     """
@@ -126,7 +128,10 @@ def command(
     measuring = Measuring(Subject(explainer), names, profile, step, around)
     evaluation = Evaluation(measuring, samples, output)
     if evaluation.kept:
-        note(f"{evaluation.kept} of {len(samples) * len(names)} measurements are kept.", quiet)
+        note(
+            f"{evaluation.kept} of {len(samples) * len(names)} measurements are kept.",
+            quiet,
+        )
     try:
         with ExitStack() as stack:
             if engine.is_ray:
@@ -182,7 +187,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _header(rows: Sequence[Row]) -> tuple[str, ...]:
-    above = (f"ADCC less {rows[0].method}'s",) if len(rows) > 1 else ()
+    above = (f"ADCC difference from {rows[0].method}",) if len(rows) > 1 else ()
     return ("method", *(_COLUMNS[name] for name in _columns(rows)), *above, "flat", "images")
 
 
@@ -237,16 +242,16 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def _provenance(evaluation: Evaluation, rows: Sequence[Row]) -> str:
-    """Return, in words, all that the numbers depend on."""
+    """Return, in words, everything that the numbers depend on."""
     settings = evaluation.settings()
     how = evaluation.measuring.subject.explainer.preprocessing
     summaries = [row.summary for row in rows if row.summary]
     undefined = sum(summary.undefined for summary in summaries)
     images = max((summary.images for summary in summaries), default=0)
     versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
-    step = f", {settings['step']} pixels a step" if settings["step"] else ""
+    step = f", {settings['step']} pixels per step" if settings["step"] else ""
     return (
-        f"Values x100, in brackets bootstrap 95% intervals over the images. Profile "
+        f"Values x100, with bootstrap 95% intervals over the images in brackets. Profile "
         f"{settings['profile']}{step}; {images} images; "
         f"model {settings['model']} (sha256 {settings['sha256'][:12]}), layer {settings['layer']}; "
         f"{settings['device']}, {settings['precision']}; {how.resize} to "

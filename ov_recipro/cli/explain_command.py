@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ov_recipro.cluster.explaining import JobOptions, Progress
     from ov_recipro.explainer import Explainer
 
-_MANY = 8  # images for which it pays to start with several at once
-_ERRORS = 20  # that are said one by one
+_MANY = 8  # from this many images on, it pays to run several at once
+_ERRORS = 20  # that are printed one by one
 
 
 @click.command("explain")
@@ -50,13 +50,13 @@ _ERRORS = 20  # that are said one by one
     help="What to explain: top1, top5, a class index or name; repeatable.",
 )
 @engine_options
-@click.option("--overlays", is_flag=True, help="Ray: also draw overlays, into a folder all see.")
+@click.option("--overlays", is_flag=True, help="Ray: draw overlays too; all machines must see DIR.")
 @click.option(
     "--maps",
     type=click.Choice(["float32", "float16"]),
     default="float32",
     show_default=True,
-    help="Ray: numbers of the maps.",
+    help="Ray: number type of the maps.",
 )
 @options_of(
     Running,
@@ -65,7 +65,8 @@ _ERRORS = 20  # that are said one by one
     max_cost={"default": 25, "show_default": True},
     hint={
         "default": None,
-        "help": "One image at a time, or several at once.  [default: throughput for many images]",
+        "help": "One image at a time (latency), or several at once (throughput).  [default: "
+        "throughput for many images]",
     },
 )
 @model_options
@@ -95,20 +96,20 @@ _ERRORS = 20  # that are said one by one
     show_default=True,
     help="Opacity of the heat.",
 )
-@click.option("--cells", is_flag=True, help="Draw the feature map's cells as they are.")
+@click.option("--cells", is_flag=True, help="Draw the feature map's cells without smoothing.")
 @click.option("--contour", is_flag=True, help="Draw lines of equal saliency instead of heat.")
 @click.option(
-    "--legend", is_flag=True, help="Add a strip that says which scores the colours stand for."
+    "--legend", is_flag=True, help="Add a strip that shows which scores the colours stand for."
 )
-@click.option("--report", is_flag=True, help="Also write report.html, to look at all images in.")
+@click.option("--report", is_flag=True, help="Also write report.html, a page of all images.")
 @click.option("--save-maps", is_flag=True, help="Also write the maps as .npz.")
 @click.option(
     "--verify",
     is_flag=True,
-    help="Measure each image's maps against random ones and say what they are worth.",
+    help="Compare each image's maps with random maps and give a verdict.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON record on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No notes and no progress bar.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no notes and no progress bar.")
 def command(
     images: tuple[str, ...],
     output: Path,
@@ -128,14 +129,14 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Explain what a model says of images.
+    """Explain what a model says about images.
 
-    IMAGE is a file, a directory, a glob, or - for one image on standard input. Each gets an
-    overlay that shows which parts of it speak for the explained class; of a video file, every
-    frame, as a video.
+    IMAGE is a file, a directory, a glob, or - for one image on standard input. Each image gets an
+    overlay that shows which parts of it speak for the explained class; each video file gets a video
+    of overlays, frame by frame.
 
     With --engine ray, for datasets, IMAGE may also be a URL of an image, a directory or a glob;
-    the results are Parquet files, and a run that was stopped goes on where it was.
+    the results are Parquet files, and a run that was stopped resumes.
     """
     from ov_recipro import output as files
     from ov_recipro.batch import Batch, find_inputs
@@ -143,7 +144,8 @@ def command(
     engine = engine_of(options)
     if engine.is_ray and (report or save_maps or as_json):
         raise click.UsageError(
-            "With --engine ray, results are Parquet files: no --report, --save-maps or --json."
+            "With --engine ray, results are Parquet files; --report, --save-maps and --json don't "
+            "apply."
         )
     files.open_folder(output)
     inputs = [] if engine.is_ray else find_inputs(images)
@@ -208,11 +210,11 @@ def _say_how(explainer: Explainer, quiet: bool) -> None:
             quiet,
         )
     if not manifest.any_batch:
-        note("The tail's batch is frozen at 1: it runs cell by cell, which is slow.", quiet)
+        note("The tail's batch is frozen at 1: the tail runs cell by cell, which is slow.", quiet)
     if "assumed" in explainer.preprocessing.source:
         note(
-            f"Preprocessing: {explainer.preprocessing.source}. If the model was trained otherwise, "
-            "give --mean, --scale, --channels and --resize.",
+            f"Preprocessing: {explainer.preprocessing.source}. If the model was trained "
+            "differently, give --mean, --scale, --channels and --resize.",
             quiet,
         )
 
@@ -268,7 +270,7 @@ def _on_ray(
 
     run = Run(explainer, images, output, job)
     if run.kept:
-        note(f"{run.kept} of {run.total} images are done.", quiet)
+        note(f"{run.kept} of {run.total} images are already done.", quiet)
     failed = 0
     with ExitStack() as stack:
         steps: Iterator[Progress] = iter(())
@@ -283,6 +285,6 @@ def _on_ray(
     click.echo(f"{run.total} images: {run.results.parts}")
     if failed:
         raise ReciproError(
-            f"{failed} of {run.total} images could not be explained; the others are done, and the "
+            f"{failed} of {run.total} images could not be explained; the others are done. The "
             "column 'error' says why."
         )

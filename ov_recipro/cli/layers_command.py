@@ -21,11 +21,12 @@ def command(
     cut: Cut,
     as_json: bool,
 ) -> None:
-    """List the feature maps of MODEL that one can explain at.
+    """List the feature maps at which MODEL can be explained.
 
-    A clean one lies on every path from the image to the scores. Others need --exact, which carries
-    the tensors that go round them; without it the cut is at the end of their block. The cost of an
-    explanation there is estimated, by the plan that will run it, as a multiple of one inference.
+    A clean feature map lies on every path from the image to the scores. The others need --exact,
+    which carries along the tensors that go round them; without it the cut moves to the end of the
+    block. The cost of an explanation is estimated for the plan that will run it, as a multiple of
+    one inference.
     """
     from ov_recipro.cut.points import cut_points
     from ov_recipro.splitting.costs import costs

@@ -50,7 +50,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg] # generic from click 8
         try:
             numbers = tuple(self.kind(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"'{value}' is not {self.name}.", param, ctx)
+            self.fail(f"'{value}' is not of the form {self.name}.", param, ctx)
         if len(numbers) != self.count:
             self.fail(f"'{value}' has {len(numbers)} numbers, not {self.count}.", param, ctx)
         return numbers
@@ -71,7 +71,7 @@ class Constant(click.ParamType):  # type: ignore[type-arg]
         try:
             return name, float(number)
         except ValueError:
-            self.fail(f"'{value}' is not {self.name}.", param, ctx)
+            self.fail(f"'{value}' is not of the form {self.name}.", param, ctx)
 
 
 def as_dict(
@@ -106,7 +106,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     },
     "max_cost": {"type": click.FloatRange(min=1), "metavar": "N"},
 }
-"""What the command line says otherwise than the fields' names and types do."""
+"""Where the command line's options differ from the fields' names and types."""
 
 
 def options_of(
@@ -115,9 +115,9 @@ def options_of(
     """Add options for fields of `Cut` or `Running`; the command takes them as one of these.
 
     Args:
-        kind: which.
+        kind: which of the two.
         parameter: the command's parameter.
-        names: the fields, in the order of the help; all by default.
+        names: the fields, in the order that the help lists them; all by default.
         changes: click's arguments for single fields, where a command differs.
     """
     chosen = names or tuple(field.name for field in dataclasses.fields(kind))
@@ -157,7 +157,7 @@ def option(
 
 
 def helps(kind: type[Cut] | type[Running]) -> dict[str, str]:
-    """Return what a class's docstring says of each attribute."""
+    """Return what a class's docstring says about each attribute."""
     text = inspect.getdoc(kind) or ""
     lines = text.partition("Attributes:\n")[2]
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", lines, re.M)
@@ -168,9 +168,9 @@ cut_options = options_of(Cut, "cut")
 
 
 def preprocessing_options(function: Function) -> Function:
-    """Add the options that override what the model says of its preprocessing."""
+    """Add the options that override what the model says about its preprocessing."""
     for option in (
-        click.option("--labels", type=FILE, help="Class names: text, JSON or TSV."),
+        click.option("--labels", type=FILE, help="File of class names: text, JSON or TSV."),
         click.option(
             "--interpolation",
             type=click.Choice(get_args(Interpolation)),
@@ -182,22 +182,30 @@ def preprocessing_options(function: Function) -> Function:
         click.option(
             "--resize",
             type=click.Choice(get_args(Resize)),
-            help="How the image gets to the input's size; the two *_crop kinds resize to size / "
-            "crop fraction and take the centre.",
+            help="How the image is brought to the input's size; the two *_crop kinds resize to "
+            "size / crop fraction and keep the centre.",
         ),
         click.option(
-            "--channels", type=click.Choice(["RGB", "BGR"]), help="The model's order of colours."
+            "--channels",
+            type=click.Choice(["RGB", "BGR"]),
+            help="Colour order of the model's input.",
         ),
-        click.option("--scale", type=Numbers(3, float), help="Divisors per channel, for 0..255."),
-        click.option("--mean", type=Numbers(3, float), help="Means per channel, for 0..255."),
+        click.option(
+            "--scale",
+            type=Numbers(3, float),
+            help="Divisor for each channel, for pixels in 0..255.",
+        ),
+        click.option(
+            "--mean", type=Numbers(3, float), help="Mean of each channel, for pixels in 0..255."
+        ),
     ):
         function = option(function)
     return function
 
 
 def model_options(function: Function) -> Function:
-    """Add the options that say which model is explained, where it is cut and what it is given."""
-    model = click.option("-m", "--model", type=FILE, help="An .onnx or .xml file or a bundle.")
+    """Add the options that say which model is explained, where it is cut and what goes into it."""
+    model = click.option("-m", "--model", type=FILE, help="An .onnx or .xml file, or a bundle.")
     return model(cut_options(preprocessing_options(function)))
 
 
@@ -216,9 +224,9 @@ def open_explainer(
     """Make the explainer that the options describe.
 
     Args:
-        quiet: do not note which model is taken where none is named.
+        quiet: do not print which model is used when none is named.
         model, cut, running, labels: as `model_options` and `running_options` give them.
-        options: the others of these, and arguments of `ov_recipro.Explainer`.
+        options: the remaining ones, and arguments of `ov_recipro.Explainer`.
     """
     from ov_recipro.explainer import Explainer, default_model
     from ov_recipro.sources.labels import read_labels

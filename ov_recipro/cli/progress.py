@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, else a line now and then."""
+"""Progress of long work: a bar in a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import TypeAlias
 from ov_recipro.cli.option_groups import note
 
 Advance: TypeAlias = Callable[[int, int], None]
-"""To be called with how many things were done since, and how many of these failed."""
+"""Called with how many items were done since the last call, and how many of these failed."""
 
 _LINE_SECONDS = 30.0
 
 
 @contextmanager
 def progress(verb: str, total: int, quiet: bool, kept: int = 0) -> Iterator[Advance]:
-    """Show on stderr how much is done, how fast, how much failed, and the time that is left.
+    """Show on stderr how many items are done and failed, how fast, and how much time is left.
 
     Args:
         verb: what is done, as in "Explaining".
         total: number of images or frames; nothing is shown for a single one.
         quiet: show nothing.
-        kept: how many of them were done before.
+        kept: how many of them an earlier run has done.
     """
     if quiet or total < 2:
         yield lambda *_: None

@@ -1,4 +1,4 @@
-"""What `explain` and `evaluate` share of running on Ray."""
+"""What `explain` and `evaluate` share for running on Ray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Engine:
 
     @property
     def is_ray(self) -> bool:
-        """Whether that is Ray."""
+        """Whether the work is done on Ray."""
         return self.engine == "ray"
 
 
@@ -38,13 +38,13 @@ def engine_options(function: Function) -> Function:
             "--cpus-per-actor",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Ray: cores of each actor.  [default: 1]",
+            help="Ray: cores for each actor.  [default: 1]",
         ),
         click.option(
             "--actors",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Ray: explainers at work.  [default: as many as there are cores for]",
+            help="Ray: number of actors, each an explainer.  [default: as many as the cores allow]",
         ),
         click.option(
             "--address",
@@ -56,7 +56,7 @@ def engine_options(function: Function) -> Function:
             type=click.Choice(["local", "ray"]),
             default="local",
             show_default=True,
-            help="Work in this process, or on Ray, for datasets.",
+            help="Where to work: in this process, or on Ray, for datasets.",
         ),
     ):
         function = option(function)
@@ -67,8 +67,8 @@ def engine_of(options: dict[str, Any]) -> Engine:
     """Take the options of `engine_options` out of a command's options.
 
     Raises:
-        OptionError: Ray is asked for and not installed.
-        click.UsageError: options of Ray's are given without it.
+        OptionError: Ray is requested but not installed.
+        click.UsageError: Ray's options are given without --engine ray.
     """
     engine = Engine(*(options.pop(n) for n in ("engine", "address", "actors", "cpus_per_actor")))
     if not engine.is_ray:
@@ -93,8 +93,8 @@ def pool_of(engine: Engine, device: str, quiet: bool) -> Iterator[Pool]:
     kind, _, number = device.partition(":")
     gpus = 1 if kind == "cuda" else 0
     if gpus and number:
-        raise OptionError(f"Ray hands each actor a GPU of its own: -d cuda, not {device}.")
+        raise OptionError(f"Ray gives each actor its own GPU: use -d cuda, not {device}.")
     cpus = engine.cpus_per_actor or 1
     with open_pool(engine.address or LOCAL, engine.actors, cpus, gpus) as pool:
-        note(f"{pool.actors} actors, cores each: {pool.cpus}.", quiet)
+        note(f"{pool.actors} actors; cores for each: {pool.cpus}.", quiet)
         yield pool

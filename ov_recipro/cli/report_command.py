@@ -1,4 +1,4 @@
-"""`ov-recipro report`: what was explained, as one page to look at."""
+"""`ov-recipro report`: one page that shows what was explained."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Style
 @click.command("report")
 @click.argument("folder", type=FILE, default=Path("explanations"), metavar="[DIR]")
 @click.option(
-    "-o", "--output", type=FILE, metavar="FILE", help="The page.  [default: DIR/report.html]"
+    "-o", "--output", type=FILE, metavar="FILE", help="The HTML file.  [default: DIR/report.html]"
 )
 @click.option(
-    "--colormap", type=click.Choice(COLORMAPS), default=DEFAULT.colormap, show_default=True
+    "--colormap",
+    type=click.Choice(COLORMAPS),
+    default=DEFAULT.colormap,
+    show_default=True,
+    help="Colours from low to high saliency.",
 )
 def command(folder: Path, output: Path | None, colormap: Any) -> None:
-    """Make one HTML file of what 'explain --save-maps' wrote to DIR.
+    """Make one HTML file from what 'explain --save-maps' wrote to DIR.
 
-    The page needs nothing beside it, neither files nor network. 'explain --report' makes it at
-    once. The images must still be where they were.
+    The page needs no other files and no network. The images must still be where they were.
+    'explain --report' writes the page directly.
     """
     from ov_recipro.output import REPORT, write_whole
     from ov_recipro.report import page
@@ -39,4 +43,4 @@ def command(folder: Path, output: Path | None, colormap: Any) -> None:
     write_whole(target, page(run, cards, Style(colormap)))
     click.echo(str(target))
     if missing:
-        raise ReciproError(f"{len(missing)} images are not in the report.")
+        raise ReciproError(f"{len(missing)} images are missing from the report.")

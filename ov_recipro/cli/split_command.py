@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 @click.command("split")
 @click.argument("model", type=FILE)
 @click.option(
-    "-o", "--output", type=FILE, metavar="DIR", help="The bundle; by default MODEL-stem.recipro."
+    "-o",
+    "--output",
+    type=FILE,
+    metavar="DIR",
+    help="The bundle to write.  [default: MODEL's stem + .recipro]",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @cut_options
@@ -32,8 +36,8 @@ def command(
 ) -> None:
     """Cut MODEL in two and write head, tail and manifest as a bundle.
 
-    The two are run against the whole model first; if they differ by more than rounding, nothing
-    is written.
+    Head and tail are first run against the whole model; if their scores differ by more than
+    rounding, nothing is written.
     """
     from ov_recipro.sources.labels import read_labels
     from ov_recipro.splitting.split import split
@@ -69,4 +73,4 @@ def _plan(manifest: Manifest) -> str:
     if manifest.cost is None:
         return f"stream, {cells} cells"
     about = f"about {manifest.cost.inferences:.3g} x one inference"
-    return f"{manifest.cost.plan}, {cells} cells, {about} an image"
+    return f"{manifest.cost.plan}, {cells} cells, {about} per image"

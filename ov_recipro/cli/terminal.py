@@ -20,7 +20,7 @@ _BAR = 20  # characters of a score of 1
 
 
 def colour_console() -> Console | None:
-    """Return a console on stdout where that is a terminal with colour, None where it is not."""
+    """Return a console on stdout if that is a terminal with colour, else None."""
     if not sys.stdout.isatty():
         return None
     from rich.console import Console

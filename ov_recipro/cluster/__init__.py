@@ -1,1 +1,1 @@
-"""Beyond one process: datasets on Ray, which schedules, moves the data and recovers."""
+"""Beyond one process: datasets on Ray, which schedules, moves data and recovers from failures."""

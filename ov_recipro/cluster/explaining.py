@@ -25,9 +25,9 @@ from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.output import file_stems, open_folder
 
-OVERLAYS = "_overlays"  # readers of the folder as one dataset pass over such names
+OVERLAYS = "_overlays"  # readers that open the folder as one dataset skip such names
 _MOST = 128  # images that an actor takes at once
-_READERS = 16  # files that it reads at once
+_READERS = 16  # files that an actor reads at once
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class JobOptions:
 
     Attributes:
         targets: see `Explainer.__call__`; the same for all.
-        kind: numbers of the maps.
+        kind: number type of the maps.
         verify: whether maps are verified.
-        overlays: the folder for overlays, which all machines must see; None for none.
+        overlays: the folder for overlays, which all machines must see; None to draw none.
         style: how overlays are drawn.
     """
 
@@ -51,14 +51,14 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: images done, and what became of the last ones that could not be."""
+    """A step of a run: how many images were done, and the errors of those that failed."""
 
     done: int
     errors: list[str]
 
 
 class Run:
-    """A run over images; one that was stopped goes on where it was.
+    """A run over images; one that was stopped resumes.
 
     Args:
         explainer: what to explain with.
@@ -67,17 +67,18 @@ class Run:
         job: what to make of each image.
 
     Attributes:
-        total: number of images; kept: how many of these earlier runs have left.
+        total: number of images; kept: how many of these earlier runs have done.
 
     Raises:
-        OptionError: there are no images, or `folder` holds results of other settings.
+        ImageError: a name leads to no image, or can't be read.
+        OptionError: there are no images, or `folder` holds results with other settings.
     """
 
     def __init__(
         self, explainer: Explainer, sources: Sequence[str], folder: Path, job: JobOptions
     ) -> None:
         files = find_files(sources)
-        self._explainer, self._wish = explainer, job
+        self._explainer, self._job = explainer, job
         self.results = Results(folder, _settings(explainer, job))
         if job.overlays is not None:
             open_folder(job.overlays)
@@ -93,7 +94,8 @@ class Run:
         """Explain what is missing; what is finished is written even if this ends early.
 
         Raises:
-            OptionError: results can't be written, or an actor can't be made.
+            OptionError: results can't be written.
+            DeviceError: an actor can't be made, or fails.
         """
         if not self._missing:
             return
@@ -102,7 +104,7 @@ class Run:
             for file, stem in self._missing
         ]
         recipe = recipe_of(self._explainer, actors.cpus)
-        arguments = (recipe, self._wish)
+        arguments = (recipe, self._job)
         try:
             for done in pool.stream(actors, rows, _Actor, arguments, _MOST):
                 self.results.add(done)
@@ -116,9 +118,9 @@ class _Actor:
 
     def __init__(self, recipe: Recipe, job: JobOptions) -> None:
         if job.overlays is not None and not job.overlays.is_dir():
-            raise OptionError(f"{job.overlays} is not seen by all machines; overlays need that.")
+            raise OptionError(f"{job.overlays} is not seen by all machines, as overlays require.")
         self._explainer = recipe.explainer()
-        self._wish = job
+        self._job = job
         self._subject = Subject(self._explainer) if job.verify else None
         shape = self._explainer.bundle.manifest.cut.shape
         self._schema = results.schema(shape, job.kind)
@@ -132,7 +134,7 @@ class _Actor:
         given, data = file
         if isinstance(data, ImageError):
             return {"path": given["name"], "error": str(data)}
-        job = self._wish
+        job = self._job
         try:
             image = decode_file(data, given["name"])
             explanation = self._explainer(image, job.targets)
@@ -146,7 +148,7 @@ class _Actor:
 
 
 def _read(given: dict[str, Any]) -> tuple[dict[str, Any], bytes | ImageError]:
-    """Return a row with its file's bytes, or why there are none."""
+    """Return a row with its file's bytes, or with the error of reading them."""
     try:
         return given, fetch(given["root"], given["path"])
     except ImageError as error:

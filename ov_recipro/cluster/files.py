@@ -25,9 +25,9 @@ class File:
     """An image file.
 
     Attributes:
-        name: as results call it: an absolute path, or a URL.
+        name: the name in the results: an absolute path, or a URL.
         root: the URL that names its filesystem; empty for this machine's.
-        path: in that filesystem.
+        path: its path in that filesystem.
     """
 
     name: str
@@ -36,7 +36,7 @@ class File:
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL, and not of this machine's files."""
+    """Whether a name is a URL rather than a path on this machine."""
     return "://" in name
 
 
@@ -44,7 +44,8 @@ def find_files(names: Iterable[str]) -> list[File]:
     """Return the images behind files, directories, globs and URLs of these, each once.
 
     Raises:
-        ImageError: a name leads to no image.
+        ImageError: a path leads to no image.
+        OptionError: a URL can't be read, or leads to no image.
     """
     found: dict[File, None] = {}
     for name in names:
@@ -58,10 +59,10 @@ def find_files(names: Iterable[str]) -> list[File]:
 
 
 def list_url(url: str) -> tuple[str, list[str]]:
-    """Return what a URL means in its filesystem, and the paths of the images there, sorted.
+    """Return a URL's path in its filesystem, and the paths of the images there, sorted.
 
     Raises:
-        ImageError: it can't be read, or has no images.
+        OptionError: it can't be read, or there are no images.
     """
     system, root = _opened(url)
     try:
@@ -73,9 +74,9 @@ def list_url(url: str) -> tuple[str, list[str]]:
         else:
             paths = [root] if system.exists(root) else []
     except Exception as error:  # each filesystem has errors of its own
-        raise ImageError(f"{url}: {_reason(error)}.") from error
+        raise OptionError(f"{url}: {_reason(error)}.") from error
     if not paths:
-        raise OptionError(f"{url}: no images there.")
+        raise OptionError(f"{url}: no images found.")
     return root, sorted(paths)
 
 
@@ -96,23 +97,23 @@ def fetch(root: str, path: str) -> bytes:
 
 @cache
 def _opened(url: str) -> tuple[Any, str]:
-    """Return a URL's filesystem and what the URL means in it."""
+    """Return a URL's filesystem and the URL's path in it."""
     try:
         system, path = pyarrow.fs.FileSystem.from_uri(url)
         return ArrowFSWrapper(system), path
     except pa.ArrowInvalid:  # not one of pyarrow's
         pass
     except OSError as error:
-        raise ImageError(f"{url}: {_reason(error)}.") from error
+        raise OptionError(f"{url}: {_reason(error)}.") from error
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError, OSError) as error:
-        raise ImageError(f"{url}: {_reason(error)}.") from error
+        raise OptionError(f"{url}: {_reason(error)}.") from error
     return system, path
 
 
 def _url_of(path: str, root: str) -> str:
-    """Return the URL of a path in the filesystem that `root` names, which may be in an archive."""
+    """Return the URL of a path in the filesystem that `root` names, which may be an archive's."""
     own, chained, rest = root.partition("::")
     scheme = own.partition("://")[0]
     return path if is_url(path) else f"{scheme}://{path}{chained}{rest}"

@@ -1,4 +1,4 @@
-"""Measuring a dataset on Ray: outcomes come back image by image, and are kept as without it."""
+"""Measuring a dataset on Ray: outcomes come back image by image, and are kept as without Ray."""
 
 from __future__ import annotations
 
@@ -27,28 +27,30 @@ def read_dataset(url: str, classes: Classes) -> list[Sample]:
     """Find the images of a dataset behind a URL; see `datasets.read_dataset`.
 
     Raises:
-        OptionError: that is no folder of images, or a folder in it is no class.
+        ImageError: the URL can't be read.
+        OptionError: it is not a folder of images, or a folder in it is not a class.
     """
     root, paths = list_url(url)
     folder = root.rstrip("/")
     if not all(path.startswith(f"{folder}/") for path in paths):
-        raise OptionError(f"{url}: no folder of images.")
+        raise OptionError(f"{url} is not a folder of images.")
     names = [path.removeprefix(f"{folder}/") for path in paths]
     samples = in_folders(folder, names, classes)
     return sorted(samples, key=lambda sample: sample.name)
 
 
 def measure(actors: Pool, evaluation: Evaluation, root: str, workers: int) -> Iterator[Outcome]:
-    """Measure what is not yet measured; yield what became of each image, in any order.
+    """Measure what is not yet measured; yield each image's outcome, in any order.
 
     Args:
-        actors: what measures.
-        evaluation: gives the images and keeps what is measured.
-        root: URL of the dataset; empty for files of this machine.
-        workers: images in hand at once, in each actor.
+        actors: the pool that measures.
+        evaluation: gives the images and keeps the measurements.
+        root: the dataset's URL; empty for files on this machine.
+        workers: images processed at once, in each actor.
 
     Raises:
-        OptionError: a record can't be written, or an actor can't be made.
+        OptionError: a record can't be written.
+        DeviceError: an actor can't be made, or fails.
     """
     measuring = evaluation.measuring
     rows = [

@@ -1,7 +1,7 @@
 """Ray: a pool of actors, and rows streamed through them.
 
-Ray Data schedules, and does again what a lost machine had in hand. Rows name files, and the actors
-read them: so pixels don't go through the object store, nor from one machine to another.
+Ray Data schedules the work and repeats what a lost machine was doing. Rows name files, and the
+actors read these themselves, so pixels pass neither through the object store nor between machines.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ray.data import ActorPoolStrategy, DataContext
 from ov_recipro.errors import DeviceError, ReciproError
 
 LOCAL = "local"
-_SECONDS = 10.0  # to wait for a cluster
+_SECONDS = 10.0  # to wait for a cluster's answer
 _FAILURE = "failure"  # the one column of a table that says why an actor failed
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Actors to be.
+    """Actors to start.
 
     Attributes:
         actors: how many.
-        cpus: cores of each, which are also its threads.
+        cpus: cores of each, and the threads that it runs.
         gpus: GPUs of each.
     """
 
@@ -43,22 +43,22 @@ class Pool:
 
 @contextlib.contextmanager
 def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterator[Pool]:
-    """Connect to Ray, and leave it at the end.
+    """Connect to Ray, and disconnect at the end.
 
     Args:
-        address: "local" for this machine alone, "auto" for the cluster that it is a part of, or a
+        address: "local" for this machine alone, "auto" for the cluster that it belongs to, or a
             cluster's address.
-        actors: how many; by default as many as the cluster has cores, or GPUs, for.
+        actors: how many; by default as many as the cluster's cores and GPUs allow.
         cpus, gpus: of each.
 
     Raises:
         DeviceError: there is no such cluster, or it is too small.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is raised
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # failures are raised
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         host, colon, port = address.rpartition(":")
-        if colon and port.isdigit():  # Ray itself would try for minutes
+        if colon and port.isdigit():  # Ray itself would keep trying for minutes
             socket.create_connection((host, int(port)), _SECONDS).close()
         with _no_stderr():
             ray.init(
@@ -77,7 +77,7 @@ def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterato
 
 @contextlib.contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr: Ray says there how much it will say."""
+    """Drop what native code writes to stderr: Ray prints its log settings there."""
     kept = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -101,18 +101,19 @@ def _fitting(actors: int | None, cpus: int, gpus: int) -> Pool:
     if not 1 <= actors <= room:
         each = f"{cpus} cores" + (f" and {gpus} GPU" if gpus else "")
         raise DeviceError(
-            f"The cluster has room for {room} actors of {each} (--actors, --cpus-per-actor)."
+            f"The cluster has room for {room} actors with {each} each; see --actors, "
+            "--cpus-per-actor."
         )
     return Pool(actors, cpus, gpus)
 
 
 def put(value: Any) -> Any:
-    """Put a value into the object store, from where each machine fetches it once."""
+    """Put a value into the object store, from which each machine fetches it once."""
     return ray.put(value)
 
 
 def get(reference: Any) -> Any:
-    """Return the value behind what `put` returned."""
+    """Return the value that `put` stored."""
     return ray.get(reference)
 
 
@@ -123,17 +124,17 @@ def stream(
     arguments: Sequence[Any],
     most: int,
 ) -> Iterator[pa.Table]:
-    """Call actors on rows, and yield the tables that these return, in any order.
+    """Call actors on rows, and yield the tables that they return, in any order.
 
     Args:
         pool: the actors.
-        rows: what is to be done; they say where data is, rather than hold it.
+        rows: the work; a row says where its data is rather than holding it.
         worker: the actors' class; an actor is called with a list of rows and returns a table.
         arguments: for the actors' constructor.
         most: rows that an actor takes at once.
 
     Raises:
-        DeviceError: an actor raises it.
+        DeviceError: Ray fails, or an actor raises a ReciproError.
     """
     size = max(1, min(most, len(rows) // (4 * pool.actors)))
     table = pa.Table.from_pylist(rows)
@@ -154,14 +155,14 @@ def stream(
             if batch.column_names == [_FAILURE]:
                 raise DeviceError(batch[_FAILURE][0].as_py())
             yield batch
-    except ray.exceptions.RayTaskError:  # an error of this program's: it is shown whole
+    except ray.exceptions.RayTaskError:  # a bug in this program: keep the traceback
         raise
     except ray.exceptions.RayError as error:
         raise DeviceError(f"Ray failed: {_first_line(error)}") from error
 
 
 class _Worker:
-    """Calls what the caller gave; hands its ReciproErrors on as rows, for Ray would wrap them."""
+    """Calls the caller's worker; returns its ReciproErrors as rows, for Ray would wrap them."""
 
     def __init__(self, kind: type, arguments: Sequence[Any]) -> None:
         self._failure: str | None = None

@@ -1,4 +1,4 @@
-"""An explainer, taken apart to travel: each machine fetches its files once, each actor makes it."""
+"""An explainer taken apart to travel: a machine fetches its files once, each actor rebuilds it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Recipe:
     """What it takes to make an explainer elsewhere.
 
     Attributes:
-        files: refers to the bundle's files, by name, in the object store.
-        key: tells bundles apart.
+        files: reference to the bundle's files, by name, in the object store.
+        key: identifies the bundle.
         options: of `Explainer`.
-        plan: the plan that all must run.
-        cpus: threads to keep to.
+        plan: the plan that every explainer must run.
+        cpus: the most threads to run.
     """
 
     files: Any
@@ -50,7 +50,7 @@ class Recipe:
         if explainer.plan.name != self.plan:
             raise DeviceError(
                 f"A machine would run the plan '{explainer.plan.name}' ({explainer.plan_reason}), "
-                f"where the one that started the run has '{self.plan}'."
+                f"but the machine that started the run uses '{self.plan}'."
             )
         return explainer
 
@@ -65,8 +65,8 @@ def recipe_of(explainer: Explainer, cpus: int) -> Recipe:
     """Take an explainer apart; its files go into the object store.
 
     Args:
-        explainer: ready to run here; all will run its plan.
-        cpus: threads of each explainer to be made.
+        explainer: ready to run here; all others will run its plan.
+        cpus: threads of each explainer that is rebuilt.
     """
     folder = explainer.bundle.folder
     contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

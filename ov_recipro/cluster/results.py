@@ -1,4 +1,4 @@
-"""Results of many images: Parquet files of a row each, and what they all depend on."""
+"""Results of many images: Parquet files with a row for each, and the settings of all."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ov_recipro.faithfulness.verification import Verification
 from ov_recipro.output import open_folder, write_whole
 from ov_recipro.saliency import Score
 
-SETTINGS = "_run.json"  # readers of the folder as one dataset pass over such names
+SETTINGS = "_run.json"  # readers that open the folder as one dataset skip such names
 _OLD_SETTINGS = "run.json"
 PARTS = "results"
 SCHEMA_VERSION = 2
 
 MapType = Literal["float32", "float16"]
 
-_ROWS = 4096  # of a file
+_ROWS = 4096  # in a file
 _SECONDS = 60.0  # after which rows are written, however few
 
 
@@ -35,7 +35,7 @@ def schema(feature_shape: tuple[int, int, int], kind: MapType) -> pa.Schema:
 
     Args:
         feature_shape: (C, H, W) of the masked feature map.
-        kind: numbers of the maps.
+        kind: number type of the maps.
     """
     _, height, width = feature_shape
     score = [("index", pa.int32()), ("label", pa.string()), ("score", pa.float32())]
@@ -81,7 +81,7 @@ def row(
     Args:
         explanation: of an image from a file.
         score: how logits became scores.
-        verifications, overlays: of its targets, if there are any.
+        verifications, overlays: those of its targets, if any.
     """
     _, height, width = explanation.feature_shape
     targets = []
@@ -114,7 +114,7 @@ def row(
 
 
 def table(rows: Sequence[dict[str, Any]], columns: pa.Schema) -> pa.Table:
-    """Return rows, of `row` or of an error alone, as a table of the `schema`."""
+    """Return rows, from `row` or with an error alone, as a table with the columns of `schema`."""
     field = columns.field("maps")
     kind = field.type.value_type
     counts = [len(each["maps"]) if "maps" in each else 0 for each in rows]
@@ -135,19 +135,19 @@ def table(rows: Sequence[dict[str, Any]], columns: pa.Schema) -> pa.Table:
 
 
 class Results:
-    """The results of one run, in a folder; a later run with the same settings goes on there.
+    """The results of one run, in a folder; a later run with the same settings resumes it.
 
-    Files hold at most 4096 rows and are whole or absent; what is not yet written for a minute is.
+    A file holds at most 4096 rows and is whole or absent; no row waits longer than a minute or so.
 
     Args:
-        folder: it is made where it is not there.
+        folder: created if it does not exist.
         settings: what the results depend on.
 
     Attributes:
-        kept: paths of the images that earlier runs have left.
+        kept: paths of the images that earlier runs have done.
 
     Raises:
-        OptionError: the folder holds results of other settings, or can't be read or written.
+        OptionError: the folder holds results with other settings, or can't be read or written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -168,7 +168,7 @@ class Results:
         self._next = int(files[-1].stem.partition("-")[2]) + 1 if files else 0
 
     def add(self, rows: pa.Table) -> None:
-        """Take rows, and write them when they are many or old.
+        """Take rows, and write them once they are many or old.
 
         Raises:
             OptionError: they can't be written.
@@ -180,7 +180,7 @@ class Results:
             self.write()
 
     def write(self) -> None:
-        """Write all rows that were taken.
+        """Write all rows that were added.
 
         Raises:
             OptionError: they can't be written.
@@ -199,7 +199,7 @@ class Results:
 
 
 def _agree(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings, or make sure that those which are there are the same."""
+    """Write the settings, or check that those already there are the same."""
     data = msgspec.json.encode(settings)
     if not path.exists():
         write_whole(path, msgspec.json.format(data, indent=2) + b"\n")
@@ -212,6 +212,6 @@ def _agree(path: Path, settings: Mapping[str, Any]) -> None:
     if kept != now:
         names = sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))
         raise OptionError(
-            f"{path.parent} holds results of another run; these differ: {', '.join(names)}. Choose "
-            "another folder with -o."
+            f"{path.parent} holds results of another run; these settings differ: "
+            f"{', '.join(names)}. Choose another folder with -o."
         )

@@ -1,4 +1,4 @@
-"""Bundles: a split model on disk, head, tail and what there is to know about them."""
+"""Bundles: split models on disk, each a head, a tail and a manifest that describes them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Companion:
-    """A file of weights beside a model.
+    """A weights file beside a model.
 
     Attributes:
         name: its path, relative to the model's folder.
@@ -55,7 +55,7 @@ class Companion:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The model that was split: file name, SHA-256, and the files of weights beside it."""
+    """The model that was split: file name, SHA-256, and the weights files beside it."""
 
     name: str
     sha256: str
@@ -86,8 +86,8 @@ class Cost:
 
     Attributes:
         plan: "rows" where that is clearly cheaper than the whole tail for each cell, or "stream".
-        inferences: cost by that plan.
-        stream: cost by the plan `stream`.
+        inferences: cost of that plan.
+        stream: cost of the plan "stream".
         reason: why `plan` is not "rows"; None where it is.
     """
 
@@ -102,27 +102,27 @@ class Manifest:
     """What `recipro.json` holds.
 
     Attributes:
-        schema_version: version of this file's form.
+        schema_version: version of this file's format.
         source: the model that was split.
-        layer: what was asked for as layer.
-        named: the tensor which that names; the cut is there or at the end of its block.
+        layer: the layer that the user asked for.
+        named: the tensor that `layer` names; the cut is there or at the end of its block.
         cut: where the model is cut.
         image: the image input.
-        head, tail: the two parts' files, inputs and outputs.
+        head, tail: their files, inputs and outputs.
         boundary_shapes: shapes at batch 1 of the feature map and the bypass tensors.
         output: the model output that was explained.
         deployed_scores: whether the head's last output is the deployed model's logits, because the
-            tail computes in float32 what that does in 8 or 16 bits.
+            tail computes in float32 what that model computes in 8 or 16 bits.
         activation: the activation which closes the model there; the tail ends before it.
         classes: number of classes.
         any_batch: whether the tail takes more than one feature map at once.
         parity: max |tail(head(x)) - model(x)| over the inputs of the proof, before `activation`; of
             the model's float32 form where that differs from the deployed one.
-        deviation: max |tail(head(x)) - deployed logits| there.
+        deviation: max |tail(head(x)) - deployed logits| there; None unless `deployed_scores`.
         cost: what an explanation is estimated to cost; None where that is not known.
         preprocessing: how images become inputs.
         labels: class names in order, or None.
-        versions: of this tool and the libraries that split.
+        versions: of this tool and the libraries that it split with.
     """
 
     schema_version: int
@@ -188,7 +188,7 @@ def open_bundle(folder: str | Path) -> Bundle:
         raise ModelError(f"{path} is malformed: {error}.") from error
     for part in (manifest.head, manifest.tail):
         if Path(part.file).name != part.file or not (folder / part.file).is_file():
-            raise ModelError(f"{folder} is not a whole bundle: '{part.file}' is missing.")
+            raise ModelError(f"{folder} is not a complete bundle: '{part.file}' is missing.")
     return Bundle(folder, manifest)
 
 
@@ -200,13 +200,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
-    """Give a temporary sibling of `target` to fill, and rename it to `target` at the end.
+    """Yield a temporary sibling of `target` to fill, and rename it to `target` at the end.
 
     Nothing is left when the body raises.
 
     Raises:
-        ModelError: `target` exists and is no bundle, or it is one and `force` is not set; or
-            nothing can be written there.
+        OptionError: `target` exists and is not a bundle, or is one and `force` is not set.
+        ReciproError: nothing can be written there.
     """
     _check_replaceable(target, force)
     try:

@@ -1,4 +1,4 @@
-"""Cells: the places of a feature map that are kept or emptied one at a time."""
+"""Cells: the positions of a feature map that are kept or emptied one at a time."""
 
 from __future__ import annotations
 

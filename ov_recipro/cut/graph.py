@@ -2,7 +2,7 @@
 
 Terms (see also `ov_recipro.cut.points`): a tensor *depends on the image* when its pixels reach
 it; reading only an image's shape does not count. A tensor is *clean* when every path from the
-image to the class scores passes through it. The tensors that go round an unclean one are its
+image to the class scores passes through it. The tensors that go around an unclean one are its
 *bypass*.
 """
 
@@ -29,7 +29,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     scope: str = ""
-    """Module path of the exporting framework, '' where the file does not tell."""
+    """Module path of the exporting framework, '' where the file does not say."""
     axes: tuple[int, ...] = ()
     """Axes, counted from 0, that a Softmax or a normalisation runs over; a Transpose's order."""
 
@@ -107,10 +107,10 @@ class Graph:
         return tuple(clean)
 
     def bypass(self, tensor: str) -> tuple[str, ...]:
-        """Return the tensors that carry the image round `tensor`, as late as possible.
+        """Return the tensors that carry the image around `tensor`, as late as possible.
 
         With `tensor` masked, everything downstream of it is computed anew; what that part reads
-        from outside of it, and depends on the image, is the bypass. Empty for a clean tensor.
+        from outside itself and depends on the image is the bypass. Empty for a clean tensor.
         """
         tail = descendants(self.path_nodes, {tensor})
         outside: dict[str, None] = {}

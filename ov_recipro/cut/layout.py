@@ -32,11 +32,11 @@ def channels_last(
     """Return the 4-D tensors laid out [N,H,W,C].
 
     Convolutions and pools take and give [N,C,H,W]. A linear layer or a normalisation over the last
-    axis tells channels there; a Transpose turns the layout; everything else hands it on.
+    axis shows that channels are there; a Transpose changes the layout; all else passes it on.
 
     Args:
         nodes: the model's nodes, in topological order.
-        image: name of the image input; its axis of three colours tells its layout.
+        image: name of the image input; its axis of three colours shows its layout.
         shapes: shapes at batch 1, where known.
         carried: the tensors that the image reaches.
     """

@@ -50,15 +50,16 @@ def find_scores(
         output that this leads to.
 
     Raises:
-        OptionError: there is no such output, or it takes a name to tell which one is meant.
+        OptionError: there is no such output, or the user must name the one that is meant.
+        ModelError: the only output is not class scores.
     """
     output = _choose(outputs, shapes, asked)
     producers = {name: node for node in nodes for name in node.outputs}
-    seen = output
-    while (node := producers.get(seen)) is not None and node.inputs:
-        seen = node.inputs[0]
-        if node.op in _ACTIVATIONS and _over_classes(node, shapes.get(seen)):
-            return seen, _ACTIVATIONS[node.op], output
+    tensor = output
+    while (node := producers.get(tensor)) is not None and node.inputs:
+        tensor = node.inputs[0]
+        if node.op in _ACTIVATIONS and _over_classes(node, shapes.get(tensor)):
+            return tensor, _ACTIVATIONS[node.op], output
         if node.op not in _TRANSPARENT:
             break
     return output, "none", output
@@ -79,8 +80,8 @@ def _choose(outputs: Sequence[str], shapes: Mapping[str, Shape], asked: str | No
             f"The output '{outputs[0]}' has shape {list(shapes[outputs[0]])}: not class scores "
             "[1,classes]."
         )
-    shown = ", ".join(f"{n} {list(shapes[n]) if n in shapes else '?'}" for n in outputs)
-    raise OptionError(f"Which output holds the class scores? --output-name one of: {shown}.")
+    listed = ", ".join(f"{n} {list(shapes[n]) if n in shapes else '?'}" for n in outputs)
+    raise OptionError(f"Which output holds the class scores? Name it with --output-name: {listed}.")
 
 
 def _is_scores(shape: Shape) -> bool:

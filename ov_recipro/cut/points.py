@@ -1,4 +1,4 @@
-"""Where a model can be cut, and which of these places a user means by ``--layer``."""
+"""Where a model can be cut, and which of these points a user means by ``--layer``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ov_recipro.errors import ModelError, OptionError
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}
 )
-_MOST_EXTRA_TOKENS = 8  # class, distillation and register tokens
-_LEAST_TOKEN_LAYERS = 8  # two blocks; fewer close a convolutional network
+_MAX_EXTRA_TOKENS = 8  # class, distillation and register tokens
+_MIN_TOKEN_LAYERS = 8  # two blocks; a convolutional network may end in fewer
 _STAGE = re.compile(r"conv([1-5])")
 
 
@@ -30,7 +30,7 @@ class CutPoint:
         node: name of the node that makes it; `op`: that node's operation.
         shape: (C, H, W).
         stride: input height over feature height, to the nearest whole number.
-        bypass: tensors that carry the image round this one; empty for a clean cut.
+        bypass: tensors that carry the image around this one; empty for a clean cut.
         channels_last: the tensor is [N,H,W,C] in the model.
     """
 
@@ -59,7 +59,7 @@ class CutPoint:
 
 
 @dataclass(frozen=True)
-class Cut:
+class FoundCut:
     """The cut that a ``--layer`` led to.
 
     Attributes:
@@ -79,7 +79,7 @@ class Cut:
 
 
 def cut_points(graph: Graph) -> tuple[CutPoint, ...]:
-    """List the feature maps one can explain at, from the image to the scores.
+    """List the feature maps that can be explained at, from the image to the scores.
 
     These are the clean 4-D tensors and all convolutions' outputs, of more than one cell.
     """
@@ -91,23 +91,24 @@ def cut_points(graph: Graph) -> tuple[CutPoint, ...]:
         if name in graph.path_tensors
         and _is_feature_map(graph, name)
         and (name in clean or node.op in CONVOLUTIONS)
-        and node.op != "QuantizeLinear"  # the same map, dequantised, is next
+        and node.op != "QuantizeLinear"  # the same map, dequantised, comes next
     )
 
 
-def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> Cut:
+def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> FoundCut:
     """Resolve `layer` to the tensor to cut at.
 
     Args:
         graph: the model.
-        layer: "auto"; a tensor, node or module name, whole, by unique suffix or by glob; an index
+        layer: "auto"; a tensor, node or module name, in full, by unique suffix or by glob; an index
             into `cut_points` (-1 the last); or "conv1" to "conv5", the last clean tensor at
             stride 2, 4, 8, 16 or 32.
-        exact: cut at the named tensor even where other tensors go round it, instead of at the
+        exact: cut at the named tensor even where other tensors go around it, instead of at the
             nearest clean tensor downstream of the same height and width.
 
     Raises:
-        OptionError: nothing or more than one thing goes by that name, or it can't be cut there.
+        OptionError: no tensor, or more than one, has that name, or it can't be cut there.
+        ModelError: "auto" finds no clean feature map, or the model works on tokens.
     """
     points = cut_points(graph)
     clean = [point for point in points if point.clean]
@@ -115,27 +116,27 @@ def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> Cut:
         if not clean:
             raise ModelError(_why_no_clean_cut(points))
         _refuse_tokens(graph, clean[-1])
-        return Cut(layer, clean[-1].tensor, clean[-1])
+        return FoundCut(layer, clean[-1].tensor, clean[-1])
     named = _resolve(graph, layer, points)
     if exact or named in graph.clean_tensors:
-        return Cut(layer, named, _point(graph, named))
-    return Cut(layer, named, _end_of_block(graph, layer, named))
+        return FoundCut(layer, named, _point(graph, named))
+    return FoundCut(layer, named, _end_of_block(graph, layer, named))
 
 
 def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
     """Return the name of the feature map that `layer` means."""
     names = _names(graph)
     stage = _STAGE.fullmatch(layer)
-    ways: list[Callable[[str], bool]] = [lambda name: name == layer]
+    matchers: list[Callable[[str], bool]] = [lambda name: name == layer]
     index = int(layer) if re.fullmatch(r"[+-]?\d+", layer) else None
-    if not stage and index is None:  # these end the names of many a tensor by chance
-        ways += [lambda name: _is_suffix(layer, name), lambda name: fnmatchcase(name, layer)]
-    for matches in ways:
+    if not stage and index is None:  # many names end in these by chance
+        matchers += [lambda name: _is_suffix(layer, name), lambda name: fnmatchcase(name, layer)]
+    for matches in matchers:
         found = {tensor: name for name, tensor in names if matches(name)}
         if len(found) > 1:
-            shown = ", ".join(sorted(found.values())[:6])
+            listed = ", ".join(sorted(found.values())[:6])
             raise OptionError(
-                f"Layer '{layer}' is ambiguous: it fits {len(found)} tensors ({shown}"
+                f"Layer '{layer}' is ambiguous: it matches {len(found)} tensors ({listed}"
                 f"{', ...' if len(found) > 6 else ''}). Give more of the name, or an index "
                 "from 'ov-recipro layers'."
             )
@@ -163,8 +164,8 @@ def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
 def _names(graph: Graph) -> list[tuple[str, str]]:
     """Pair each name a user may type with the tensor that it names, in graph order.
 
-    A module's name stands for the last feature map made inside of it; so does each leading part
-    of a slash-separated node name, which is how one exporter of PyTorch spells modules.
+    A module's name stands for the last feature map made inside it; so does each leading part
+    of a slash-separated node name, which is how one of PyTorch's exporters spells modules.
     """
     exact: list[tuple[str, str]] = []
     modules: dict[str, str] = {}
@@ -195,10 +196,10 @@ def _is_suffix(asked: str, name: str) -> bool:
 def _checked(graph: Graph, layer: str, tensor: str) -> str:
     if not _is_feature_map(graph, tensor):
         shape = graph.shapes.get(tensor)
-        shown = "unknown" if shape is None else "x".join(map(str, shape))
+        dimensions = "unknown" if shape is None else "x".join(map(str, shape))
         raise OptionError(
             f"Layer '{layer}' has no spatial grid to explain on: tensor '{tensor}' has shape "
-            f"{shown}, not [1,C,H,W] with more than one cell."
+            f"{dimensions}, not [1,C,H,W] with more than one cell."
         )
     return tensor
 
@@ -213,10 +214,10 @@ def _end_of_block(graph: Graph, layer: str, named: str) -> CutPoint:
             point = _point(graph, name)
             if point.grid == grid:
                 return point
-    around = ", ".join(graph.bypass(named)[:3])
+    bypass = ", ".join(graph.bypass(named)[:3])
     raise OptionError(
-        f"Layer '{layer}' is not a clean cut ({around} go round it) and no clean tensor of "
-        f"{grid[0]}x{grid[1]} cells follows; --exact cuts there all the same."
+        f"Layer '{layer}' is not a clean cut (bypassed by {bypass}) and no clean tensor of "
+        f"{grid[0]}x{grid[1]} cells follows; --exact cuts there anyway."
     )
 
 
@@ -258,10 +259,10 @@ def _is_stride(graph: Graph, point: CutPoint, stride: int) -> bool:
 
 
 def _refuse_tokens(graph: Graph, last: CutPoint) -> None:
-    """Raise for a vision transformer or mixer, whose features behind its stem are tokens.
+    """Raise for a vision transformer or mixer, whose features after its stem are tokens.
 
-    Its last feature map is the patch embedding: one can mask it, but the map would say next to
-    nothing of what the network made of the image.
+    Its last feature map is the patch embedding: it can be masked, but the map would say next
+    to nothing about what the network made of the image.
     """
     cells = last.grid[0] * last.grid[1]
     tail = descendants(graph.path_nodes, {last.tensor})
@@ -273,11 +274,11 @@ def _refuse_tokens(graph: Graph, last: CutPoint) -> None:
     tokens = [
         shape
         for shape in tokens
-        if len(shape) == 3 and any(cells <= size <= cells + _MOST_EXTRA_TOKENS for size in shape)
+        if len(shape) == 3 and any(cells <= size <= cells + _MAX_EXTRA_TOKENS for size in shape)
     ]
-    if len(tokens) >= _LEAST_TOKEN_LAYERS:
+    if len(tokens) >= _MIN_TOKEN_LAYERS:
         raise ModelError(
-            f"Behind '{last.tensor}', its patch embedding, this model works on tokens "
+            f"After '{last.tensor}', its patch embedding, this model works on tokens "
             f"{list(tokens[-1])} (a vision transformer or mixer): they have no height and width "
             "to mask, and masking tokens is not supported yet."
         )
@@ -292,7 +293,7 @@ def _why_no_clean_cut(points: tuple[CutPoint, ...]) -> str:
     last = points[-1]
     return (
         "No tensor of this model is a clean cut. The last convolution is "
-        f"'{last.tensor}' ({', '.join(last.bypass[:3])} go round it): "
+        f"'{last.tensor}' (bypassed by {', '.join(last.bypass[:3])}): "
         f"--layer '{last.tensor}' --exact cuts there."
     )
 

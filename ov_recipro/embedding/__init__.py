@@ -1,4 +1,4 @@
-"""Embedding: a model that gives its saliency maps beside its own outputs."""
+"""Embedding: adding saliency outputs to a model."""
 
 from ov_recipro.embedding.into_onnx import embed_onnx, save_onnx
 from ov_recipro.embedding.into_openvino import embed, save

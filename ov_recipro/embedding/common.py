@@ -1,4 +1,4 @@
-"""What embedded models have in common, whatever their format."""
+"""What embedded models share, whatever their format."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def indices_of(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
 
 
 def check_count(count: int, manifest: Manifest) -> None:
-    """Raise ReciproError where there are not so many classes."""
+    """Raise TargetError where there are not this many classes."""
     if not 0 < count <= manifest.classes:
-        raise TargetError(f"There are {manifest.classes} classes, not {count} to explain.")
+        raise TargetError(f"The model has {manifest.classes} classes, not {count} to explain.")
 
 
 def check_new(path: Path, force: bool) -> None:
@@ -72,7 +72,7 @@ def check_new(path: Path, force: bool) -> None:
 
 
 def model_info(manifest: Manifest, score: Score) -> dict[str, str]:
-    """Return what is known of a model, as OpenVINO Model API reads it."""
+    """Return what is known about a model, as OpenVINO Model API reads it."""
     info: dict[str, str] = {
         "model_type": "Classification",
         "saliency_layer": manifest.cut.tensor,

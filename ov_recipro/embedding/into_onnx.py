@@ -1,4 +1,4 @@
-"""Embedding into ONNX: the model's own graph, and behind it the explaining part in standard ops."""
+"""Embedding into ONNX: the model's own graph, followed by the explaining part in standard ops."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from ov_recipro.splitting.bundle_cache import cached_split
 
 _PREFIX = "explain/"
 _LEAST_OPSET = 13
-_LARGE = 1 << 30  # bytes of weights; a model in memory has 2 GiB at most
+_LARGEST = 1 << 30  # bytes of weights; a model in memory has 2 GiB at most
 
 
 def embed_onnx(
@@ -58,35 +58,35 @@ def embed_onnx(
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> onnx.ModelProto:
-    """Return an ONNX model with a further output `saliency_map`, for ONNX Runtime and Triton.
+    """Return an ONNX model with an added output `saliency_map`, for ONNX Runtime and Triton.
 
     Arguments, outputs and errors are those of `ov_recipro.embed`. The explaining part uses
-    operations of the standard alone: the closed form where the tail has one, else the tail on
+    standard operations only: the closed form where the tail has one, else the tail on
     batches of masked maps in a Scan.
     """
     if path.suffix != ".onnx":
-        raise OptionError(f"{path}: an ONNX model is only made of an ONNX model.")
+        raise OptionError(f"{path} is not an ONNX model, which embedding as ONNX needs.")
     cut = cut_from(layer, options)
     bundle = cached_split(path, cut)
     bundle = described(bundle, preprocessing, labels)
     manifest = bundle.manifest
-    if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGE:
-        raise ModelError(f"{path} is too large to be embedded in ONNX; OpenVINO's form can.")
+    if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGEST:
+        raise ModelError(f"{path} is too large to be embedded as ONNX; embed it as OpenVINO.")
     model = onnx.load(path)
     opset = _opset(model)
     tail = onnx.load(bundle.tail)
     if opset < _LEAST_OPSET or _opset(tail) != opset:
         raise ModelError(
-            f"{path} has opset {opset}; embedding in ONNX takes {_LEAST_OPSET} or later. "
-            "onnx.version_converter raises it."
+            f"{path} has opset {opset}; embedding as ONNX needs {_LEAST_OPSET} or later. "
+            "onnx.version_converter can raise it."
         )
     sources = list(manifest.head.outputs[: len(manifest.tail.inputs)])
     if isinstance(classes, int):
         check_count(classes, manifest)
         sources.append(manifest.output)
-    known = {name for node in model.graph.node for name in node.output}
+    own_tensors = {name for node in model.graph.node for name in node.output}
     for name in sources:
-        if name not in known:
+        if name not in own_tensors:
             raise ModelError(f"{path} itself has no tensor '{name}'.")
     closed = _closed_form(bundle, tail, batch_memory)
     part = onnx.compose.add_prefix(tail if closed is None else closed, f"{_PREFIX}tail/")
@@ -96,17 +96,17 @@ def embed_onnx(
     branch = _Branch(manifest, part, plan, opset, classes, scaling, score, feature_vector)
     graph, single = Graph(_PREFIX), _is_single(model, manifest)
     if single:
-        made = branch.explain(graph, sources)
-        for name, port in made.items():
+        outputs = branch.explain(graph, sources)
+        for name, port in outputs.items():
             graph.add("Identity", port, output=name)
     else:
-        made = branch.explain_each(graph, sources)
+        outputs = branch.explain_each(graph, sources)
     model.graph.node.extend(graph.nodes)
     model.graph.initializer.extend([*part.graph.initializer, *graph.constants])
-    model.graph.output.extend(branch.declared(made, 1 if single else "batch"))
-    said = {entry.key for entry in model.metadata_props}
+    model.graph.output.extend(branch.declared(outputs, 1 if single else "batch"))
+    recorded = {entry.key for entry in model.metadata_props}
     for key, value in model_info(manifest, score).items():
-        if f"model_info {key}" not in said:
+        if f"model_info {key}" not in recorded:
             model.metadata_props.add(key=f"model_info {key}", value=value)
     return model
 
@@ -132,7 +132,7 @@ class _Branch:
     feature_vector: bool
 
     def explain(self, graph: Graph, sources: list[str]) -> dict[str, str]:
-        """Append what explains one image; return the tensors by the outputs' names."""
+        """Append what explains one image; return its tensors by output name."""
         manifest = self.manifest
         height, width = manifest.cut.grid
         count = len(manifest.tail.inputs)
@@ -145,13 +145,13 @@ class _Branch:
             scores = graph.add("Softmax", scores, axis=1)
         elif self.score == "sigmoid":
             scores = graph.add("Sigmoid", scores)
-        made = {}
+        tensors = {}
         if isinstance(self.classes, int):
             flat = graph.add("Reshape", sources[-1], graph.constant([1, -1]))
             values, best = f"{graph.prefix}values", f"{graph.prefix}best"
             k = graph.constant([self.classes])
             graph.nodes.append(helper.make_node("TopK", [flat, k], [values, best], axis=1))
-            made[SALIENCY_CLASSES] = best
+            tensors[SALIENCY_CLASSES] = best
             index = graph.add("Reshape", best, graph.constant([-1]))
             scores = graph.add("Gather", scores, index, axis=1)
         elif self.classes != "all":
@@ -159,22 +159,22 @@ class _Branch:
             scores = graph.add("Gather", scores, index, axis=1)
         by_class = graph.add("Transpose", self._scaled(graph, scores), perm=[1, 0])
         shape = graph.constant([1, -1, height, width])
-        made[SALIENCY_MAP] = graph.add("Reshape", by_class, shape)
+        tensors[SALIENCY_MAP] = graph.add("Reshape", by_class, shape)
         if self.feature_vector:
             axes = [1, 2] if manifest.cut.channels_last else [2, 3]
-            made[FEATURE_VECTOR] = self._reduced(graph, "ReduceMean", features[0], axes, 0)
-        return made
+            tensors[FEATURE_VECTOR] = self._reduced(graph, "ReduceMean", features[0], axes, 0)
+        return tensors
 
     def explain_each(self, graph: Graph, sources: list[str]) -> dict[str, str]:
         """Append a Scan that explains a batch image by image."""
         body = Graph(f"{_PREFIX}image/")
-        inputs, given = [], []
+        inputs, images = [], []
         for index in range(len(sources)):
             slice_ = f"{body.prefix}slice:{index}"
             inputs.append(helper.make_empty_tensor_value_info(slice_))
             size = body.add("Concat", body.constant([1]), body.add("Shape", slice_), axis=0)
-            given.append(body.add("Reshape", slice_, size))
-        made = self.explain(body, given)
+            images.append(body.add("Reshape", slice_, size))
+        made = self.explain(body, images)
         outputs = []
         for name, port in made.items():
             inner = body.add("Squeeze", port, body.constant([0]), output=f"{body.prefix}{name}")
@@ -185,7 +185,7 @@ class _Branch:
         )
         return made
 
-    def declared(self, made: dict[str, str], batch: int | str) -> list[onnx.ValueInfoProto]:
+    def declared(self, outputs: dict[str, str], batch: int | str) -> list[onnx.ValueInfoProto]:
         """Return the outputs' names, types and shapes."""
         manifest = self.manifest
         if isinstance(self.classes, int):
@@ -200,7 +200,7 @@ class _Branch:
             SALIENCY_CLASSES: (TensorProto.INT64, [batch, count]),
             FEATURE_VECTOR: (TensorProto.FLOAT, [batch, manifest.cut.shape[0]]),
         }
-        ordered = [name for name in known if name in made]
+        ordered = [name for name in known if name in outputs]
         return [helper.make_tensor_value_info(name, *known[name]) for name in ordered]
 
     def _logits(self, graph: Graph, features: list[str]) -> str:
@@ -218,22 +218,22 @@ class _Branch:
 
     def _scan(self, graph: Graph, features: list[str], names: list[str], end: str) -> str:
         """Append a Scan of the tail over batches of cells; return its logits."""
-        assert self.plan is not None  # noqa: S101 - asked for only then
+        assert self.plan is not None  # noqa: S101 - only called then
         body = Graph(f"{_PREFIX}cells/")
         cells = f"{body.prefix}numbers"
-        given = {}
+        inputs = {}
         for index, (name, feature) in enumerate(zip(names, features, strict=True)):
             shape = self.manifest.boundary_shapes[index]
-            given[name] = feature
+            inputs[name] = feature
             if index == 0:
                 kind = self.part.graph.input[0].type.tensor_type.elem_type
                 masked = f"{body.prefix}masked"
                 add_mask(body, feature, kind, masked, self.manifest, "cell", cells)
-                given[name] = masked
+                inputs[name] = masked
             elif is_batched(shape):
                 size = body.constant([self.plan.batch, *shape[1:]])
-                given[name] = body.add("Expand", feature, size)
-        body.nodes.extend(_reading(self.part, given))
+                inputs[name] = body.add("Expand", feature, size)
+        body.nodes.extend(_reading(self.part, inputs))
         scan = helper.make_graph(
             body.nodes,
             "cells",
@@ -270,7 +270,7 @@ class _Branch:
 
 
 def _closed_form(bundle: Bundle, tail: onnx.ModelProto, memory: int) -> onnx.ModelProto | None:
-    """Return the tail's closed form, if it has one and that gives what the tail gives."""
+    """Return the tail's closed form, if it has one and that agrees with the tail."""
     if rows.applies(bundle.manifest, "cell") is not None:
         return None
     shape = bundle.manifest.boundary_shapes[0]
@@ -311,13 +311,13 @@ def _bytes_of(tensor: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
     return tensor.data_type, tuple(tensor.dims), hashlib.sha256(values.tobytes()).digest()
 
 
-def _reading(part: onnx.ModelProto, given: Mapping[str, str]) -> list[onnx.NodeProto]:
-    """Return the part's nodes, reading other tensors for its inputs."""
+def _reading(part: onnx.ModelProto, sources: Mapping[str, str]) -> list[onnx.NodeProto]:
+    """Return the part's nodes, reading `sources` in place of its inputs."""
     nodes = []
     for node in part.graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.input[:] = [given.get(name, name) for name in node.input]
+        copy.input[:] = [sources.get(name, name) for name in node.input]
         nodes.append(copy)
     return nodes
 
@@ -333,7 +333,7 @@ def save_onnx(model: onnx.ModelProto, path: Path, force: bool = False) -> None:
     """Write an ONNX model; the file is whole or not there.
 
     Raises:
-        ModelError: the file exists and `force` is not set, or it can't be written.
+        ReciproError: the file exists and `force` is not set, or it can't be written.
     """
     check_new(path, force)
     write_whole(path, model.SerializeToString())

@@ -1,4 +1,4 @@
-"""Embedding: one OpenVINO model that gives its saliency maps beside its own outputs."""
+"""Embedding into OpenVINO: one model with saliency outputs beside its own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ov_recipro.sources.openvino_models import as_file, core, name_of, ports, re
 from ov_recipro.splitting.bundle_cache import cached_split
 
 _FLOATS = (ov.Type.f32, ov.Type.f16)
-_LARGE = 4096  # bytes from which it pays to share a constant
+_WORTH_SHARING = 4096  # bytes from which sharing a constant pays
 
 
 def embed(
@@ -54,62 +54,63 @@ def embed(
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> ov.Model:
-    """Return a model with a further output `saliency_map`; its own outputs stay as they are.
+    """Return a model with an added output `saliency_map`; its own outputs stay as they are.
 
     Args:
         model: an ONNX file, an OpenVINO .xml file or an openvino.Model, which is not changed.
         layer: where to cut, or a whole `Cut`.
-        classes: what to explain: "all" classes, the model's own top k, or these, by index or name.
+        classes: what to explain: "all" classes, a number k for the model's own top k, or a list of
+            classes by index or name.
         scaling: "uint8" for maps of 0..255 (OpenVINO Model API's convention), "float" for float32
             maps of 0..1 (Eq. 6 of the paper), or "raw" for the scores y_c themselves.
         score: how logits become class scores; by default the model's own closing activation, else
             softmax.
         feature_vector: also give the feature map's spatial mean, `feature_vector` [B,C].
         batch_memory: bytes that the explaining part's activations may take.
-        preprocessing, labels: see `ov_recipro.split`; only written down.
+        preprocessing, labels: see `ov_recipro.split`; only recorded.
         options: single fields of `Cut`, such as ``exact=True``.
 
     Returns:
         The model. `saliency_map` is [B,T,H,W] for T classes; with the top k there is also
         `saliency_classes` int64 [B,T]. The explaining part computes in float32 whatever precision
-        the rest runs in. What the model says of its labels and preprocessing is completed under
-        `model_info`, never changed.
+        the rest runs in. What the model says about its labels and preprocessing is completed
+        under `model_info`, never changed.
 
     Raises:
-        ModelError: the model can't be cut there, or there are no such classes.
+        ReciproError: the model can't be cut there, or there are no such classes.
     """
     cut = cut_from(layer, options)
     with as_file(model) as path:
         if path.is_dir():
-            raise OptionError(f"{path} is a bundle; embedding takes the model it was made of.")
+            raise OptionError(f"{path} is a bundle; embedding takes the model it was made from.")
         bundle = cached_split(path, cut)
-        whole = model.clone() if isinstance(model, ov.Model) else read(path)
+        extended = model.clone() if isinstance(model, ov.Model) else read(path)
     bundle = described(bundle, preprocessing, labels)
     manifest = bundle.manifest
-    known = _tensors(whole)
+    known = _tensors(extended)
     if cut.input_shape is not None:
-        whole.reshape({known[manifest.image.name]: ov.PartialShape(list(cut.input_shape))})
+        extended.reshape({known[manifest.image.name]: ov.PartialShape(list(cut.input_shape))})
     sources = [_find(known, name, path) for name in _boundary(manifest)]
     if isinstance(classes, int):
         sources.append(_find(known, manifest.output, path))
     score = score or score_of(manifest)
     branch, names = _branch(bundle, classes, scaling, score, feature_vector, batch_memory)
-    _share_weights(branch, whole)
+    _share_weights(branch, extended)
     for result in _attached(_pinned(branch), names, sources):
-        whole.add_results([result])
-    whole.validate_nodes_and_infer_types()
-    _complete(whole, manifest, score)
-    return whole
+        extended.add_results([result])
+    extended.validate_nodes_and_infer_types()
+    _complete(extended, manifest, score)
+    return extended
 
 
 def save(model: ov.Model, path: Path, force: bool = False, compress_to_fp16: bool = False) -> None:
     """Write a model as an .xml file with its .bin beside it; both are whole or not there.
 
     Raises:
-        ModelError: the file exists and `force` is not set, or it can't be written.
+        ReciproError: the file exists and `force` is not set, or it can't be written.
     """
     if path.suffix != ".xml":
-        raise OptionError(f"{path}: an OpenVINO model's name ends in .xml.")
+        raise OptionError(f"{path}: an OpenVINO model's file name must end in .xml.")
     check_new(path, force)
     try:
         with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
@@ -123,7 +124,7 @@ def save(model: ov.Model, path: Path, force: bool = False, compress_to_fp16: boo
 
 
 def _boundary(manifest: Manifest) -> tuple[str, ...]:
-    """Return the names in the deployed model of the tensors that the tail reads."""
+    """Return the deployed model's names of the tensors that the tail reads."""
     return manifest.head.outputs[: len(manifest.tail.inputs)]
 
 
@@ -137,7 +138,7 @@ def _tensors(model: ov.Model) -> dict[str, ov.Output]:
 
 def _find(known: Mapping[str, ov.Output], name: str, path: Path) -> ov.Output:
     if name not in known:
-        raise ModelError(f"{path}: OpenVINO's reading of the model has no tensor '{name}'.")
+        raise ModelError(f"{path}: the model as OpenVINO reads it has no tensor '{name}'.")
     return known[name]
 
 
@@ -152,7 +153,7 @@ def _branch(
     """Return the explaining part of one image, and its outputs' names.
 
     Its inputs are the tensors that the tail reads and, for the top k classes, the model's scores;
-    its outputs are `saliency_map` and what else was asked for.
+    its outputs are `saliency_map` and whatever else was asked for.
     """
     manifest = bundle.manifest
     logits, parameters = _masked_logits(bundle, memory)
@@ -161,9 +162,9 @@ def _branch(
     extra: dict[str, ov.Output] = {}
     if isinstance(classes, int):
         check_count(classes, manifest)
-        said = ops.parameter([1, manifest.classes], np.float32, name="scores")
-        parameters.append(said)
-        best = ops.topk(said, np.int64(classes), 1, "max", "value", "i64", True)
+        model_scores = ops.parameter([1, manifest.classes], np.float32, name="scores")
+        parameters.append(model_scores)
+        best = ops.topk(model_scores, np.int64(classes), 1, "max", "value", "i64", True)
         index = ops.reshape(best.output(1), _shape(classes), False)
         scores = ops.gather(scores, index, np.int64(1))
         extra[SALIENCY_CLASSES] = best.output(1)
@@ -193,17 +194,17 @@ def _masked_logits(bundle: Bundle, memory: int) -> tuple[ov.Output, list[ov.Node
         ops.parameter(list(shape), each.get_element_type(), name=each.get_friendly_name())
         for each, shape in zip(tail.get_parameters(), manifest.boundary_shapes, strict=True)
     ]
-    parts: list[ov.Output] = []
+    batches: list[ov.Output] = []
     for cells in plan.batches():
         model = masked(tail.clone(), manifest, plan.batch, "cell")
-        *given, numbers = model.get_parameters()
-        for old, new in zip([*given, numbers], [*parameters, ops.constant(cells)], strict=True):
+        sources = [*parameters, ops.constant(cells)]
+        for old, new in zip(model.get_parameters(), sources, strict=True):
             for reader in old.output(0).get_target_inputs():
                 reader.replace_source_output(new.output(0))
         end = model.get_results()[0].input_value(0)
-        parts.append(ops.reshape(end, _shape(plan.batch, manifest.classes), False).output(0))
-    port = parts[0] if len(parts) == 1 else ops.concat(parts, 0).output(0)
-    if len(parts) * plan.batch > plan.cells:  # the last batch repeats a cell
+        batches.append(ops.reshape(end, _shape(plan.batch, manifest.classes), False).output(0))
+    port = batches[0] if len(batches) == 1 else ops.concat(batches, 0).output(0)
+    if len(batches) * plan.batch > plan.cells:  # the last batch repeats a cell
         ends = [np.array([each]) for each in (0, plan.cells, 1, 0)]
         port = ops.slice(port, *ends).output(0)
     return port, parameters
@@ -232,30 +233,30 @@ def _scaled(scores: ov.Node, scaling: Scaling) -> ov.Node:
     return ops.convert(ops.round(ops.multiply(maps, np.float32(255)), "half_to_even"), ov.Type.u8)
 
 
-def _share_weights(branch: ov.Model, whole: ov.Model) -> None:
-    """Let the branch's large constants be made of bytes that the whole model holds.
+def _share_weights(branch: ov.Model, model: ov.Model) -> None:
+    """Make the branch's large constants from those that the model already holds.
 
-    In the file equal constants are stored once; here they come to be equal where the branch has
-    turned a matrix, or widened 16 bits.
+    A file stores equal constants once; this makes them equal where the branch has transposed a
+    matrix, or widened 16 bits.
     """
     held: dict[int, list[ov.Node]] = {}
-    for node in whole.get_ordered_ops():
+    for node in model.get_ordered_ops():
         if node.get_type_name() == "Constant" and node.get_element_type() in _FLOATS:
             held.setdefault(node.data.size, []).append(node)
     for node in branch.get_ordered_ops():
         if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
             continue
         values = np.asarray(node.data)
-        if values.nbytes < _LARGE:
+        if values.nbytes < _WORTH_SHARING:
             continue
         for other in held.get(values.size, []):
             theirs = np.asarray(other.data)
-            turned = values.ndim == 2 and theirs.shape == values.shape[::-1]
-            same = np.asarray(theirs.T if turned else theirs, np.float32).reshape(-1)
+            transposed = values.ndim == 2 and theirs.shape == values.shape[::-1]
+            same = np.asarray(theirs.T if transposed else theirs, np.float32).reshape(-1)
             if not np.array_equal(same, values.reshape(-1)):
                 continue
             port = ops.convert(ops.constant(theirs), ov.Type.f32)
-            if turned:
+            if transposed:
                 port = ops.transpose(port, np.array([1, 0]))
             port = ops.reshape(port, _shape(*values.shape), False)
             for reader in list(node.output(0).get_target_inputs()):
@@ -264,7 +265,7 @@ def _share_weights(branch: ov.Model, whole: ov.Model) -> None:
 
 
 def _pinned(branch: ov.Model) -> ov.Model:
-    """Return the model with every operation marked to keep its precision, as an IR says it.
+    """Return the model with every operation marked to keep its precision, as in an IR.
 
     A device that runs the rest in bfloat16 or float16 then computes these in float32.
     """
@@ -274,7 +275,7 @@ def _pinned(branch: ov.Model) -> ov.Model:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "branch.xml"
         ov.save_model(branch, path, compress_to_fp16=False)
-        tree = ElementTree.parse(path)  # noqa: S314 - what was just written
+        tree = ElementTree.parse(path)  # noqa: S314 - just written
         for layer in tree.iter("layer"):
             if layer.get("type") in ("Const", "Parameter", "Result"):
                 continue
@@ -289,10 +290,10 @@ def _pinned(branch: ov.Model) -> ov.Model:
 
 
 def _keep_bias_apart(product: ov.Node) -> None:
-    """Put a further axis between a product and an addition behind it, and take it away again.
+    """Add an axis between a product and the addition behind it, and remove it afterwards.
 
-    OpenVINO 2026.4 forgets an operation's mark when it fuses the two, and when it moves an
-    activation before the taking away, so that comes behind the activation.
+    OpenVINO 2026.4 loses an operation's mark when it fuses the two, and when it moves an
+    activation in front of the removal, so the removal comes behind the activation.
     """
     for reader in list(product.output(0).get_target_inputs()):
         node = reader.get_node()
@@ -312,7 +313,7 @@ def _keep_bias_apart(product: ov.Node) -> None:
 
 
 def _acts_by_value(node: ov.Node) -> bool:
-    """Whether an operation changes each number by itself, the same everywhere."""
+    """Whether an operation changes each number by itself, everywhere in one way."""
     others = [value.get_node() for value in node.input_values()][1:]
     return node.get_type_name() in ELEMENTWISE and all(
         other.get_type_name() == "Constant" and other.data.size == 1 for other in others
@@ -322,45 +323,45 @@ def _acts_by_value(node: ov.Node) -> bool:
 def _attached(
     branch: ov.Model, names: Sequence[str], sources: Sequence[ov.Output]
 ) -> list[ov.Node]:
-    """Let the branch read the sources; return its results, under these names.
+    """Make the branch read the sources; return its results, under these names.
 
     A model whose batch is not 1 runs it image by image.
     """
-    given = []
+    inputs = []
     for parameter, source in zip(branch.get_parameters(), sources, strict=True):
         shape = list(parameter.output(0).shape)
         if source.get_element_type() != parameter.get_element_type():
             source = ops.convert(source, parameter.get_element_type()).output(0)
         if len(source.get_partial_shape()) != len(shape):
             source = ops.reshape(source, _shape(-1, *shape[1:]), False).output(0)
-        given.append(source)
+        inputs.append(source)
     results = branch.get_results()
-    if any(port.get_partial_shape()[0] != 1 for port in given):
+    if any(port.get_partial_shape()[0] != 1 for port in inputs):
         loop = ops.tensor_iterator()
         loop.set_body(branch)
-        for parameter, port in zip(branch.get_parameters(), given, strict=True):
+        for parameter, port in zip(branch.get_parameters(), inputs, strict=True):
             loop.set_sliced_input(parameter, _detached(port), 0, 1, 1, -1, 0)
         ends = [loop.get_concatenated_slices(r.output(0), 0, 1, 1, -1, 0) for r in results]
     else:
-        for parameter, port in zip(branch.get_parameters(), given, strict=True):
+        for parameter, port in zip(branch.get_parameters(), inputs, strict=True):
             for reader in parameter.output(0).get_target_inputs():
                 reader.replace_source_output(port)
         ends = [result.input_value(0) for result in results]
-    made = []
+    named = []
     for name, end in zip(names, ends, strict=True):
         end.get_tensor().set_names({name})
         result = ops.result(end)
         result.set_friendly_name(name)
-        made.append(result)
-    return made
+        named.append(result)
+    return named
 
 
 def _detached(port: ov.Output) -> ov.Output:
-    """Return a copy of a feature map that leaves the precision of what computes it alone.
+    """Return a copy of a feature map, so that the precision of what computes it stays as it was.
 
-    OpenVINO 2026.4's CPU keeps in float32 all that lies between a model's results and the last
-    convolutions or products before them, and does not look into a loop for those. A convolution
-    with ones stands in front of it, so that the model's own operations still round as before.
+    OpenVINO 2026.4's CPU plugin keeps all that lies between a model's results and the last
+    convolutions or products before them in float32, and does not look for those inside a loop. The
+    copy is a convolution with ones, so the model's own operations still round as before.
     """
     sizes = port.get_partial_shape()
     if len(sizes) != 4 or sizes[1].is_dynamic or port.get_element_type() != ov.Type.f32:
@@ -371,7 +372,7 @@ def _detached(port: ov.Output) -> ov.Output:
 
 
 def _complete(model: ov.Model, manifest: Manifest, score: Score) -> None:
-    """Write down under `model_info` what is known of the model and not yet said there."""
+    """Add to `model_info` what is known about the model and not yet recorded there."""
     info = model_info(manifest, score)
     for key, value in info.items():
         if not model.has_rt_info(["model_info", key]):

@@ -22,11 +22,11 @@ _SIDE = 256  # pixels of an image's longer side, where maps of different grids m
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two explainers say of an image.
+    """What two explainers report on an image.
 
     Attributes:
         image: its name.
-        first, second: their predictions; changed: whether these are of different classes.
+        first, second: their predictions; changed: whether these name different classes.
         target: the class whose maps are compared, with the first's score; second_score: the
             other's.
         correlation: Pearson's, of the two maps; None where one of them is flat.
@@ -62,11 +62,13 @@ def compare(
     """
     counts = [each.bundle.manifest.classes for each in (first, second)]
     if counts[0] != counts[1]:
-        raise OptionError(f"The models have {counts[0]} and {counts[1]} classes.")
-    given = read_file(Path(image)) if isinstance(image, str | Path) else image
-    one = first(given, target)
+        raise OptionError(
+            f"The models have {counts[0]} and {counts[1]} classes; they must have the same."
+        )
+    source = read_file(Path(image)) if isinstance(image, str | Path) else image
+    one = first(source, target)
     explained = one.targets[0]
-    other = second(given, explained.index)
+    other = second(source, explained.index)
     found = Comparison(
         image=one.path or "",
         first=one.predictions[0],
@@ -74,13 +76,13 @@ def compare(
         changed=one.predictions[0].index != other.predictions[0].index,
         target=Prediction(explained.index, explained.label, explained.score),
         second_score=other.targets[0].score,
-        correlation=_alike(one, other),
+        correlation=_correlation(one, other),
     )
     return found, one, other
 
 
-def _alike(one: Explanation, other: Explanation) -> float | None:
-    """Return the correlation of two first maps, where both models have looked."""
+def _correlation(one: Explanation, other: Explanation) -> float | None:
+    """Return the correlation of both first maps, over what both models saw."""
     if one.targets[0].flat or other.targets[0].flat:
         return None
     if one.window == other.window and one.maps.shape == other.maps.shape:
@@ -91,9 +93,9 @@ def _alike(one: Explanation, other: Explanation) -> float | None:
 
 
 def _on_image(explanation: Explanation) -> Floats:
-    """Return the first map over the whole image, made small; NaN where the model did not look."""
+    """Return the first map over the whole image, scaled down; NaN where the model saw nothing."""
     if explanation.image is None or explanation.window is None:
-        raise TargetError("A tensor was explained, not an image: there is nothing to compare on.")
+        raise TargetError("A tensor was explained, not an image: its map can't be compared.")
     height, width = explanation.image.shape[:2]
     factor = _SIDE / max(height, width)
     rows, columns = explanation.maps.shape[1:]

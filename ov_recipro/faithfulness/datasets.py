@@ -1,4 +1,4 @@
-"""Datasets: images with the class that each shows, and boxes around it where they are given."""
+"""Datasets: images with the class that each shows, and boxes around it if there are any."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sample:
 
     Attributes:
         name: the image's path below the dataset's folder, with slashes.
-        path: the file; in the dataset's filesystem, where that is not this machine's.
+        path: the file; in the dataset's filesystem, which need not be this machine's.
         label: the class that it shows; None where the dataset does not say.
     """
 
@@ -68,7 +68,7 @@ def classes_of(count: int, labels: tuple[str, ...] | None, file: Path | None) ->
         count: number of classes.
         labels: their names.
         file: a label file, whose lines may begin with WordNet ids; without it a model of 1000
-            classes is taken to have ImageNet's, in the order that all use.
+            classes is taken to have ImageNet's, in the usual order.
     """
     synsets = read_synsets(file) if file is not None else None
     if synsets is None and count == 1000:
@@ -79,12 +79,12 @@ def classes_of(count: int, labels: tuple[str, ...] | None, file: Path | None) ->
 def read_dataset(path: Path, classes: Classes) -> list[Sample]:
     """Find a dataset's images, in the order of their names.
 
-    Forms: a folder with a folder of images for each class, called by label, number or WordNet id; a
+    Forms: a folder with a folder of images for each class, named by label, number or WordNet id; a
     CSV or TSV table with the columns "path" and "label" (or of just these two, without a header),
     paths relative to the table; a flat folder of images, which have no label.
 
     Raises:
-        OptionError: there is no such dataset, it has no images, or names a class that is not one.
+        OptionError: there is no such dataset, it has no images, or names an unknown class.
     """
     if path.suffix.lower() in _TABLES and path.is_file():
         samples = _from_table(path, classes)
@@ -92,7 +92,7 @@ def read_dataset(path: Path, classes: Classes) -> list[Sample]:
         names = [image.relative_to(path).as_posix() for image in find_images([str(path)])]
         samples = in_folders(str(path), names, classes)
     else:
-        raise OptionError(f"{path}: no folder of images, and no .csv or .tsv table.")
+        raise OptionError(f"{path} is neither a folder of images nor a .csv or .tsv table.")
     return sorted(samples, key=lambda sample: sample.name)
 
 
@@ -104,22 +104,22 @@ def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
 
 
 def in_folders(root: str, names: Sequence[str], classes: Classes) -> list[Sample]:
-    """Return the images below a folder of one folder for each class, or of images alone.
+    """Return the images of a folder that has a folder for each class, or images alone.
 
     Args:
         root: the folder.
         names: the images' paths below it, with slashes.
-        classes: how folders may be called.
+        classes: how folders may be named.
 
     Raises:
-        OptionError: a folder is no class, or there are images both in folders and outside.
+        OptionError: a folder names no class, or there are images both in folders and outside.
     """
     flat = [name for name in names if "/" not in name]
     if len(flat) == len(names):
         return [Sample(name, f"{root}/{name}", None) for name in names]
     if flat:
         raise OptionError(
-            f"{root} has images both in folders of classes and outside, such as {flat[0]}."
+            f"{root} has images both inside and outside class folders, such as {flat[0]}."
         )
     labels: dict[str, int] = {}
     samples = []
@@ -129,7 +129,7 @@ def in_folders(root: str, names: Sequence[str], classes: Classes) -> list[Sample
             try:
                 labels[folder] = classes.find(folder)
             except TargetError as error:
-                raise OptionError(f"{root}/{folder}: not a class. {error}") from error
+                raise OptionError(f"{root}/{folder} is not a class: {error}") from error
         samples.append(Sample(name, f"{root}/{name}", labels[folder]))
     return samples
 
@@ -148,11 +148,11 @@ def _from_table(path: Path, classes: Classes) -> list[Sample]:
         places = (header.index("path"), header.index("label"))
         rows = rows[1:]
     if not rows:
-        raise OptionError(f"{path} names no images.")
+        raise OptionError(f"{path} lists no images.")
     samples = {}
     for number, row in enumerate(rows, start=1):
         if len(row) <= max(places):
-            raise OptionError(f"{path}: row {number} has no path and label.")
+            raise OptionError(f"{path}: row {number} lacks a path or a label.")
         name, label = (row[place].strip() for place in places)
         try:
             index = classes.find(label)
@@ -163,13 +163,13 @@ def _from_table(path: Path, classes: Classes) -> list[Sample]:
 
 
 Boxes = Mapping[str, Mapping[int, Sequence[Box]]]
-"""For an image's file name, less its suffix, the boxes of each class in pixels of the image."""
+"""For an image's file name, without its suffix, the boxes of each class in pixels of the image."""
 
 
 def read_boxes(path: Path, classes: Classes) -> Boxes:
     """Read boxes around objects.
 
-    Forms: a folder of Pascal VOC XML files, one an image, or a COCO JSON file. Objects whose class
+    Forms: a folder of Pascal VOC XML files, one per image, or a COCO JSON file. Objects whose class
     the model does not have are left out.
 
     Raises:
@@ -188,7 +188,7 @@ def read_boxes(path: Path, classes: Classes) -> Boxes:
     except (ElementTree.ParseError, msgspec.MsgspecError, ValueError) as error:
         raise OptionError(f"{path} is malformed: {error}.") from error
     if not found:
-        raise OptionError(f"{path}: no box of one of the model's classes.")
+        raise OptionError(f"{path} has no box of any of the model's classes.")
     return found
 
 
@@ -201,7 +201,7 @@ def _voc(folder: Path) -> list[tuple[str, str, Box]]:
         for thing in root.iter("object"):
             ends = [thing.findtext(f"bndbox/{e}") for e in ("xmin", "ymin", "xmax", "ymax")]
             if None in ends or (name := thing.findtext("name")) is None:
-                raise ValueError(f"{file.name} has an object without name or bndbox")
+                raise ValueError(f"{file.name} has an object without a name or bndbox")
             left, top, right, bottom = (float(end) for end in ends if end is not None)
             # VOC counts pixels from 1 and includes both ends
             boxes.append((stem, name, (left - 1, top - 1, right, bottom)))
@@ -237,7 +237,7 @@ def _coco(file: Path) -> list[tuple[str, str, Box]]:
     boxes = []
     for each in data.annotations:
         if each.image_id not in stems or each.category_id not in names:
-            raise ValueError("an annotation is of no image or no category")
+            raise ValueError("an annotation has no known image or category")
         left, top, width, height = each.bbox
         box = (left, top, left + width, top + height)
         boxes.append((stems[each.image_id], names[each.category_id], box))

@@ -1,4 +1,4 @@
-"""Methods measured over a dataset, kept image by image so that a run can go on later."""
+"""Methods measured over a dataset, kept image by image so that a run can resume."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Task:
 
     Attributes:
         sample: the image.
-        kept: for each method that was measured before, the SHA-256 of the file that it saw.
+        kept: for each method that was measured before, the SHA-256 of the file measured.
     """
 
     sample: Sample
@@ -62,7 +62,7 @@ class Outcome:
         image: the sample's name.
         records: the new measurements, by method.
         refused: why methods do not apply to the model, by method.
-        error: why there are none; None where there are.
+        error: why the image could not be measured; None where it could.
     """
 
     image: str
@@ -87,7 +87,7 @@ class Row:
 
 
 class Measuring:
-    """What measures the images of a dataset, one by one; may be called from several threads.
+    """Measures the images of a dataset, one a call; may be called from several threads.
 
     Args:
         subject: the model.
@@ -111,7 +111,7 @@ class Measuring:
         self.boxes: Boxes = boxes or {}
 
     def __call__(self, task: Task, read: Callable[[], bytes]) -> Outcome:
-        """Measure an image by the methods that it was not measured by before.
+        """Measure an image by the methods that have not measured it before.
 
         Args:
             task: the image.
@@ -148,11 +148,11 @@ class Measuring:
 
 
 class Evaluation:
-    """Methods over samples; what is measured is kept in `folder` at once and not measured again.
+    """Methods over samples; each measurement is kept in `folder` at once and not repeated.
 
-    Each method's records lie in a file of their own whose name tells its settings: the model, the
-    layer, the profile and all else that may change a number. With other settings another file
-    begins; records are never mixed.
+    Each method's records are in a file of their own, named after its settings: the model, the
+    layer, the profile and all else that may change a number. Other settings go into another file;
+    records are never mixed.
 
     Args:
         measuring: the model, the methods and how they are measured.
@@ -166,8 +166,8 @@ class Evaluation:
     def __init__(self, measuring: Measuring, samples: Sequence[Sample], folder: Path) -> None:
         if measuring.profile == "byun" and any(sample.label is None for sample in samples):
             raise ReciproError(
-                "The profile 'byun' is of the true class, and this dataset does not say it; "
-                "give folders of classes, a table, or --profile poppi."
+                "The profile 'byun' scores the true class, which this dataset does not give; "
+                "use folders of classes, a table, or --profile poppi."
             )
         self.measuring = measuring
         self.samples = list(samples)
@@ -180,12 +180,12 @@ class Evaluation:
 
     @property
     def kept(self) -> int:
-        """Number of measurements that earlier runs have left; a changed image is measured anew."""
+        """Number of measurements kept from earlier runs; a changed image is measured again."""
         names = {sample.name for sample in self.samples}
         return sum(len(names & ledger.records.keys()) for ledger in self._ledgers.values())
 
     def settings(self, method: str | None = None) -> dict[str, Any]:
-        """Return what a measurement depends on, beside the image."""
+        """Return what a measurement depends on, besides the image."""
         how = self.measuring
         boxes = hashlib.sha256(json.dumps(how.boxes, sort_keys=True).encode()).hexdigest()
         settings = how.subject.explainer.provenance() | {
@@ -200,7 +200,7 @@ class Evaluation:
         return dict(msgspec.to_builtins(settings))
 
     def tasks(self) -> list[Task]:
-        """Return the images, each with what is known of it already."""
+        """Return the images, each with what is already measured."""
         return [
             Task(
                 sample,
@@ -228,7 +228,7 @@ class Evaluation:
         yield from self.collect(in_order(measured, self.tasks(), workers, stopped.set))
 
     def collect(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-        """Keep what was measured, wherever that was; pass it on.
+        """Keep each outcome, wherever it was measured, and pass it on.
 
         Raises:
             ReciproError: a record can't be written.
@@ -246,7 +246,7 @@ class Evaluation:
                 ledger.close()
 
     def rows(self) -> list[Row]:
-        """Return the table of what is measured so far of these samples."""
+        """Return the table of what is measured so far on these samples."""
         rows: list[Row] = []
         first: Tally | None = None
         for method, ledger in self._ledgers.items():
@@ -296,7 +296,7 @@ class _Ledger:
         self.records: dict[str, Record] = {}
         self._head = head
         self._file: BinaryIO | None = None
-        self._whole = 0  # bytes of the file up to the end of its last whole line
+        self._complete = 0  # bytes of the file up to the end of its last complete line
         if self.path.is_file():
             self._read()
 
@@ -306,7 +306,7 @@ class _Ledger:
         return record.sha256 if record is not None and record.label == sample.label else None
 
     def add(self, record: Record) -> None:
-        """Keep a record, on disk at once."""
+        """Keep a record and write it to disk at once."""
         try:
             if self._file is None:
                 self._file = self._open()
@@ -324,10 +324,10 @@ class _Ledger:
 
     def _open(self) -> BinaryIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file: BinaryIO = self.path.open("r+b" if self._whole else "wb")
-        if self._whole:
-            file.truncate(self._whole)  # what a killed run wrote of its last line
-            file.seek(self._whole)
+        file: BinaryIO = self.path.open("r+b" if self._complete else "wb")
+        if self._complete:
+            file.truncate(self._complete)  # what a killed run wrote of its last line
+            file.seek(self._complete)
         else:
             file.write(self._head + b"\n")
         return file
@@ -343,4 +343,4 @@ class _Ledger:
         except msgspec.MsgspecError as error:
             raise ReciproError(f"{self.path} is damaged: {error}. Delete it.") from error
         self.records = {record.image: record for record in records}
-        self._whole = len(data)
+        self._complete = len(data)

@@ -29,7 +29,7 @@ from ov_recipro.saliency import Floats, saliency_maps
 
 Profile = Literal["poppi", "byun"]
 """How metrics are taken: as Poppi et al. (2021) with RISE's curves, or as Recipro-CAM's authors
-scored their own rows: of the true class, maps enlarged by bicubic interpolation, coherency and
+scored their own rows: the true class, maps enlarged by bicubic interpolation, coherency and
 complexity of the native map, curves cell by cell."""
 
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -52,8 +52,8 @@ def measure(
         image: [C,H,W] in the units of the model's input.
         index: the class to explain.
         profile: see `Profile`.
-        step: pixels that turn between two points of deletion and insertion under "poppi"; by
-            default as many as the image is wide.
+        step: pixels replaced between two points of deletion and insertion under "poppi"; by
+            default the image's width.
         boxes: around the class's objects, in pixels of `image`.
 
     Raises:

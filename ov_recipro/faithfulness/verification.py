@@ -1,4 +1,4 @@
-"""Verifying an explanation: is its map better than chance at finding what the model goes by?"""
+"""Verifying an explanation: is its map better than chance at finding what the model relies on?"""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ RULE = (
 
 @dataclass(frozen=True)
 class Verification:
-    """What speaks for a target's map and against it.
+    """The evidence for and against a target's map.
 
     Attributes:
         measured: the map, by the profile "poppi" with curves of 14 steps.
-        random_deletion, random_insertion: those of random maps on the same grid, each.
-        deviations: see `rule`: how far insertion minus deletion is above that of random maps.
+        random_deletion, random_insertion: those of each random map on the same grid.
+        deviations: how far insertion minus deletion is above that of random maps; see `rule`.
         verdict: by `rule`.
         rule: in words.
     """
@@ -58,7 +58,7 @@ def verify(subject: Subject, explanation: Explanation) -> tuple[Verification, ..
         explanation: of an image.
 
     Raises:
-        TargetError: it is of a tensor, or the model gives NaN.
+        ReciproError: the explanation is of a tensor, or the model gives NaN.
     """
     if explanation.image is None:
         raise TargetError("A tensor was explained, not an image: it can't be verified.")
@@ -99,7 +99,7 @@ def deviations_above(found: tuple[float, float], random: Sequence[tuple[float, f
 
     Args:
         found: the map's deletion and insertion; what counts is their difference.
-        random: those of random maps. Where these are all alike there is no scale: 0.
+        random: those of random maps. Where these are all the same there is no scale: 0.
     """
     margins = [insertion - deletion for deletion, insertion in random]
     spread = stdev(margins)

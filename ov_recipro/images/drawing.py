@@ -13,7 +13,7 @@ from ov_recipro.images.preprocess import Image, Window
 from ov_recipro.saliency import Floats
 
 Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "turbo"]
-"""All but the last rise evenly in lightness, and are told apart without red or green."""
+"""All but the last rise evenly in lightness, and can be told apart without red or green."""
 
 COLORMAPS: tuple[Colormap, ...] = get_args(Colormap)
 _CONTOURS = (0.25, 0.5, 0.75)
@@ -42,9 +42,9 @@ class Style:
 
     def __post_init__(self) -> None:
         if self.colormap not in COLORMAPS:
-            raise OptionError(f"There is no colormap '{self.colormap}': {', '.join(COLORMAPS)}.")
+            raise OptionError(f"Colormap '{self.colormap}' is not one of {', '.join(COLORMAPS)}.")
         if not 0 <= self.alpha <= 1:
-            raise OptionError(f"Alpha is between 0 and 1, not {self.alpha}.")
+            raise OptionError(f"Alpha must be between 0 and 1, not {self.alpha}.")
 
 
 DEFAULT = Style()
@@ -60,22 +60,22 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
         style: how it is drawn.
 
     Returns:
-        uint8 [H,W,3] BGR of the image's own size.
+        uint8 [H,W,3] BGR of the image's size.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = (round(edge) for edge in window)
-    large = cv2.resize(
+    enlarged = cv2.resize(
         np.asarray(saliency, np.float32),
         (max(1, right - left), max(1, bottom - top)),
         interpolation=cv2.INTER_NEAREST if style.cells else cv2.INTER_LINEAR,
     )
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-    heat = np.asarray(large[y0 - top : y1 - top, x0 - left : x1 - left], np.float32)
+    heat = np.asarray(enlarged[y0 - top : y1 - top, x0 - left : x1 - left], np.float32)
     drawn = image.copy()
     if style.contour:
         _draw_contours(drawn[y0:y1, x0:x1], heat, style.colormap)
         return drawn
-    coloured = cv2.LUT(_three(np.rint(255 * heat).astype(np.uint8)), palette(style.colormap))
+    coloured = cv2.LUT(_as_bgr(np.rint(255 * heat).astype(np.uint8)), palette(style.colormap))
     drawn[y0:y1, x0:x1] = cv2.addWeighted(
         coloured, style.alpha, image[y0:y1, x0:x1], 1 - style.alpha, 0
     )
@@ -83,7 +83,7 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
 
 
 def shrink(image: Image, longest: int) -> Image:
-    """Return an image, made smaller where its longer side has more than `longest` pixels."""
+    """Return an image, made smaller if its longer side has more than `longest` pixels."""
     height, width = image.shape[:2]
     factor = min(1.0, longest / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -91,7 +91,7 @@ def shrink(image: Image, longest: int) -> Image:
 
 
 def legend(width: int, scores: tuple[float, float], style: Style) -> Image:
-    """Draw the strip that says what colours mean.
+    """Draw the strip that shows what the colours mean.
 
     Args:
         width: of the image that it belongs to, in pixels.
@@ -106,14 +106,15 @@ def legend(width: int, scores: tuple[float, float], style: Style) -> Image:
     strip = np.full((height, width, 3), 255, np.uint8)
     font, size = cv2.FONT_HERSHEY_SIMPLEX, height / 44
     low, high = (f"{score:.3g}" for score in scores)
-    (left, _), _ = cv2.getTextSize(low, font, size, 1)
-    (right, tall), _ = cv2.getTextSize(high, font, size, 1)
-    x0, x1 = left + 2 * margin, width - right - 2 * margin
+    (low_width, _), _ = cv2.getTextSize(low, font, size, 1)
+    (high_width, text_height), _ = cv2.getTextSize(high, font, size, 1)
+    x0, x1 = low_width + 2 * margin, width - high_width - 2 * margin
     if x1 - x0 < width / 3:
         x0, x1 = margin, width - margin
     else:
-        for text, x in ((low, margin), (high, width - margin - right)):
-            cv2.putText(strip, text, (x, (height + tall) // 2), font, size, (0, 0, 0), 1, _LINE)
+        baseline = (height + text_height) // 2
+        for text, x in ((low, margin), (high, width - margin - high_width)):
+            cv2.putText(strip, text, (x, baseline), font, size, (0, 0, 0), 1, _LINE)
     values = np.linspace(0, 1, x1 - x0, dtype=np.float32)
     bar = strip[margin : height - margin, x0:x1]
     if style.contour:
@@ -131,12 +132,12 @@ def palette(colormap: Colormap) -> Image:
     return np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], kind), np.uint8)
 
 
-def _three(values: Image) -> Image:
+def _as_bgr(values: Image) -> Image:
     return np.asarray(cv2.cvtColor(values, cv2.COLOR_GRAY2BGR), np.uint8)
 
 
 def _draw_contours(image: Image, heat: Floats, colormap: Colormap) -> None:
-    """Draw lines of equal saliency, each on a dark rim so that it shows on any image."""
+    """Draw lines of equal saliency, each with a dark rim so that it shows on any image."""
     width = max(1, round(max(image.shape[:2]) / 300))
     for level in _CONTOURS:
         lines, _ = cv2.findContours(

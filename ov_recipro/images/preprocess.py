@@ -35,16 +35,16 @@ _INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its image.
+    """How a model expects its image.
 
     Attributes:
         size: (height, width) of the model's input.
-        resize: how the image gets there. OpenVINO Model API's kinds: "standard" stretches, "crop"
-            takes the largest centred part of the input's shape, "fit_to_window" keeps the aspect
-            and pads right and below, "fit_to_window_letterbox" pads all round. Beside these:
-            "shorter_side_crop" resizes the shorter side to size / crop_fraction and takes the
-            centre (timm, torchvision); "squash_crop" stretches to size / crop_fraction and takes
-            the centre (the paper: 256x256, then 224).
+        resize: how the image gets to that size. OpenVINO Model API's kinds: "standard" stretches,
+            "crop" takes the largest centred part of the input's shape, "fit_to_window" keeps the
+            aspect and pads right and below, "fit_to_window_letterbox" pads all sides. Besides
+            these: "shorter_side_crop" resizes the shorter side to size / crop_fraction and takes
+            the centre (timm, torchvision); "squash_crop" stretches to size / crop_fraction and
+            takes the centre (the paper: 256x256, then 224).
         crop_fraction: see `resize`.
         interpolation: of the resize.
         mean, scale: the input is (pixel - mean) / scale per channel, pixels 0..255, in the
@@ -69,7 +69,7 @@ def changed(
     found: Preprocessing,
     by: Preprocessing | Callable[[Preprocessing], Preprocessing] | None,
 ) -> Preprocessing:
-    """Return `found`, what stands in its place, or what a function makes of it."""
+    """Return `found`, its replacement, or what a function makes of it."""
     if by is None:
         return found
     return by if isinstance(by, Preprocessing) else by(found)
@@ -110,13 +110,13 @@ def _resized(image: Image, how: Preprocessing) -> tuple[Image, Window]:
         return _crop_then_scale(image, how)
     if how.resize in ("fit_to_window", "fit_to_window_letterbox"):
         return _pad_to_fit(image, how, centred=how.resize == "fit_to_window_letterbox")
-    large = [math.floor(side / how.crop_fraction + 1e-6) for side in (to_height, to_width)]
+    uncropped = [math.floor(side / how.crop_fraction + 1e-6) for side in (to_height, to_width)]
     if how.resize == "squash_crop":
-        return _scale_then_crop(image, large[1], large[0], how)
+        return _scale_then_crop(image, uncropped[1], uncropped[0], how)
     shorter = min(height, width)
-    factor = max(large) / shorter if to_height == to_width else None
-    if factor is None:  # an oblong input: cover it
-        factor = max(large[0] / height, large[1] / width)
+    factor = max(uncropped) / shorter if to_height == to_width else None
+    if factor is None:  # an input that is not square: cover it
+        factor = max(uncropped[0] / height, uncropped[1] / width)
     return _scale_then_crop(image, round(width * factor), round(height * factor), how)
 
 
@@ -124,7 +124,7 @@ def _scale(image: Image, width: int, height: int, how: Preprocessing) -> Image:
     kind = _INTERPOLATIONS[how.interpolation]
     shrinks = width < image.shape[1] and height < image.shape[0]
     if how.resize in ("shorter_side_crop", "squash_crop") and shrinks and kind != cv2.INTER_NEAREST:
-        kind = cv2.INTER_AREA  # the frameworks behind these kinds filter when they shrink
+        kind = cv2.INTER_AREA  # the frameworks that use these kinds filter when they shrink
     return np.asarray(cv2.resize(image, (width, height), interpolation=kind), np.uint8)
 
 

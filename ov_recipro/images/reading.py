@@ -97,7 +97,7 @@ def decode_image(data: bytes, name: str) -> Image:
     _check_header(BytesIO(data), name)
     if data.startswith(b"\xff\xd8"):
         PIXELS.check(_pixels_of_jpeg(data), name)
-    try:  # a whole buffer: of a truncated file, OpenCV would fill the missing part with grey
+    try:  # from memory: from a truncated file, OpenCV would fill the rest with grey
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ImageError(f"{name}: can't be decoded: {error.err}.") from error
@@ -109,29 +109,29 @@ def decode_image(data: bytes, name: str) -> Image:
 def _check_header(file: BinaryIO, name: str) -> None:
     """Refuse what is not an image, or has too many pixels, by its header alone."""
     width, height = imagesize.get(file, exif_rotation=False)
-    if width < 1 or height < 1:  # no header that it knows
+    if width < 1 or height < 1:  # no header that imagesize knows
         raise ImageError(_not_an_image(name))
     PIXELS.check(int(width) * int(height), name)
 
 
 def _pixels_of_jpeg(data: bytes) -> int:
-    """Return the pixels that a JPEG decoder will find, which passes over bytes between segments.
+    """Return the number of pixels that a JPEG decoder finds: it skips bytes between segments.
 
-    A file can be made so that a stricter reader jumps over the true header and finds a false one.
+    A file can be forged so that a stricter reader skips the true header and finds a false one.
     """
-    place = 2
-    while (place := data.find(b"\xff", place)) >= 0:
-        while data[place : place + 1] == b"\xff":
-            place += 1
-        marker = data[place] if place < len(data) else 0xD9
-        place += 1
+    position = 2
+    while (position := data.find(b"\xff", position)) >= 0:
+        while data[position : position + 1] == b"\xff":
+            position += 1
+        marker = data[position] if position < len(data) else 0xD9
+        position += 1
         if marker in _JPEG_FRAMES:
-            height, width = struct.unpack(">HH", data[place + 3 : place + 7].ljust(4, b"\0"))
+            height, width = struct.unpack(">HH", data[position + 3 : position + 7].ljust(4, b"\0"))
             return int(height * width)
         if marker in (0xD9, 0xDA):  # the end, or the pixels
             break
         if marker not in _JPEG_BARE:
-            place += int.from_bytes(data[place : place + 2], "big")
+            position += int.from_bytes(data[position : position + 2], "big")
     return 0
 
 
@@ -143,7 +143,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
     """Expand files, directories (with their subdirectories) and globs, each image once.
 
     Raises:
-        ImageError: a name leads to no image.
+        ImageError: a name matches no image.
     """
     found: dict[Path, None] = {}
     for name in names:
@@ -158,6 +158,6 @@ def find_images(names: Iterable[str]) -> list[Path]:
             inside = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207 (may be absolute)
             inside = [match for match in inside if match.is_file()]
             if not inside:
-                raise ImageError(f"{name}: no file fits this pattern.")
+                raise ImageError(f"{name}: no file matches this pattern.")
         found.update(dict.fromkeys(inside))
     return list(found)

@@ -19,7 +19,7 @@ SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", "
 
 @dataclass(frozen=True)
 class Video:
-    """A video file: frames a second, and the number of frames that its header tells."""
+    """A video file: frames per second, and the number of frames that its header reports."""
 
     path: Path
     rate: float
@@ -45,11 +45,11 @@ def open_video(path: Path) -> Video:
 
 
 def count_frames(path: Path) -> int:
-    """Return the number of frames that a video's header tells, 1 where it can't be read."""
+    """Return the number of frames that a video's header reports, 1 where it can't be read."""
     try:
         return max(1, open_video(path).frames)
     except ImageError:
-        return 1  # its error is told at its turn
+        return 1  # the error is reported when the video is explained
 
 
 def read_frames(video: Video) -> Iterator[Image]:
@@ -57,8 +57,8 @@ def read_frames(video: Video) -> Iterator[Image]:
     capture = _capture(video.path)
     try:
         while True:
-            there, frame = capture.read()
-            if not there:
+            read, frame = capture.read()
+            if not read:
                 return
             yield np.asarray(frame, np.uint8)
     finally:
@@ -66,7 +66,7 @@ def read_frames(video: Video) -> Iterator[Image]:
 
 
 def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
-    """Write frames of one size as an MP4 file, under a temporary name until it is whole.
+    """Write frames of one size as an MP4 file, under a temporary name until it is complete.
 
     Returns:
         The number of frames.
@@ -89,8 +89,8 @@ def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
         if writer is None:
             raise ImageError("The video has no frames that can be decoded.")
         writer.release()
-        if open_video(work).frames != count:  # OpenCV's writer tells of no error
-            raise ReciproError(f"{path} can't be written whole: is the disk full?")
+        if open_video(work).frames != count:  # OpenCV's writer reports no errors
+            raise ReciproError(f"{path} can't be written completely: is the disk full?")
         work.replace(path)
     except OSError as error:
         raise ReciproError(f"{path} can't be written: {error.strerror or error}.") from error
@@ -103,7 +103,7 @@ def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
 
 def _capture(path: Path) -> cv2.VideoCapture:
     if not path.is_file():
-        raise ImageError(f"{path}: {'no file' if path.exists() else 'No such file'}.")
+        raise ImageError(f"{path}: {'not a file' if path.exists() else 'No such file'}.")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise ImageError(f"{path}: not a video, or one that OpenCV can't read.")

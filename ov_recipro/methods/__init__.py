@@ -44,11 +44,11 @@ METHODS: dict[str, Method] = {
     "gaussian": sanity.centre_gaussian,
     "random": sanity.random_map,
 }
-"""By the names that users give."""
+"""The methods, by the names that users give."""
 
 
 def find_methods(names: Sequence[str]) -> list[str]:
-    """Return the methods that names mean, each once; "all" means every one.
+    """Return the methods that `names` stand for, each once; "all" stands for every one.
 
     Raises:
         OptionError: there is no such method.
@@ -60,7 +60,9 @@ def find_methods(names: Sequence[str]) -> list[str]:
         elif name in METHODS:
             found[name] = None
         else:
-            raise OptionError(f"There is no method '{name}'; there are: {', '.join(METHODS)}.")
+            raise OptionError(
+                f"There is no method '{name}'; the methods are: {', '.join(METHODS)}."
+            )
     return list(found)
 
 

@@ -16,7 +16,7 @@ _CHUNK = 64  # feature maps made at once
 
 
 def _gradient(subject: Subject, index: int) -> Floats:
-    """Return the gradient of a class's logit by the feature map, [K]: it is alike in all cells."""
+    """Return the gradient of a class's logit by the feature map, [K]; all cells share it."""
     _, height, width = subject.explainer.bundle.manifest.cut.shape
     weights = np.asarray(subject.pooled_weights()[index], np.float64)
     return weights / (height * width)
@@ -27,20 +27,20 @@ def _weighted(features: Floats, weights: Floats) -> Floats:
 
 
 def cam(subject: Subject, image: Floats, index: int) -> Floats:
-    """Class activation mapping (Zhou et al., 2016): the channels by the class's weights."""
+    """Class activation mapping (Zhou et al., 2016): the channels, weighted for the class."""
     return _weighted(subject.forward(image).features, _gradient(subject, index))
 
 
 def grad_cam(subject: Subject, image: Floats, index: int) -> Floats:
-    """Grad-CAM (Selvaraju et al., 2017): the same sum, negative values cut off."""
+    """Grad-CAM (Selvaraju et al., 2017): the same sum, negative values set to 0."""
     return np.maximum(cam(subject, image, index), 0)
 
 
 def grad_cam_plus_plus(subject: Subject, image: Floats, index: int) -> Floats:
     """Grad-CAM++ (Chattopadhyay et al., 2018), Eq. 19 with the exponential score.
 
-    The second and third derivatives of exp(logit) are its first times the gradient g and its
-    square, so that exp(logit) cancels in alpha and is a mere factor of the map.
+    The second and third derivatives of exp(logit) are its first times the gradient g and
+    times g squared, so that exp(logit) cancels in alpha and only scales the map.
     """
     features = subject.forward(image).features
     gradient = _gradient(subject, index)
@@ -54,16 +54,16 @@ def smooth_grad_cam_plus_plus(subject: Subject, image: Floats, index: int) -> Fl
     """Smooth Grad-CAM++ (Omeiza et al., 2019), the derivatives averaged over noisy images.
 
     For this kind of tail the gradient of the logit is the same for every image; the average of
-    exp(logit) is a factor that cancels as in Grad-CAM++, whose map it therefore is.
+    exp(logit) is a factor that cancels as in Grad-CAM++, so the two maps are the same.
     """
     return grad_cam_plus_plus(subject, image, index)
 
 
-def eigen_cam(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001 - of no class
+def eigen_cam(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001
     """Eigen-CAM (Muhammad & Yeasin, 2020): the features along their first principal direction.
 
-    The features [H W,K] are not centred, as in the paper; of the direction's two signs the one
-    along which they lie is taken. The map is the same for every class.
+    The features [H W,K] are not centred, as in the paper; of the direction's two signs, the one
+    that makes the map's sum positive is taken. The map is the same for every class.
     """
     features = subject.forward(image).features
     cells = features.reshape(len(features), -1).T.astype(np.float64)
@@ -73,12 +73,13 @@ def eigen_cam(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: A
 
 
 def ablation_cam(subject: Subject, image: Floats, index: int) -> Floats:
-    """Ablation-CAM (Desai & Ramaswamy, 2020): a channel's weight is what the logit loses without.
+    """Ablation-CAM (Desai & Ramaswamy, 2020): channels by what the logit loses without them.
 
-    The weight is (y - y_k) / y, y_k through the tail; negative values of the map are cut off.
+    The weight is (y - y_k) / y, where y_k is the logit without channel k; negative values of the
+    map are set to 0.
     """
     run = subject.forward(image)
-    whole = float(subject.tail(run.features[None], run.bypass)[0, index])
+    logit = float(subject.tail(run.features[None], run.bypass)[0, index])
     without = []
     for start in range(0, len(run.features), _CHUNK):
         chosen = range(start, min(start + _CHUNK, len(run.features)))
@@ -86,5 +87,5 @@ def ablation_cam(subject: Subject, image: Floats, index: int) -> Floats:
         for row, channel in enumerate(chosen):
             maps[row, channel] = 0
         without.append(subject.tail(maps, run.bypass)[:, index])
-    weights = (whole - np.concatenate(without).astype(np.float64)) / whole
+    weights = (logit - np.concatenate(without).astype(np.float64)) / logit
     return np.maximum(_weighted(run.features, weights), 0)

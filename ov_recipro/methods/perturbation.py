@@ -17,10 +17,10 @@ _KEPT = 0.5
 
 
 def score_cam(subject: Subject, image: Floats, index: int) -> Floats:
-    """Score-CAM (Wang et al., 2020): channels by the logit of the image seen through each.
+    """Score-CAM (Wang et al., 2020): channels by the logit of the image seen through them.
 
     A channel, upsampled and scaled to 0..1, masks the image; the softmax over all channels of the
-    class's logits weighs them. A channel that is alike everywhere masks nothing and adds nothing.
+    class's logits weighs them. A constant channel masks nothing and adds nothing.
     """
     features = subject.forward(image).features
     low, high = features.min(axis=(1, 2)), features.max(axis=(1, 2))
@@ -30,8 +30,8 @@ def score_cam(subject: Subject, image: Floats, index: int) -> Floats:
 
     def masked() -> Iterator[Floats]:
         for k in informative_channels:
-            large = upsampled(features[k], (image.shape[1], image.shape[2]), "bilinear")
-            yield image * (large - large.min()) / (large.max() - large.min())
+            mask = upsampled(features[k], (image.shape[1], image.shape[2]), "bilinear")
+            yield image * (mask - mask.min()) / (mask.max() - mask.min())
 
     logits = subject.logits_of_all(masked())[:, index]
     weights = class_scores(logits, "softmax")
@@ -40,9 +40,9 @@ def score_cam(subject: Subject, image: Floats, index: int) -> Floats:
 
 
 def rise(subject: Subject, image: Floats, index: int) -> Floats:
-    """RISE (Petsiuk et al., 2018): 1000 random masks by the class's score behind each.
+    """RISE (Petsiuk et al., 2018): 1000 random masks, weighted by the class's score behind each.
 
-    Masks are 8x8 grids, each cell kept with p = 0.5, drawn larger and shifted at random; they are
+    Masks are 8x8 grids, each cell kept with p = 0.5, enlarged and shifted at random; they are
     the same for every image.
     """
     total = np.zeros(image.shape[1:])
@@ -60,5 +60,5 @@ def _random_masks(shape: tuple[int, ...]) -> Iterator[Floats]:
     for _ in range(RISE_MASKS):
         grid = (random.random((_GRID, _GRID)) < _KEPT).astype(np.float32)
         top, left = int(random.integers(tall)), int(random.integers(wide))
-        large = cv2.resize(grid, size, interpolation=cv2.INTER_LINEAR)
-        yield np.asarray(large[top : top + height, left : left + width])
+        enlarged = cv2.resize(grid, size, interpolation=cv2.INTER_LINEAR)
+        yield np.asarray(enlarged[top : top + height, left : left + width])

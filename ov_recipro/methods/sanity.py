@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model: what a metric says of these shows what it is worth."""
+"""Maps that ignore the model: how a metric rates these shows what the metric is worth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ov_recipro.saliency import Floats
 
 
 def fake_cam(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001
-    """Fake-CAM (Poppi et al., 2021): ones but for one pixel."""
+    """Fake-CAM (Poppi et al., 2021): ones except for one pixel."""
     saliency = np.ones(image.shape[1:], np.float32)
     saliency[0, 0] = 0
     return saliency
@@ -26,6 +26,6 @@ def centre_gaussian(subject: Subject, image: Floats, index: int) -> Floats:  # n
 
 
 def random_map(subject: Subject, image: Floats, index: int) -> Floats:
-    """Uniform noise on the feature map's grid, another for each image and class."""
+    """Uniform noise on the feature map's grid, different for each image and class."""
     generator = np.random.default_rng([crc32(image.tobytes()), index])
     return generator.random(subject.explainer.bundle.manifest.cut.grid)

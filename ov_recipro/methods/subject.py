@@ -20,12 +20,12 @@ from ov_recipro.saliency import Array, Floats, Score, class_scores, default_scor
 
 
 class NotApplicable(ReciproError):
-    """A method that the model does not allow; the message says why."""
+    """A model does not allow a method; the message says why."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What a model makes of an image.
+    """What a model computes from an image.
 
     Attributes:
         features: the feature map [K,H,W] at the cut, float32.
@@ -44,13 +44,13 @@ class Subject:
     Its methods may be called from several threads.
 
     Args:
-        explainer: says which model, layer, device, precision, hint and preprocessing.
+        explainer: names the model, layer, device, precision, hint and preprocessing.
 
     Attributes:
         probability: how its logits become the scores that metrics compare: its own closing
             sigmoid, else softmax.
         parallel: images that the device infers at once.
-        stopped: while set, what is at work in other threads ends with an error.
+        stopped: while set, calls at work in other threads end with an error.
 
     Raises:
         OptionError: the explainer's device is not one of OpenVINO's.
@@ -60,7 +60,7 @@ class Subject:
         device = explainer.running.device
         if not runs_on_openvino(device):
             raise OptionError(
-                f"Only OpenVINO's devices can measure, and '{device}' is not one of them."
+                f"Maps are measured on OpenVINO's devices only; '{device}' is not one of them."
             )
         self.explainer = explainer
         manifest = explainer.bundle.manifest
@@ -109,7 +109,7 @@ class Subject:
         return class_scores(self.forward(image).logits, self.probability)
 
     def logits_of_all(self, images: Iterable[Floats]) -> Floats:
-        """Return the logits [n,classes] of images, several at once; they are copied when drawn."""
+        """Return the logits [n,classes] of images, several at once; each is copied when drawn."""
         copies = (np.array(image) for image in images)
         return np.stack(
             list(in_order(lambda image: self.forward(image).logits, copies, self.parallel))
@@ -126,18 +126,18 @@ class Subject:
         return self._pieces.tail(maps, bypass)
 
     def reciprocal(self, image: Floats, index: int, mask: Mask, score: Score | None) -> Floats:
-        """Return the Recipro-CAM map [H,W] of a class; its own score where none is given."""
+        """Return the Recipro-CAM map [H,W] of a class; by the explainer's score by default."""
         explainer = self._explainer(mask, score or self.explainer.score)
         return np.asarray(explainer.explain_tensor(self.tensor(image), index).maps[0])
 
     def pooled_weights(self) -> Floats:
-        """Return W [classes,K] of a tail whose logits are W times the channels' means, and a bias.
+        """Return W [classes,K] of a tail whose logits are W times the channels' means plus a bias.
 
-        Found by running the tail, so that any graph of this form will do: an affine tail that does
-        not mind where in a channel a value stands can be no other.
+        W is found by running the tail, so any graph of this form will do: an affine tail for which
+        the place of a value in its channel makes no difference must have it.
 
         Raises:
-            NotApplicable: the tail is of another form.
+            NotApplicable: the tail has another form.
         """
         with self._lock:
             if self._linear is None:
@@ -157,13 +157,13 @@ class Subject:
         one, other = random.standard_normal((2, channels, height, width)).astype(np.float32)
         order = random.permutation(height * width)
         moved = one.reshape(channels, -1)[:, order].reshape(one.shape)
-        nothing = np.zeros_like(one)
-        logits = self.tail(np.stack([nothing, one, other, one + other, moved]), [])
+        zeros = np.zeros_like(one)
+        logits = self.tail(np.stack([zeros, one, other, one + other, moved]), [])
         zero, first, second, both, shuffled = logits.astype(np.float64)
-        near = 1e-4 * max(np.abs(first - zero).max(), np.abs(second - zero).max())
-        if not np.abs(both - first - second + zero).max() <= near:
+        tolerance = 1e-4 * max(np.abs(first - zero).max(), np.abs(second - zero).max())
+        if not np.abs(both - first - second + zero).max() <= tolerance:
             raise NotApplicable("the tail is not linear")
-        if not np.abs(shuffled - first).max() <= near:
+        if not np.abs(shuffled - first).max() <= tolerance:
             raise NotApplicable("the tail does not begin with a global average pool")
         found = []
         for start in range(0, channels, 64):

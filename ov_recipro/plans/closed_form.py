@@ -1,8 +1,8 @@
 """The closed form of a tail that is pixelwise up to a global average pool, as an ONNX graph.
 
 With a pointwise part p before the pool, the pooled vector of cell n is
-p(0) (N-1)/N + p(F)[:,u,v] / N: no masked map is ever made. What follows the pool runs once on the
-vectors of all cells and, as one more, of the whole map.
+p(0) (N-1)/N + p(F)[:,u,v] / N: no masked map is ever made. What follows the pool runs once, on the
+vectors of all cells and, last, on the whole map's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _POINTWISE = frozenset(
 
 
 class NoClosedForm(Exception):
-    """A tail has none; the message says why."""
+    """A tail has no closed form; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +39,51 @@ class ClosedFormPlan:
 
 
 def closed_form(tail: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto:
-    """Rewrite a tail into one from a feature map to the logits [N+1,classes] of cells and whole.
+    """Rewrite a tail to give the logits [N+1,classes] of all cells and, last, of the whole map.
 
     Args:
-        tail: from the feature map to the logits; it takes any batch.
+        tail: maps the feature map to the logits; it takes any batch.
         shape: of the feature map, (1, C, H, W).
 
     Returns:
-        A model of the tail's inputs whose outputs are the tail's, with the whole map's entry last,
-        and `TOTAL`, float32 [], which is finite where all of the feature map is.
+        A model with the tail's inputs and outputs, the whole map's entry last, and with the output
+        `TOTAL`, float32 [], which is finite where all of the feature map is.
 
     Raises:
-        NoClosedForm: the tail is of another form.
+        NoClosedForm: the tail has another form.
     """
     (feature,) = [value.name for value in tail.graph.input]
     constants = {t.name: numpy_helper.to_array(t) for t in tail.graph.initializer}
-    pixelwise, pool, rest = _parts(tail, feature, constants)
+    pixelwise, pool, rest = _split_at_pool(tail, feature, constants)
     height, width = shape[2:]
     cells = height * width
 
-    made = Graph()
+    graph = Graph()
     kind = int(tail.graph.input[0].type.tensor_type.elem_type)
-    zeros = _constant(made, np.zeros((1, shape[1], 1, 1)), kind)
-    background = _copied(made, pixelwise, feature, zeros) if pixelwise else zeros
+    zeros = _constant(graph, np.zeros((1, shape[1], 1, 1)), kind)
+    background = _copied(graph, pixelwise, feature, zeros) if pixelwise else zeros
     spatial = pool.input[0]
-    by_pixel = made.add("Transpose", spatial, perm=[0, 2, 3, 1])
-    rows = made.add("Reshape", by_pixel, made.constant([cells, -1]))
-    empty = made.add("Reshape", background, made.constant([1, -1]))
-    each = made.add("Add", rows, made.add("Mul", empty, _constant(made, cells - 1, kind)))
-    ones = _constant(made, np.ones((1, cells)), kind)
-    whole = made.add("MatMul", ones, rows)  # a sum in every opset's words
-    pooled = made.add("Concat", each, whole, axis=0)
-    pooled = made.add("Div", pooled, _constant(made, cells, kind))
+    by_pixel = graph.add("Transpose", spatial, perm=[0, 2, 3, 1])
+    rows = graph.add("Reshape", by_pixel, graph.constant([cells, -1]))
+    empty = graph.add("Reshape", background, graph.constant([1, -1]))
+    each = graph.add("Add", rows, graph.add("Mul", empty, _constant(graph, cells - 1, kind)))
+    ones = _constant(graph, np.ones((1, cells)), kind)
+    total = graph.add("MatMul", ones, rows)  # a sum, in any opset
+    pooled = graph.add("Concat", each, total, axis=0)
+    pooled = graph.add("Div", pooled, _constant(graph, cells, kind))
     if _keeps_axes(pool):
-        target = made.constant([cells + 1, -1, 1, 1])
+        target = graph.constant([cells + 1, -1, 1, 1])
     else:
-        target = made.constant([cells + 1, -1])
-    made.add("Reshape", pooled, target, output=pool.output[0])
-    as_float = made.add("Cast", feature, to=TensorProto.FLOAT)
-    made.add("ReduceSum", as_float, output=TOTAL, keepdims=0)
+        target = graph.constant([cells + 1, -1])
+    graph.add("Reshape", pooled, target, output=pool.output[0])
+    as_float = graph.add("Cast", feature, to=TensorProto.FLOAT)
+    graph.add("ReduceSum", as_float, output=TOTAL, keepdims=0)
 
     result = onnx.ModelProto()
     result.CopyFrom(tail)
     del result.graph.node[:]
-    result.graph.node.extend([*pixelwise, *made.nodes, *rest])
-    result.graph.initializer.extend(made.constants)
+    result.graph.node.extend([*pixelwise, *graph.nodes, *rest])
+    result.graph.initializer.extend(graph.constants)
     del result.graph.value_info[:]
     for value in [*result.graph.input, *result.graph.output]:
         value.type.tensor_type.ClearField("shape")
@@ -91,7 +91,7 @@ def closed_form(tail: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProt
     return result
 
 
-def _parts(
+def _split_at_pool(
     tail: onnx.ModelProto, feature: str, constants: dict[str, np.ndarray]
 ) -> tuple[list[onnx.NodeProto], onnx.NodeProto, list[onnx.NodeProto]]:
     """Return the nodes before the pool, the pool, and the nodes after it."""
@@ -133,7 +133,7 @@ def _is_pool(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> bool:
 def _is_pixelwise(
     node: onnx.NodeProto, spatial: set[str], constants: dict[str, np.ndarray]
 ) -> bool:
-    """Whether each output pixel depends on the same pixel alone, in the same way everywhere."""
+    """Whether each output pixel depends on the same input pixel alone, everywhere in one way."""
     if node.op_type not in _POINTWISE or node.domain not in ("", "ai.onnx"):
         return False
     for name in node.input:
@@ -142,8 +142,8 @@ def _is_pixelwise(
         value = constants.get(name)
         if value is None:
             return False
-        wide = value.shape[-2:] if value.ndim >= 2 else value.shape
-        if node.op_type not in ("Conv", "BatchNormalization") and any(n != 1 for n in wide):
+        sizes = value.shape[-2:] if value.ndim >= 2 else value.shape
+        if node.op_type not in ("Conv", "BatchNormalization") and any(n != 1 for n in sizes):
             return False  # differs from pixel to pixel
     if node.op_type == "Conv":
         kernel = constants[node.input[1]].shape[2:]
@@ -156,7 +156,7 @@ def _keeps_axes(pool: onnx.NodeProto) -> bool:
     return pool.op_type == "GlobalAveragePool" or _numbers(pool, "keepdims") != [0]
 
 
-def _copied(made: Graph, nodes: list[onnx.NodeProto], feature: str, source: str) -> str:
+def _copied(graph: Graph, nodes: list[onnx.NodeProto], feature: str, source: str) -> str:
     """Append copies of `nodes` that read `source` for `feature`; return the last one's output."""
     names = {feature: source}
     for node in nodes:
@@ -166,18 +166,18 @@ def _copied(made: Graph, nodes: list[onnx.NodeProto], feature: str, source: str)
         copy.input[:] = [names.get(name, name) for name in node.input]
         names |= {name: f"{name}:of zeros" for name in node.output if name}
         copy.output[:] = [names.get(name, name) for name in node.output]
-        made.nodes.append(copy)
+        graph.nodes.append(copy)
     return names[nodes[-1].output[0]]
 
 
-def _constant(made: Graph, values: npt.ArrayLike, kind: int) -> str:
+def _constant(graph: Graph, values: npt.ArrayLike, kind: int) -> str:
     """Append a constant of an ONNX element type."""
-    name = made.constant(values, np.float32)
-    return name if kind == TensorProto.FLOAT else made.add("Cast", name, to=kind)
+    name = graph.constant(values, np.float32)
+    return name if kind == TensorProto.FLOAT else graph.add("Cast", name, to=kind)
 
 
 def _numbers(node: onnx.NodeProto, name: str) -> list[int]:
-    """Return an integer attribute, or a list of them, as a list; an absent one as an empty one."""
+    """Return an integer attribute, or a list of them, as a list; empty where it is absent."""
     for attribute in node.attribute:
         if attribute.name == name:
             return list(attribute.ints) or [attribute.i]

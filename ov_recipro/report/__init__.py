@@ -1,4 +1,4 @@
-"""The report: one HTML file that shows what was explained, with nothing to load beside it."""
+"""The report: one HTML file that shows what was explained and loads nothing else."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class Card:
-    """An image of the report.
+    """An image in the report.
 
     Attributes:
         record: the image's entry of `explanations.json`.
-        jpeg: the image, made smaller, as a data URI; width, height: its pixels.
+        jpeg: the image, made smaller, as a data URI; width, height: its size in pixels.
         raw: the raw scores [T][H][W] of the entry's targets.
     """
 
@@ -62,7 +62,7 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
     Args:
         run: the record of the run, as `explanations.json` holds it.
         cards: its images.
-        style: colours and opacity that it opens with.
+        style: colours and opacity that the page opens with.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_part),
@@ -101,7 +101,7 @@ def _verdicts(card: Card) -> list[str]:
 
 
 def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the template needs of a card."""
+    """Return what the template needs from a card."""
     record = card.record
     left, top, right, bottom = record["window"]
     height, width = record["size"]

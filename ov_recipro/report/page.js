@@ -1,11 +1,11 @@
 "use strict";
 (() => {
-  const LARGEST = 224; // pixels of a drawn map's longer side; the browser enlarges the rest
+  const LARGEST = 224; // pixels of a drawn map's longer side; the browser enlarges it from there
   const colours = JSON.parse(document.getElementById("colours").textContent);
   const root = document.documentElement;
   const byId = (id) => document.getElementById(id);
 
-  // The map of scores [H][W]: each scaled to 0..1, all zeros where they are the same.
+  // Scale scores [H][W] to a map of 0..1; all zeros if the scores are equal.
   const scaled = (raw) => {
     const values = raw.flat();
     const low = Math.min(...values);
@@ -13,7 +13,7 @@
     return raw.map((row) => row.map((value) => (span > 0 ? (value - low) / span : 0)));
   };
 
-  // A value between cells, cells' centres at half pixels, or the cell's own.
+  // Interpolate between the cells' centres, or, with `whole`, return the cell's own value.
   const sample = (map, y, x, whole) => {
     const rows = map.length, columns = map[0].length;
     if (whole) return map[Math.min(rows - 1, Math.floor(y * rows))][Math.min(columns - 1, Math.floor(x * columns))];
@@ -43,7 +43,7 @@
       this.frame.addEventListener("keydown", (event) => this.step(event));
     }
 
-    get data() { // read when it is first needed
+    get data() { // parsed on first use
       this.parsed ??= JSON.parse(this.element.querySelector("script").textContent);
       return this.parsed;
     }

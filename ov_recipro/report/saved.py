@@ -19,10 +19,10 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
     """Read what `explain` wrote to a folder.
 
     Returns:
-        The record, the cards of the images, and why there is none of the others.
+        The record, the images' cards, and for each image without a card the reason.
 
     Raises:
-        OptionError: there is no record, or it is of another version or without maps.
+        OptionError: there is no record, another version wrote it, or it has no maps.
     """
     file = folder / RECORD
     try:
@@ -32,18 +32,18 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
     except msgspec.MsgspecError as error:
         raise OptionError(f"{file} is malformed: {error}.") from error
     if run.get("schema_version") != SCHEMA_VERSION:
-        raise OptionError(f"{file} is of another version; explain the images again.")
+        raise OptionError(f"{file} was written by another version; explain the images again.")
     cards, missing = [], []
     for record in run["images"]:
         maps = record["targets"][0]["maps"]
         if maps is None:
-            raise OptionError(f"{folder} holds no maps: explain with --save-maps, or --report.")
+            raise OptionError(f"{folder} holds no maps: explain with --save-maps or --report.")
         try:
             with np.load(folder / maps) as saved:
                 raw = saved["raw"]
             image = read_file(Path(record["path"]))
             if record.get("sha256") not in (None, image.sha256):
-                raise OptionError(f"{image.path} has changed since it was explained.")
+                raise ImageError(f"{image.path} has changed since it was explained.")
             cards.append(card(record, image.pixels, raw))
         except (OSError, KeyError, ValueError, BadZipFile) as error:
             missing.append(f"{folder / maps}: {getattr(error, 'strerror', None) or error}.")

@@ -1,4 +1,4 @@
-"""Runtimes: each module wraps one inference library; a device's name tells which it takes."""
+"""Runtimes: each module wraps one inference library; a device's name says which one runs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def open_runtime(bundle: Bundle, running: Running, mask: Mask) -> Runtime:
         mask: see `ov_recipro.Explainer`.
 
     Raises:
-        ReciproError: the device is not there or can't run the model, or the plan does not apply.
+        ReciproError: the device is missing or can't run the model, or the plan does not apply.
     """
     if not runs_on_openvino(running.device):
         from ov_recipro.runtimes.ort_runtime import ONNXRuntime
@@ -32,7 +32,7 @@ def open_runtime(bundle: Bundle, running: Running, mask: Mask) -> Runtime:
 
 
 def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
-    """Make a bundle's whole model ready, to its logits alone, as a pipeline that only infers."""
+    """Compile a bundle's whole model to its logits alone, as a pipeline that only infers would."""
     if not runs_on_openvino(running.device):
         from ov_recipro.runtimes import ort_runtime
 
@@ -43,12 +43,12 @@ def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
 
 
 def describe_devices() -> list[Device]:
-    """Return what can run here and, of the rest, what it lacks."""
+    """Return the devices that are available here and, for the others, what is missing."""
     from ov_recipro.runtimes import openvino_runtime, ort_runtime
 
     return [*openvino_runtime.describe_devices(), *ort_runtime.describe_devices()]
 
 
 def runs_on_openvino(device: str) -> bool:
-    """Whether a device's name is one for OpenVINO, or one for ONNX Runtime."""
+    """Whether a device's name is one of OpenVINO's rather than ONNX Runtime's."""
     return device != "ort-cpu" and device.partition(":")[0] != "cuda"

@@ -1,4 +1,4 @@
-"""OpenVINO: a bundle's whole model and its tail, to be run one by one from several threads."""
+"""OpenVINO: a bundle's whole model and its tail, each run by itself, from several threads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CompiledPieces:
 
     Args:
         bundle: what `split` made.
-        running: device, precision, hint and memory; the plan is not asked for.
+        running: device, precision, hint and memory; the plan is ignored.
 
     Attributes:
         parallel: images that the device infers at once.
@@ -53,7 +53,7 @@ class CompiledPieces:
         """Run the whole model on one image.
 
         Returns:
-            The feature map and the tensors that go round it, and the logits [classes].
+            The feature map with the tensors that go round the cut, and the logits [classes].
         """
         values = self._whole([image])
         return values[: len(self._shapes)], np.asarray(values[-1], np.float32).reshape(-1)
@@ -63,22 +63,22 @@ class CompiledPieces:
 
         Args:
             features: float32; they are converted to what the tail takes.
-            bypass: the tensors of that image that go round them.
+            bypass: that image's tensors that go round the cut.
 
         Returns:
             Logits [n,classes].
         """
-        beside = [
+        repeated = [
             np.repeat(value, self._batch, axis=0) if is_batched(value.shape) else value
             for value in bypass
         ]
         found = []
         for start in range(0, len(features), self._batch):
-            some = features[start : start + self._batch]
-            filled = np.zeros((self._batch, *some.shape[1:]), some.dtype)
-            filled[: len(some)] = some
-            logits = self._tail([filled, *beside])[0].reshape(self._batch, self._classes)
-            found.append(np.asarray(logits[: len(some)], np.float32))
+            chunk = features[start : start + self._batch]
+            filled = np.zeros((self._batch, *chunk.shape[1:]), chunk.dtype)
+            filled[: len(chunk)] = chunk
+            logits = self._tail([filled, *repeated])[0].reshape(self._batch, self._classes)
+            found.append(np.asarray(logits[: len(chunk)], np.float32))
         return np.concatenate(found)
 
 

@@ -39,7 +39,7 @@ _VIRTUAL_DEVICES = ("AUTO", "MULTI", "HETERO", "BATCH")
 
 
 class OpenVINORuntime:
-    """A bundle's head and tail, compiled for one OpenVINO device; see `runtimes.base.Runtime`.
+    """A bundle's head and tail, compiled for one OpenVINO device; see `runtimes.runtime.Runtime`.
 
     Args:
         bundle: what `split` made.
@@ -48,7 +48,7 @@ class OpenVINORuntime:
         mask: what is kept of the feature map (see `plans.stream.Mask`).
 
     Raises:
-        DeviceError: the device is not there or can't run the model, or the plan does not apply.
+        DeviceError: the device is missing or can't run the model, or the plan does not apply.
     """
 
     plan: StreamPlan | RowsPlan
@@ -77,7 +77,7 @@ class OpenVINORuntime:
 
     @contextmanager
     def infer(self, image: Array) -> Iterator[Inference]:
-        """Run one image, [1,3,H,W] or [1,H,W,3]; the result holds inside the context."""
+        """Run one image, [1,3,H,W] or [1,H,W,3]; the result is valid inside the context."""
         infer = self._free.get()
         try:
             yield infer(image)
@@ -95,10 +95,10 @@ class OpenVINORuntime:
         return _apart(plain, self._compiled(model), self.plan)
 
     def _rows(self) -> Callable[[], _Infer]:
-        """Compile the plan into one graph, after every cell was checked against the dense tail.
+        """Compile the plan into one graph, once every cell is checked against the dense tail.
 
-        A head in the device's own precision stays a graph of its own, so that the tail's is all in
-        float32.
+        A head in the device's own precision stays a graph of its own, so that all of the tail runs
+        in float32.
         """
         refusal = rows_refusal(self._bundle, self._running.device, self._running.batch_memory)
         if refusal is not None:
@@ -116,9 +116,9 @@ class OpenVINORuntime:
 
 
 def rows_refusal(bundle: Bundle, device: str, memory: int) -> str | None:
-    """Return why the plan `rows` is not used for a bundle's tail, None where it is.
+    """Return why the plan `rows` is not used for a bundle's tail; None where it is.
 
-    What is found out by building and checking it is kept in the user's cache.
+    The plan is built and checked once; the verdict is kept in the user's cache.
     """
     file = rows.verdict_file(bundle.manifest, device)
     verdict = rows.read_verdict(file)
@@ -143,12 +143,12 @@ def _rows_error(bundle: Bundle, device: str, memory: int) -> float:
     of_tail = dense_logits(bundle, device, memory)
     error = rows.largest_error(of_rows, of_tail, bundle.manifest.boundary_shapes[0])
     if not error <= rows.TOLERANCE:
-        raise NotWorthIt(f"rows differ from the dense tail by {error:.1e} of the spread")
+        raise NotWorthIt(f"rows differ from the dense tail by {error:.1e} of the logits' spread")
     return error
 
 
 def dense_logits(bundle: Bundle, device: str, memory: int) -> rows.Logits:
-    """Return the slow way from a feature map to its logits: the whole tail for each cell."""
+    """Return a slow reference from a feature map to its logits: the whole tail for each cell."""
     model, stream = stream_model(bundle, memory, "cell")
     dense = compiled(model, device).create_infer_request()
     tail = compiled(tail_at(bundle, batch=1), device).create_infer_request()
@@ -161,7 +161,7 @@ def dense_logits(bundle: Bundle, device: str, memory: int) -> rows.Logits:
 
 
 def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
-    """Return what makes one more request of a model that gives everything in one run."""
+    """Return a function that makes one more request for a model that gives all in one run."""
 
     def make() -> _Infer:
         request = model.create_infer_request()
@@ -183,7 +183,7 @@ def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
 def _apart(
     plain: ov.CompiledModel, tail: ov.CompiledModel, plan: StreamPlan | RowsPlan
 ) -> Callable[[], _Infer]:
-    """Return what makes one more pair of requests: of the whole model, and of the tail."""
+    """Return a function that makes one more pair of requests: for the whole model and the tail."""
 
     def make() -> _Infer:
         request, masked = plain.create_infer_request(), tail.create_infer_request()
@@ -216,7 +216,7 @@ def _masked_logits(
 
 
 def _run(request: ov.InferRequest, inputs: list[Array]) -> list[Array]:
-    """Run a request; the outputs are its own memory and hold until it runs again.
+    """Run a request; the outputs are its own memory, valid until it runs again.
 
     Raises:
         DeviceError: the device failed.
@@ -231,7 +231,7 @@ def _run(request: ov.InferRequest, inputs: list[Array]) -> list[Array]:
 
 @contextmanager
 def device_errors() -> Iterator[None]:
-    """Turn OpenVINO's errors of a running model into ours."""
+    """Turn OpenVINO's errors while a model runs into DeviceError."""
     try:
         yield
     except RuntimeError as error:
@@ -239,7 +239,7 @@ def device_errors() -> Iterator[None]:
 
 
 def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
-    """Compile a bundle's whole model, to its logits alone, as a pipeline would that only infers."""
+    """Compile a bundle's whole model to its logits alone, as a pipeline that only infers would."""
     model = compiled(plain_model(bundle), running.device, running.precision)
     request = model.create_infer_request()
     return lambda image: np.array(_run(request, [image])[0])
@@ -269,12 +269,12 @@ def _head(bundle: Bundle) -> ov.Model:
 
 
 def tail_at(bundle: Bundle, batch: int) -> ov.Model:
-    """Read the tail with a feature map of `batch`; its bypass tensors are repeated to it."""
+    """Read the tail with its feature map and bypass tensors at this batch."""
     return read(bundle.tail, [batched(shape, batch) for shape in bundle.manifest.boundary_shapes])
 
 
 def stream_model(bundle: Bundle, memory: int, mask: Mask) -> tuple[ov.Model, StreamPlan]:
-    """Return the tail from the feature map, its bypass and cell numbers to these cells' logits."""
+    """Return the tail from a feature map, bypass tensors and cell numbers to their logits."""
     plan = stream_plan(bundle, memory)
     return masked(tail_at(bundle, plan.batch), bundle.manifest, plan.batch, mask), plan
 
@@ -289,17 +289,17 @@ def stream_plan(bundle: Bundle, memory: int) -> StreamPlan:
 
 
 def rows_model(bundle: Bundle, memory: int, plain: bool = True) -> tuple[ov.Model, RowsPlan]:
-    """Return the plan `rows` from a feature map to its logits: [N+1,classes], N if not `plain`."""
+    """Return plan `rows` from a feature map to logits [N+1,classes], [N,classes] if not `plain`."""
     feature = ops.parameter(list(bundle.manifest.boundary_shapes[0]), np.float32, name="feature")
     lowered, plan = _lowered(bundle, _head(bundle), feature.output(0), memory, plain)
     return ov.Model([ops.result(lowered.logits)], [feature], "rows"), plan
 
 
 def fused_model(bundle: Bundle, memory: int) -> tuple[ov.Model, RowsPlan]:
-    """Return the model with the plan `rows` grown on it.
+    """Return the head with the plan `rows` built on it.
 
     Its outputs are the logits [N+1,classes] of the cells and, last, of the image, the
-    `saliency.softmax_terms` of these, and the sum of the feature map, which is finite where all of
+    `saliency.softmax_terms` of both, and the sum of the feature map, which is finite where all of
     it is.
     """
     head = _head(bundle)
@@ -346,12 +346,12 @@ def check_device(device: str) -> None:
             for known in available
         ):
             raise DeviceError(
-                f"Device '{name}' is not to be had here; OpenVINO sees: {', '.join(available)}."
+                f"Device '{name}' is not available here; OpenVINO finds: {', '.join(available)}."
             )
 
 
 def describe_devices() -> list[Device]:
-    """Return the devices that OpenVINO finds here, and those of its plugins that found none."""
+    """Return the devices that OpenVINO finds here, and its plugins that found none."""
     found = list(core().available_devices)
     devices = [Device(d, True, str(core().get_property(d, "FULL_DEVICE_NAME"))) for d in found]
     for family, lacking in _PLUGINS.items():

@@ -26,22 +26,22 @@ from ov_recipro.saliency import Array
 
 _CUDA = "CUDAExecutionProvider"
 _SILENT, _WARNINGS = 4, 2  # ONNX Runtime's log levels; the second is its own default
-_LARGE = 1 << 30  # bytes of a tail that is not rewritten: a model in memory has 2 GiB at most
+_LARGEST_TAIL = 1 << 30  # bytes that are still rewritten: a model in memory has 2 GiB at most
 
 
 class ONNXRuntime:
-    """A bundle's head and tail in ONNX Runtime; see `runtimes.base.Runtime`.
+    """A bundle's head and tail in ONNX Runtime; see `runtimes.runtime.Runtime`.
 
     The feature map stays on the device between head and tail.
 
     Args:
-        bundle: what `split` made of an ONNX file.
+        bundle: what `split` made from an ONNX file.
         running: how it is run, on "ort-cpu", "cuda" or "cuda:1". The precision "native" lets an
             NVIDIA GPU use TF32 in the head; the plan "auto" is the closed form where there is one.
         mask: what is kept of the feature map (see `plans.stream.Mask`).
 
     Raises:
-        DeviceError: the device is not there or can't run the model, or the plan does not apply.
+        DeviceError: the device is missing or can't run the model, or the plan does not apply.
     """
 
     plan: StreamPlan | ClosedFormPlan
@@ -102,7 +102,7 @@ class ONNXRuntime:
         yield Inference(np.asarray(plain, np.float32).reshape(-1), None, finite, masked)
 
     def _run_closed(self, closed: Any, features: dict[str, Any]) -> tuple[Floats, Floats, bool]:
-        """Return the logits [N,classes] of the cells and [classes] of all, and if all is finite."""
+        """Return the logits [N,classes] of the cells, [classes] of the map, and if it is finite."""
         names = (*self._manifest.tail.outputs, TOTAL)
         logits, total = self._device.run(closed, features, names, names)
         entries = logits.numpy().reshape(self._stream.cells + 1, -1)
@@ -125,7 +125,7 @@ class ONNXRuntime:
 
     def _closed_form(self, bundle: Bundle) -> Any:
         """Return a session of the closed form, checked on every cell against the dense tail."""
-        if sum(file.stat().st_size for file in bundle.folder.glob("tail.*")) > _LARGE:
+        if sum(file.stat().st_size for file in bundle.folder.glob("tail.*")) > _LARGEST_TAIL:
             raise NoClosedForm("it is too large to be rewritten")
         shape = self._manifest.boundary_shapes[0]
         session = self._device.session(closed_form(onnx.load(bundle.tail), shape))
@@ -141,7 +141,9 @@ class ONNXRuntime:
 
         error = rows.largest_error(of_closed, of_tail, shape)
         if not error <= rows.TOLERANCE:
-            raise NoClosedForm(f"it differs from the dense tail by {error:.1e} of the spread")
+            raise NoClosedForm(
+                f"it differs from the dense tail by {error:.1e} of the logits' spread"
+            )
         return session
 
 
@@ -155,14 +157,16 @@ class _Device:
         self._name, self._hint = name, hint
         self._is_cuda = kind == "cuda"
         if number and not (self._is_cuda and number.isdigit()):
-            raise DeviceError(f"There is no device '{name}': ort-cpu, cuda or cuda:1 and so on.")
+            raise DeviceError(
+                f"There is no device '{name}'; there are ort-cpu, cuda, cuda:1 and so on."
+            )
         self._place = ("cuda", int(number or 0)) if self._is_cuda else ("cpu", 0)
         self.parallel = 1
         if hint == "throughput" and not self._is_cuda:
             self.parallel = _cores()
         if self._is_cuda and _CUDA not in self._ort.get_available_providers():
             raise DeviceError(
-                f"'{name}' can't be used: this onnxruntime has no CUDA. Uninstall onnxruntime and "
+                f"'{name}' can't be used: this onnxruntime lacks CUDA. Uninstall onnxruntime and "
                 "install 'ov-recipro[cuda]'."
             )
 
@@ -170,26 +174,26 @@ class _Device:
         """Open a model on this device, and on no other."""
         options = self._ort.SessionOptions()
         options.log_severity_level = _SILENT
-        # head and tail have threads of their own; spinning ones would take the others' cores
+        # head and tail have threads of their own; spinning ones would take the other's cores
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.intra_op_num_threads = 1 if self.parallel > 1 else thread_limit() or 0
         providers: list[Any] = ["CPUExecutionProvider"]
         if self._is_cuda:
             providers = [(_CUDA, {"device_id": self._place[1], "use_tf32": int(tf32)}), *providers]
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
-        self._ort.set_default_logger_severity(_SILENT)  # of providers; what fails is raised below
+        self._ort.set_default_logger_severity(_SILENT)  # providers log failures, raised below
         try:
             session = self._ort.InferenceSession(source, options, providers=providers)
-        except Exception as error:  # its own types have no common base but this
+        except Exception as error:  # its error types share no narrower base
             raise DeviceError(
-                f"ONNX Runtime can't run this on '{self._name}': {_reason(error)}"
+                f"ONNX Runtime can't run this model on '{self._name}': {_reason(error)}"
             ) from error
         finally:
             self._ort.set_default_logger_severity(_WARNINGS)
         if self._is_cuda and _CUDA not in session.get_providers():
             raise DeviceError(
-                f"'{self._name}' can't be used: ONNX Runtime finds no such NVIDIA GPU, its driver, "
-                "or the CUDA and cuDNN libraries (pip install 'ov-recipro[cuda]')."
+                f"'{self._name}' can't be used: ONNX Runtime finds no such NVIDIA GPU, no "
+                "driver for it, or no CUDA and cuDNN libraries (pip install 'ov-recipro[cuda]')."
             )
         return session
 
@@ -205,7 +209,7 @@ class _Device:
         Args:
             session: what to run.
             feeds: an array, or an OrtValue of an earlier run, for each input.
-            outputs: names of the outputs wanted; of these, `on_cpu` are copied to the CPU.
+            outputs: names of the outputs wanted; `on_cpu`: those to copy to the CPU.
         """
         binding = session.io_binding()
         for name, value in feeds.items():
@@ -233,7 +237,7 @@ def _library(device: str) -> Any:
             f"'{device}' needs ONNX Runtime: pip install 'ov-recipro[{extra}]'."
         ) from error
     if extra == "cuda" and hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(StringIO()):  # what it misses shows when a session is opened
+        with redirect_stdout(StringIO()):  # opening a session reports what is missing
             onnxruntime.preload_dlls()
     return onnxruntime
 
@@ -250,7 +254,7 @@ def _reason(error: Exception) -> str:
 
 
 def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
-    """Open a bundle's whole model, to its logits alone, as a pipeline would that only infers."""
+    """Open a bundle's whole model to its logits alone, as a pipeline that only infers would."""
     manifest = bundle.manifest
     place = _Device(running.device, "latency")
     if manifest.deployed_scores:
@@ -273,13 +277,13 @@ def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
 
 
 def describe_devices() -> list[Device]:
-    """Return ONNX Runtime's devices, and for those that can't be used what they lack."""
+    """Return ONNX Runtime's devices and, for those that can't be used, why."""
     devices = []
     for name, description in (("ort-cpu", "ONNX Runtime {} on the CPU"),
                               ("cuda", "ONNX Runtime {} on an NVIDIA GPU")):  # fmt: skip
         try:
             device = _Device(name, "latency")
-            device.session(_nothing())
+            device.session(_identity_model())
         except DeviceError as error:
             devices.append(Device(name, False, str(error)))
         else:
@@ -287,8 +291,8 @@ def describe_devices() -> list[Device]:
     return devices
 
 
-def _nothing() -> onnx.ModelProto:
-    """Return a model to open a device with."""
+def _identity_model() -> onnx.ModelProto:
+    """Return the smallest model, to try a device with."""
     scalar = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, []) for n in "xy"]
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Identity", ["x"], ["y"])], "nothing", scalar[:1], scalar[1:]

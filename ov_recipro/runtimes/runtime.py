@@ -29,14 +29,14 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Inference:
-    """What a model says of one image, and of its feature map's cells.
+    """A model's output for one image and for each cell of its feature map.
 
     Attributes:
         logits: of the whole image, [classes].
         softmax_terms: their `saliency.softmax_terms` [1,3], where the graph computes them.
         finite: whether the feature map holds finite numbers only.
-        masked: gives the logits [b, classes] of the next b cells alone, until all cells are done,
-            and, where the graph computes them, their `saliency.softmax_terms`; each holds until
+        masked: yields, until all cells are done, the logits [b,classes] of the next b cells alone
+            and, where the graph computes them, their `saliency.softmax_terms`; each is valid until
             the next is asked for.
     """
 
@@ -55,7 +55,7 @@ class Runtime(Protocol):
 
     @property
     def reason(self) -> str | None:
-        """Why that is not the plan `rows`; None where it is."""
+        """Why the plan is `stream`; None where it is another."""
 
     @property
     def parallel(self) -> int:
@@ -66,12 +66,12 @@ class Runtime(Protocol):
         """Versions of the libraries that run it."""
 
     def infer(self, image: Array) -> AbstractContextManager[Inference]:
-        """Run one image, the model's input at batch 1; the result holds inside the context."""
+        """Run one image, the model's input at batch 1; the result is valid inside the context."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device, by the name to ask for it with: its full name, or why it can't be used here."""
+    """A device as users name it, and its full name, or why it can't be used here."""
 
     device: str
     available: bool

@@ -1,4 +1,4 @@
-"""Files beside a model: its weights, from inside its folder alone, and what describes it."""
+"""Files beside a model: its weights, read only from inside its folder, and its description."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import BinaryIO
 
 from ov_recipro.errors import ModelError
 
-_IN_FOLDERS = os.open in os.supports_dir_fd  # opening step by step, as POSIX systems can
+_IN_FOLDERS = os.open in os.supports_dir_fd  # POSIX: open a path folder by folder
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _LARGEST_SIDECAR = 4 << 20  # bytes
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-class Companion:
-    """A file of weights beside a model, opened anew for each read and known by its stamp.
+class WeightsFile:
+    """A weights file beside a model, reopened for each read and identified by its stamp.
 
     Args:
         model: the model's file.
@@ -34,7 +34,7 @@ class Companion:
             self.size = os.fstat(file.fileno()).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return the bytes there.
+        """Return `length` bytes from `offset` on.
 
         Raises:
             ModelError: the file has changed since it was first opened.
@@ -47,13 +47,13 @@ class Companion:
 
 
 def stamp(file: BinaryIO) -> tuple[int, ...]:
-    """Return what changes when another file takes an open file's place, or its content changes."""
+    """Return values that change when an open file is replaced or its content changes."""
     status = os.fstat(file.fileno())
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def read_sidecar(path: Path) -> bytes | None:
-    """Return a small file beside a model that describes it, None where there is none.
+    """Return the content of a small file that describes the model beside it, None without one.
 
     Raises:
         ModelError: it is not a regular file, is too large, or can't be read.
@@ -73,11 +73,11 @@ def read_sidecar(path: Path) -> bytes | None:
 
 
 def open_companion(model: Path, name: str) -> BufferedReader:
-    """Open a file of weights that a model names.
+    """Open a weights file that a model names.
 
     It must be a regular file inside the model's folder. Links are followed as long as they stay
-    inside; where the model itself is a link, its weights may also lie beside what it links to. What
-    was checked is what is read, whatever happens to the names meanwhile.
+    inside; where the model itself is a link, its weights may also lie beside what it links to. The
+    file that was checked is the file that is read, even if the names change in between.
 
     Args:
         model: the model's file.
@@ -110,7 +110,7 @@ def _is_absolute_or_climbs(name: str) -> bool:
 
 
 def _open(folder: Path, parts: tuple[str, ...]) -> int:
-    """Open a resolved path below `folder`, none of whose parts may have become a link since."""
+    """Open a resolved path below `folder`; fail if a part of it has become a link since."""
     if not _IN_FOLDERS:
         return os.open(folder.joinpath(*parts), _READ)
     inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

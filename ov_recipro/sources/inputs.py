@@ -1,4 +1,4 @@
-"""A model's inputs: which is the image, which shape it has, and what the others hold."""
+"""A model's inputs: which is the image, what shape it has, and what the others hold."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ class Input:
 
 
 def choose_image(inputs: Sequence[Input], constants: Constants, path: Path) -> int:
-    """Return the position of the image: the one 4-D input that is no constant.
+    """Return the position of the image: the one 4-D input that has no constant value.
 
     Raises:
-        OptionError: there is none, or several, or an input that nobody gives a value.
+        ModelError: there is no such input, or more than one.
+        OptionError: a constant is for no input, or another input has no value.
     """
     known = [each.name for each in inputs]
     for name in constants:
         if name not in known:
             raise OptionError(f"{path} has no input '{name}'; it has: {', '.join(known)}.")
-    left = [i for i, each in enumerate(inputs) if each.name not in constants]
-    images = [i for i in left if inputs[i].sizes is None or len(inputs[i].sizes or ()) == 4]
+    variable = [i for i, each in enumerate(inputs) if each.name not in constants]
+    images = [i for i in variable if inputs[i].sizes is None or len(inputs[i].sizes or ()) == 4]
     if len(images) > 1:
         images = [i for i in images if _is_picture(inputs[i].sizes)]
     if len(images) != 1:
-        shown = ", ".join(f"'{each.name}' {_shown(each)}" for each in inputs) or "none"
-        raise ModelError(f"{path}: expected one 4-D image input, found: {shown}.")
-    if len(left) > 1:
-        others = ", ".join(f"--const {inputs[i].name}=VALUE" for i in left if i != images[0])
+        listed = ", ".join(f"'{each.name}' {_shape_text(each)}" for each in inputs) or "none"
+        raise ModelError(f"{path}: expected one 4-D image input, found: {listed}.")
+    if len(variable) > 1:
+        others = ", ".join(f"--const {inputs[i].name}=VALUE" for i in variable if i != images[0])
         raise OptionError(
             f"{path}: input '{inputs[images[0]].name}' is the image; give the others values with "
             f"{others}."
@@ -62,12 +63,13 @@ def image_shape(
 
     Args:
         image: the input.
-        asked: the shape that the user asked for; without it an Ultralytics export of open height
-            and width has the ones that it was exported for.
-        path: the file; metadata: what it says of itself.
+        asked: the shape that the user asked for; without it, an Ultralytics export whose height
+            and width are open gets those that it was exported for.
+        path: the file; metadata: what it says about itself.
 
     Raises:
-        OptionError: they contradict each other, a size is open, or there is no axis of 3 colours.
+        OptionError: the two shapes contradict each other, or a size is open.
+        ModelError: there is no axis of 3 colours.
     """
     known: list[int | None] = [None] * 4 if image.sizes is None else list(image.sizes)
     wanted: list[int | None] = [None] * 4 if asked is None else list(asked)
@@ -79,14 +81,14 @@ def image_shape(
     if len(wanted) != 4:
         raise OptionError("The input shape must have four numbers, as in 1,3,224,224.")
     known[0] = wanted[0] = 1
-    both = list(zip(known, wanted, strict=True))
-    if any(None not in pair and pair[0] != pair[1] for pair in both):
-        raise OptionError(f"{path}: input '{image.name}' is {_shown(image)}, not {wanted}.")
-    shape = tuple(size for size in (k if w is None else w for k, w in both) if size is not None)
+    pairs = list(zip(known, wanted, strict=True))
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        raise OptionError(f"{path}: input '{image.name}' is {_shape_text(image)}, not {wanted}.")
+    shape = tuple(size for size in (k if w is None else w for k, w in pairs) if size is not None)
     if len(shape) < 4:
         raise OptionError(
-            f"{path}: input '{image.name}' has the open shape {_shown(image)}; say which it shall "
-            "be with --input-shape, as in --input-shape 1,3,224,224."
+            f"{path}: input '{image.name}' has the open shape {_shape_text(image)}; specify it "
+            "with --input-shape, as in --input-shape 1,3,224,224."
         )
     if 3 not in (shape[1], shape[3]):
         raise ModelError(
@@ -96,7 +98,7 @@ def image_shape(
 
 
 def constant_value(entry: Input, constants: Constants) -> npt.NDArray[Any]:
-    """Return an input's value: its number at its shape, open sizes being 1."""
+    """Return an input's value: its constant throughout its shape, open sizes taken as 1."""
     shape = [1 if size is None else size for size in entry.sizes or ()]
     return np.full(shape, constants[entry.name])
 
@@ -106,7 +108,7 @@ def _is_picture(sizes: Sequence[int | None] | None) -> bool:
     return sizes is not None and 3 in (sizes[1], sizes[3]) and sizes.count(1) < 3 and sizes[2] != 1
 
 
-def _shown(entry: Input) -> str:
+def _shape_text(entry: Input) -> str:
     if entry.sizes is None:
         return "of unknown rank"
     return f"[{','.join('?' if size is None else str(size) for size in entry.sizes)}]"

@@ -1,4 +1,4 @@
-"""Class names: reading them in the forms they come in, and finding a class by name."""
+"""Class names: reading them in the forms that they come in, and finding a class by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def read_synsets(path: Path) -> tuple[str, ...] | None:
-    """Read the WordNet ids ("n02123045") of the classes from a label file, None without any.
+    """Read the WordNet ids ("n02123045") of the classes from a label file, None if it has none.
 
     They begin the lines of text, are the first of JSON's pairs, or the column "wnid" of a table.
 
@@ -95,7 +95,7 @@ def class_index(target: str | int, labels: Sequence[str] | None, classes: int) -
     """Return the index of a class given by its name (see `find_class`) or number.
 
     Raises:
-        OptionError: there is no such class.
+        TargetError: there is no such class.
     """
     if not isinstance(target, int) and not target.lstrip("+-").isdigit():
         return find_class(target, labels)
@@ -108,11 +108,11 @@ def class_index(target: str | int, labels: Sequence[str] | None, classes: int) -
 def find_class(name: str, labels: Sequence[str] | None) -> int:
     """Return the index of the class called `name`.
 
-    Case does not matter, underscores are spaces, and each of a label's comma-separated synonyms
-    will do.
+    Case does not matter, underscores are spaces, and any of a label's comma-separated synonyms
+    matches.
 
     Raises:
-        OptionError: no class, or more than one, is called so.
+        TargetError: no class, or more than one, has this name.
     """
     if labels is None:
         raise TargetError(
@@ -120,16 +120,16 @@ def find_class(name: str, labels: Sequence[str] | None) -> int:
             "index, or the names with --labels FILE."
         )
     wanted = _plain(name)
-    whole = [i for i, label in enumerate(labels) if _plain(label) == wanted]
-    found = whole or [
+    exact = [i for i, label in enumerate(labels) if _plain(label) == wanted]
+    found = exact or [
         i for i, label in enumerate(labels) if wanted in [_plain(p) for p in label.split(",")]
     ]
     if len(found) == 1:
         return found[0]
     if found:
         raise TargetError(
-            f"The class '{name}' is ambiguous: classes {', '.join(map(str, found))} are called "
-            "so. Give the index."
+            f"The class '{name}' is ambiguous: classes {', '.join(map(str, found))} have "
+            "that name. Give the index."
         )
     known = {_plain(part): part.strip() for label in labels for part in label.split(",")}
     close = difflib.get_close_matches(wanted, known, n=3)

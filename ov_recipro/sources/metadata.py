@@ -1,4 +1,4 @@
-"""What a model's file, or a file beside it, says of preprocessing and labels."""
+"""What a model's file, or a file beside it, says about preprocessing and labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MODEL_INFO = "model_info "
 _HUGGING_FACE = "preprocessor_config.json"
 _CONFIG = "config.json"
 SIDECARS = (_HUGGING_FACE, _CONFIG, ultralytics.SIDECAR)
-"""Files beside a model that are looked into."""
+"""Files beside a model that are searched for these."""
 
 MODEL_API_RESIZES = get_args(Resize)[:4]
 """The kinds of resize that OpenVINO Model API knows."""
@@ -35,14 +35,14 @@ def find_preprocessing(
     assumed.
 
     Args:
-        metadata: what the file says of itself.
+        metadata: what the file says about itself.
         model: the file.
         size: (height, width) of the model's input.
 
     Raises:
-        ModelError: what is written there makes no sense.
+        ModelError: what is written there is malformed.
     """
-    with _sensible(model):
+    with _reported_as_malformed(model):
         return _find_preprocessing(metadata, model, size)
 
 
@@ -130,7 +130,7 @@ def _from_hugging_face(config: dict[str, Any], path: Path, size: tuple[int, int]
     shortest = wanted if isinstance(wanted, int) else wanted.get("shortest_edge")
     crops = config.get("do_center_crop", False)
     if not config.get("do_resize", True):
-        raise ModelError(f"{path}: do_resize is false; give the preprocessing by options.")
+        raise ModelError(f"{path}: do_resize is false; give the preprocessing with options.")
     rescale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     normalise = config.get("do_normalize", True)
     mean = config.get("image_mean", [0.0] * 3) if normalise else [0.0] * 3
@@ -185,13 +185,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _sensible(model: Path) -> Iterator[None]:
-    """Turn what fails on values of a wrong kind into one clear error."""
+def _reported_as_malformed(model: Path) -> Iterator[None]:
+    """Turn the errors that values of the wrong kind cause into one clear error."""
     try:
         yield
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"What {model} or a file beside it says of its preprocessing or labels is malformed: "
+            f"The preprocessing or labels in {model} or in a file beside it are malformed: "
             f"{type(error).__name__}: {error}."
         ) from error
 
@@ -204,11 +204,11 @@ def _three(text: str, model: Path) -> tuple[float, float, float]:
     try:
         numbers = [float(part) for part in text.replace(",", " ").strip("[] ").split()]
     except ValueError as error:
-        raise ModelError(f"{model}: model_info has '{text}' for three numbers.") from error
+        raise ModelError(f"{model}: model_info has '{text}' instead of three numbers.") from error
     return _numbers(numbers * 3 if len(numbers) == 1 else numbers, model)
 
 
 def _numbers(values: list[float], path: Path) -> tuple[float, float, float]:
     if len(values) != 3:
-        raise ModelError(f"{path}: expected 3 means and scales, found {len(values)}.")
+        raise ModelError(f"{path}: expected 3 means or scales, found {len(values)}.")
     return (float(values[0]), float(values[1]), float(values[2]))

@@ -1,4 +1,4 @@
-"""Reading an ONNX file that may come from anyone: checked first, its large weights left on disk."""
+"""Reading an ONNX file from an untrusted source: checked first, large weights left on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnx_ir.passes import common as passes
 
 from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.limits import FUNCTION_DEPTH, NODES, TENSOR_BYTES
-from ov_recipro.sources.companions import Companion
+from ov_recipro.sources.companions import WeightsFile
 from ov_recipro.sources.rewriting.quantised import to_qdq
 
 _LARGEST_FILE = (1 << 31) - 1  # bytes; protobuf's own limit
@@ -32,7 +32,8 @@ class Loaded:
     Attributes:
         model: functions inlined, QOperator written as QDQ, external weights read when needed.
         companions: the files beside it that hold its weights.
-        plain: whether OpenVINO can be given the file itself: all is inside, in ordinary form.
+        plain: whether OpenVINO can be given the file itself: it needs no other file, and has no
+            functions or sparse tensors.
     """
 
     model: ir.Model
@@ -41,7 +42,7 @@ class Loaded:
 
 
 def load(path: Path) -> Loaded:
-    """Read an ONNX file, and refuse what is too large or leads out of its folder.
+    """Read an ONNX file, and refuse one that is too large or leads out of its folder.
 
     Raises:
         ModelError: the file can't be read, is not valid, or is refused.
@@ -88,8 +89,8 @@ def _parsed(path: Path) -> onnx.ModelProto:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise ModelError(
-                f"{path} is not a readable ONNX file: it has more than 2 GiB, which only external "
-                "data can hold."
+                f"{path} is not a readable ONNX file: it is larger than 2 GiB; only external data "
+                "may be."
             )
         return onnx.load(path, load_external_data=False)
     except OSError as error:
@@ -103,9 +104,9 @@ def _parsed(path: Path) -> onnx.ModelProto:
 def _check_size(proto: onnx.ModelProto, path: Path) -> None:
     """Refuse a model that would grow beyond the limits, before any of it is expanded.
 
-    Functions that nothing calls are taken out.
+    Functions that nothing calls are removed.
     """
-    dense = 0  # bytes of all sparse tensors written out
+    dense = 0  # bytes of all sparse tensors in dense form
     for message in _messages(proto):
         if isinstance(message, onnx.TensorProto):
             _check_tensor(message.dims, message.data_type, f"{path}: tensor '{message.name}'")
@@ -128,7 +129,7 @@ def _check_size(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _messages(message: _Message) -> Iterator[_Message]:
-    """Yield a message and all inside of it that may hold a tensor, wherever it may hold one."""
+    """Yield a message and every message inside it, at any depth, that may hold a tensor."""
     yield message
     for part in message.DESCRIPTOR.fields:
         if part.message_type is None or part.message_type.name in _NO_TENSORS:
@@ -147,7 +148,7 @@ def _check_tensor(dims: Any, data_type: int, subject: str) -> int:
     try:
         bits = ir.DataType(data_type).bitwidth
     except (ValueError, TypeError):
-        return 0  # of no type, or of strings: reading it reports the former
+        return 0  # no valid type, which reading it reports, or strings
     size: int = -(-math.prod(dims) * bits // 8)
     TENSOR_BYTES.check(size, subject)
     return size
@@ -159,12 +160,12 @@ def _called(domain: str, name: str, overload: str) -> _Function:
 
 @dataclass
 class _Calls:
-    """What a model's functions come to once all are inlined.
+    """What a model's functions amount to once all are inlined.
 
     Attributes:
-        bodies: the functions, by what calls them.
+        bodies: the functions, by the name that calls them.
         path: the file.
-        known: of those that are called, the number of nodes and of levels below them.
+        known: for each that is called, the number of nodes and of levels below it.
     """
 
     bodies: Mapping[_Function, onnx.FunctionProto]
@@ -172,11 +173,11 @@ class _Calls:
     known: dict[_Function, tuple[int, int]] = field(default_factory=dict)
 
     def expanded(self, body: _Message, depth: int) -> tuple[int, int]:
-        """Return how many nodes a graph or function has then, and how deep its calls go.
+        """Return how many nodes a graph or function then has, and how deep its calls go.
 
         Args:
             body: the graph or function.
-            depth: of the calls that led here.
+            depth: the number of nested calls that led here.
         """
         FUNCTION_DEPTH.check(depth, f"{self.path}")
         count = levels = 0
@@ -195,19 +196,19 @@ class _Calls:
 
 
 def _write_defaults(proto: onnx.ModelProto) -> None:
-    """Write the attributes that functions have by default at the calls that leave them out."""
+    """Add the default attributes of functions to the calls that omit them."""
     bodies = {_called(f.domain, f.name, f.overload): f for f in proto.functions}
     for message in _messages(proto):
         if isinstance(message, onnx.NodeProto):
             function = bodies.get(_called(message.domain, message.op_type, message.overload))
-            given = {attribute.name for attribute in message.attribute}
+            present = {attribute.name for attribute in message.attribute}
             for default in function.attribute_proto if function is not None else ():
-                if default.name not in given:
+                if default.name not in present:
                     message.attribute.append(default)
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
-    """Return a sparse initialiser as a dense one: few tools take the sparse form."""
+    """Return a sparse initialiser as a dense one: few tools accept the sparse form."""
     values = onnx.numpy_helper.to_array(sparse.values)
     indices = onnx.numpy_helper.to_array(sparse.indices)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
@@ -233,7 +234,7 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def _for_each_tensor(
     model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]
 ) -> None:
-    """Put in each constant's place what `change` returns for it."""
+    """Replace each constant by what `change` returns for it."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
@@ -248,26 +249,26 @@ def _for_each_tensor(
 
 
 def _open_external(model: ir.Model, path: Path) -> tuple[Path, ...]:
-    """Open the files of weights beside the model and let its tensors read from these.
+    """Open the weights files beside the model and make its tensors read from them.
 
     Returns:
         The files.
     """
-    files: dict[str, Companion] = {}
+    files: dict[str, WeightsFile] = {}
 
     def change(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if not isinstance(tensor, ir.ExternalTensor):
             return tensor
         name = str(tensor.location)
         if name not in files:
-            files[name] = Companion(path, name)
+            files[name] = WeightsFile(path, name)
         return _lazy(tensor, files[name], path)
 
     _for_each_tensor(model, change)
     return tuple(path.parent / name for name in files)
 
 
-def _lazy(tensor: ir.ExternalTensor, file: Companion, path: Path) -> ir.LazyTensor:
+def _lazy(tensor: ir.ExternalTensor, file: WeightsFile, path: Path) -> ir.LazyTensor:
     """Return a tensor that is read from `file` each time it is needed."""
     offset, length = tensor.offset or 0, tensor.nbytes
     if offset < 0 or tensor.length not in (None, length) or offset + length > file.size:

@@ -27,15 +27,15 @@ from ov_recipro.sources.source import SplitFiles
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _IDENTITIES = frozenset({"Dropout", "Identity"})
-_INLINE = 64 << 20  # bytes of weights that a written file holds itself; more go beside it
-_OUTLINED = 4096  # bytes from which a weight is only outlined
-_LARGE = 1 << 30  # bytes of weights of a model that is not run whole for its proof
-_PIECE = 96 << 20  # bytes of weights run at once then
+_INLINE = 64 << 20  # most bytes of weights inside a written file; more go into one beside it
+_OUTLINED = 4096  # bytes beyond which a weight is left out of the outline
+_LARGE = 1 << 30  # bytes of weights beyond which the proof runs a model in pieces
+_PIECE = 96 << 20  # bytes of weights after which a piece ends, at the next clean tensor
 
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise what was wrong with a file of weights, which onnx-ir wraps in errors of its own."""
+    """Raise our own error about a weights file, which onnx-ir wraps in errors of its own."""
     try:
         yield
     except ir.serde.SerdeError as error:
@@ -89,7 +89,7 @@ class OnnxSource:
             raise ModelError(f"OpenVINO can't read {self.path}: {reason(error)}") from error
         ports = [port for node in outline.get_ordered_ops() for port in node.outputs()]
         named = {name: port for port in ports for name in port.get_names()}
-        for node in reversed(model.graph):  # OpenVINO names one of two equal tensors
+        for node in reversed(model.graph):  # OpenVINO names only one of two equal tensors
             if node.op_type in _IDENTITIES and (port := named.get(str(node.outputs[0].name))):
                 named |= {str(v.name): port for v in node.inputs[:1] if v and v.name not in named}
         return outline, named
@@ -103,10 +103,12 @@ class OnnxSource:
         deployed = load(self.path).model
         if self.constants:
             _fix_inputs(deployed, self.path, self.image_shape, self.constants)
-        given = [_as_float32(deployed, name, self.rewritten, self.model) for name in boundary]
+        head_outputs = [
+            _as_float32(deployed, name, self.rewritten, self.model) for name in boundary
+        ]
         if differs:
-            given.append(_as_float32(deployed, scores, self.rewritten, self.model))
-        _save(_extract(deployed, [image], given), folder / "head.onnx")
+            head_outputs.append(_as_float32(deployed, scores, self.rewritten, self.model))
+        _save(_extract(deployed, [image], head_outputs), folder / "head.onnx")
         tail = _extract(self.model, boundary, [scores])
         shaping.free_batch(tail.graph, point.tensor, self.graph.shapes)
         _save(tail, folder / "tail.onnx")
@@ -116,11 +118,11 @@ class OnnxSource:
         elif differs or self.constants or not self.plain:
             ends = (*boundary, scores, self.graph.output)
             reference = (ModelFile("reference.onnx", (image,), ends),)
-        for part in reference:
-            whole = _extract(self.model, part.inputs, dict.fromkeys(part.outputs))
-            _save(whole, folder / part.file)
+        for piece in reference:
+            extracted = _extract(self.model, piece.inputs, dict.fromkeys(piece.outputs))
+            _save(extracted, folder / piece.file)
         return SplitFiles(
-            head=ModelFile("head.onnx", (image,), tuple(given)),
+            head=ModelFile("head.onnx", (image,), tuple(head_outputs)),
             tail=ModelFile("tail.onnx", boundary, (scores,)),
             reference=reference,
             low_precision=differs,
@@ -137,19 +139,19 @@ class OnnxSource:
         before = set(clean[: clean.index(point.tensor)] if point.clean else clean)
         before -= descendants(self.graph.path_nodes, {point.tensor})
         boundary = (point.tensor, *point.bypass)
-        parts: list[ModelFile] = []
+        pieces: list[ModelFile] = []
         start, size = self.graph.image, 0
         for node in self.graph.path_nodes:
             size += sum(weights.get(name, 0) for name in node.inputs)
             end = next((name for name in node.outputs if name in before), None)
             if end is not None and size > _PIECE:
-                parts.append(ModelFile(f"reference{len(parts)}.onnx", (start,), (end,)))
+                pieces.append(ModelFile(f"reference{len(pieces)}.onnx", (start,), (end,)))
                 start, size = end, 0
         inner = tuple(name for name in boundary if name != start)
-        parts.append(ModelFile(f"reference{len(parts)}.onnx", (start,), inner))
+        pieces.append(ModelFile(f"reference{len(pieces)}.onnx", (start,), inner))
         ends = (self.graph.scores, self.graph.output)
-        parts.append(ModelFile(f"reference{len(parts)}.onnx", boundary, ends))
-        return tuple(parts)
+        pieces.append(ModelFile(f"reference{len(pieces)}.onnx", boundary, ends))
+        return tuple(pieces)
 
 
 def open_onnx(path: Path, cut: Cut) -> OnnxSource:
@@ -157,10 +159,10 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
 
     Args:
         path: the file.
-        cut: which output, input shape and constants it has; the layer is not looked at.
+        cut: which output, input shape and constants it has; the layer is ignored.
 
     Raises:
-        ModelError: the file is no readable ONNX classifier of one image.
+        ModelError: the file is not a readable ONNX classifier of one image.
     """
     loaded = load(path)
     model = loaded.model
@@ -181,7 +183,8 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
             TENSOR_BYTES.check(size, f"{path}: tensor '{value.name}'")
     for value in shaping.of_unknown_size(model):
         raise ModelError(
-            f"{path}: the size of tensor '{value.name}' is not known before it is made; refused."
+            f"{path}: the size of tensor '{value.name}' is not known before it is computed; "
+            "refused."
         )
     nodes = tuple(_neutral(node, operations) for node in model.graph)
     outputs = [str(value.name) for value in model.graph.outputs]
@@ -217,7 +220,7 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
 def _fix_inputs(
     model: ir.Model, path: Path, asked: Sequence[int] | None, constants: Constants
 ) -> ir.Value:
-    """Give the inputs beside the image their values; return the image."""
+    """Give the inputs other than the image their values; return the image."""
     values = list(model.graph.inputs)
     found = [inputs.Input(str(value.name), _sizes(value)) for value in values]
     chosen = inputs.choose_image(found, constants, path)
@@ -230,8 +233,8 @@ def _fix_inputs(
             model.graph.inputs.remove(value)
             model.graph.register_initializer(value)
     image = values[chosen]
-    said = dict(model.metadata_props)
-    image.shape = ir.Shape(inputs.image_shape(found[chosen], asked, path, said))
+    metadata = dict(model.metadata_props)
+    image.shape = ir.Shape(inputs.image_shape(found[chosen], asked, path, metadata))
     return image
 
 
@@ -242,7 +245,7 @@ def _sizes(value: ir.Value) -> list[int | None] | None:
 
 
 def _neutral(node: ir.Node, operations: Mapping[str | None, str]) -> Node:
-    """Describe a node; `operations` are the deployed model's by output, which users know."""
+    """Describe a node; `operations` are the deployed model's, by output: users know these."""
     names = [value.name for value in node.inputs if value is not None]
     for attribute in node.attributes.values():
         for graph in _subgraphs(attribute):
@@ -275,8 +278,8 @@ def _axes(node: ir.Node) -> tuple[int, ...]:
         tensor = None
         if len(node.inputs) > 1 and node.inputs[1] is not None:
             tensor = ir.convenience.get_const_tensor(node.inputs[1])
-        given = node.attributes.get_ints("axes", []) if tensor is None else tensor.numpy().tolist()
-        return tuple(axis % rank for axis in given)
+        axes = node.attributes.get_ints("axes", []) if tensor is None else tensor.numpy().tolist()
+        return tuple(axis % rank for axis in axes)
     return ()
 
 
@@ -293,7 +296,7 @@ def _subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
 
 
 def _captures(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Yield the values of outer graphs that `graph` or a graph inside of it reads."""
+    """Yield the values of outer graphs that `graph` or a graph inside it reads."""
     inside = {id(value) for value in graph.inputs} | {id(v) for v in graph.initializers.values()}
     for node in graph:
         inside.update(id(value) for value in node.outputs)
@@ -310,17 +313,17 @@ def _captures(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _scope(node: ir.Node) -> str:
-    """Return the module path that the dynamo exporter of PyTorch notes at a node."""
+    """Return the module path that PyTorch's dynamo exporter records for a node."""
     written = node.metadata_props.get(_SCOPES, "")
     names = [part.strip(" '\"") for part in written.strip("[]").split(",")]
     modules = [name for name in names[:-1] if name]
     return modules[-1] if modules else ""
 
 
-def _as_float32(model: ir.Model, name: str, rewritten: Rewritten, wide: ir.Model) -> str:
-    """Let the deployed `model` give tensor `name` in float32; return the name to ask it for."""
+def _as_float32(model: ir.Model, name: str, rewritten: Rewritten, widened: ir.Model) -> str:
+    """Add tensor `name` in float32 to the deployed `model`; return the name that it has there."""
     value = ir.convenience.create_value_mapping(model.graph)[name]
-    if dtype := next(v.dtype for v in shaping.values_of(wide) if v.name == name):
+    if dtype := next(v.dtype for v in shaping.values_of(widened) if v.name == name):
         value.dtype = dtype
     inputs: list[ir.Value] = [value]
     if name in rewritten.scales:

@@ -30,24 +30,24 @@ def core() -> ov.Core:
     found = ov.Core()
     threads = thread_limit()
     if threads is not None and "CPU" in found.available_devices:
-        # several processes would all be pinned to the same first cores
+        # otherwise, several processes would all be pinned to the same first cores
         limits = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         found.set_property("CPU", limits)
     return found
 
 
 def read_model_file(path: Path) -> ov.Model:
-    """Read a model file; an IR's weights only from a regular file inside of its folder.
+    """Read a model file; an IR's weights only from a regular file inside its folder.
 
     Raises:
-        ModelError: these lie elsewhere.
+        ModelError: the weights lie elsewhere.
         RuntimeError: OpenVINO can't read it.
     """
     weights = path.with_suffix(".bin").name
     if path.suffix.lower() != ".xml" or not os.path.lexists(path.with_name(weights)):
         return core().read_model(path)
     with open_companion(path, weights) as file:
-        opened = Path(f"/proc/self/fd/{file.fileno()}")  # the file that was checked, by no name
+        opened = Path(f"/proc/self/fd/{file.fileno()}")  # the file that was checked, not its name
         return core().read_model(path, opened if opened.exists() else path.with_name(weights))
 
 
@@ -63,7 +63,7 @@ def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
 
 
 def name_of(port: ov.Output) -> str:
-    """Return the one name by which a tensor goes: its shortest, or its node's where it has none."""
+    """Return the one name used for a tensor: its shortest, or its node's where it has none."""
     if names := port.get_names():
         return str(min(names, key=lambda name: (len(name), name)))
     node = port.get_node()
@@ -81,7 +81,7 @@ def ports(model: ov.Model) -> Iterable[tuple[ov.Node, ov.Output]]:
 
 @contextmanager
 def as_file(model: str | Path | ov.Model) -> Iterator[Path]:
-    """Give a model as a file: the one that it is, or a temporary one of a model in memory."""
+    """Give a model as a file: its own, or a temporary one for a model in memory."""
     if isinstance(model, str | Path):
         yield Path(model)
         return
@@ -107,7 +107,7 @@ def keep_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:
     known = {name: port for _, port in ports(model) for name in (name_of(port), *port.get_names())}
     missing = [name for name in names if name not in known]
     if missing:
-        raise ModelError(f"OpenVINO's reading of the model has no tensor '{missing[0]}'.")
+        raise ModelError(f"The model, as OpenVINO reads it, has no tensor '{missing[0]}'.")
     results = [ops.result(known[name]) for name in names]
     return ov.Model(results, model.get_parameters(), model.get_friendly_name())
 
@@ -118,21 +118,21 @@ def compiled(
     """Compile a model for a device.
 
     Raises:
-        ModelError: the device can't run it.
+        DeviceError: the device can't run it.
     """
     config = {"PERFORMANCE_HINT": hint.upper()}
     if precision == "f32":
         config["INFERENCE_PRECISION_HINT"] = "f32"
-    if device != "CPU":  # there compiling takes long, and kept models pay; on the CPU they do not
+    if device != "CPU":  # compiling is slow there, so a cache pays off; on the CPU it does not
         config["CACHE_DIR"] = str(user_cache("compiled"))
     try:
         return core().compile_model(model, device, config)
     except RuntimeError as error:
-        raise DeviceError(f"OpenVINO can't run this on {device}: {reason(error)}") from error
+        raise DeviceError(f"OpenVINO can't run this model on {device}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
-    """Return the informative line of OpenVINO's many."""
+    """Return the informative line of OpenVINO's long message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     informative = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (informative or lines or ["unknown reason"])[-1][:300]

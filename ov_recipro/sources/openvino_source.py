@@ -56,25 +56,25 @@ class OpenVINOSource:
     def write_split(self, point: CutPoint, folder: Path) -> SplitFiles:
         """Write `head.xml` and `tail.xml` into `folder` (see `Source.write_split`)."""
         with _reported(self.path, "can't be cut there"):
-            return self._parts(point, folder)
+            return self._write(point, folder)
 
-    def _parts(self, point: CutPoint, folder: Path) -> SplitFiles:
+    def _write(self, point: CutPoint, folder: Path) -> SplitFiles:
         boundary, scores = (point.tensor, *point.bypass), self.graph.scores
-        wide = self._read()
-        differs = to_float32(wide)
+        widened = self._read()
+        differs = to_float32(widened)
         deployed = self._read()
-        given = (*boundary, scores) if differs else boundary
-        _save(_outputs(deployed, given, as_float32=True), folder / "head.xml")
+        head_outputs = (*boundary, scores) if differs else boundary
+        _save(_outputs(deployed, head_outputs, as_float32=True), folder / "head.xml")
         reference: tuple[ModelFile, ...] = ()
         if differs or self.constants:
             ends = (*boundary, scores, self.graph.output)
             reference = (ModelFile("reference.xml", (self.graph.image,), ends),)
-            _save(_outputs(wide, ends), folder / "reference.xml")
-            wide = self._read()
-            to_float32(wide)
-        _save(_tail(wide, boundary, scores), folder / "tail.xml")
+            _save(_outputs(widened, ends), folder / "reference.xml")
+            widened = self._read()
+            to_float32(widened)
+        _save(_tail(widened, boundary, scores), folder / "tail.xml")
         return SplitFiles(
-            head=ModelFile("head.xml", (self.graph.image,), given),
+            head=ModelFile("head.xml", (self.graph.image,), head_outputs),
             tail=ModelFile("tail.xml", boundary, (scores,)),
             reference=reference,
             low_precision=differs,
@@ -85,7 +85,7 @@ class OpenVINOSource:
 
 
 def open_openvino(path: Path, cut: Cut) -> OpenVINOSource:
-    """Read an IR classifier; arguments and errors as of `onnx_source.open_onnx`."""
+    """Read an IR classifier; arguments and errors as for `onnx_source.open_onnx`."""
     with _reported(path, "is not a readable OpenVINO IR"):
         return _describe(path, cut)
 
@@ -138,13 +138,13 @@ def _describe(path: Path, cut: Cut) -> OpenVINOSource:
 def _load(path: Path) -> ov.Model:
     try:
         if path.stat().st_size > _LARGEST_TEXT:
-            raise ModelError(f"{path} is not a readable OpenVINO IR: it has more than 1 GiB.")
+            raise ModelError(f"{path} is not a readable OpenVINO IR: it is larger than 1 GiB.")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}.") from error
     except UnicodeDecodeError:
         text = ""
-    if "<net" not in text[:4096]:  # OpenVINO would try all its other readers on it and complain
+    if "<net" not in text[:4096]:  # else OpenVINO would try its other readers and complain
         raise ModelError(f"{path} is not a readable OpenVINO IR: it has no <net> element.")
     NODES.check(len(re.findall(r"<layer\s", text)), str(path))
     return read_model_file(path)
@@ -165,7 +165,7 @@ def _at_batch_1(
     image_shape: Sequence[int] | None,
     constants: Constants,
 ) -> tuple[ov.Model, ov.Output]:
-    """Fix the inputs: the image's shape at batch 1, the others' values, shapes read as numbers."""
+    """Fix the image's shape at batch 1 and the other inputs' values; make ShapeOf a constant."""
     entries = list(model.inputs)
     found = [inputs.Input(name_of(port), _dimensions(port)) for port in entries]
     chosen = inputs.choose_image(found, constants, path)
@@ -180,7 +180,7 @@ def _at_batch_1(
         model.reshape({0: ov.PartialShape(list(shape))})
     except RuntimeError as error:
         raise ModelError(
-            f"{path} does not take the input {list(shape)}: {reason(error)}"
+            f"{path} does not accept the input shape {list(shape)}: {reason(error)}"
         ) from error
     for node in model.get_ordered_ops():
         if node.get_type_name() == "ShapeOf" and node.input_value(0).get_partial_shape().is_static:
@@ -311,10 +311,10 @@ def _tail(model: ov.Model, boundary: Sequence[str], scores: str) -> ov.Model:
 
 
 def _free_batch(node: ov.Node, feature: ov.Node, reached: set[str]) -> None:
-    """Let a node whose batch is frozen at 1 take any; proven later, by running.
+    """Let a node whose batch is frozen at 1 take any batch; a later run proves it.
 
-    A Reshape keeps all sizes but the first, a Squeeze names its axes, and what a Concat joins every
-    image with is repeated for each.
+    A Reshape keeps all sizes but the first, a Squeeze names its axes, and what a Concat joins to
+    every image is repeated for each.
     """
     kind = node.get_type_name()
     if node.get_output_size() != 1 or not _has_shape(node.output(0)):

@@ -21,7 +21,7 @@ class SplitFiles:
         head: the deployed model up to the feature map.
         tail: from there to the logits.
         reference: for the proof alone, the whole model of which the tail is a part, as one or more
-            models to run in a row, where the file itself can't serve: it is in few bits, has
+            models to run in a row, where the file itself can't serve: it is in 8 or 16 bits, has
             further inputs, or is too large to be run at once. Between them they give the tensors
             at the cut, the logits and the output. Empty where the file serves.
         low_precision: the tail computes in float32 what the deployed model does in 8 or 16 bits.
@@ -55,7 +55,7 @@ class Source(Protocol):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says of itself, as flat "section key" entries."""
+        """What the file says about itself, as flat "section key" entries."""
 
     @property
     def companions(self) -> tuple[Path, ...]:
@@ -64,7 +64,7 @@ class Source(Protocol):
     def outline(self) -> tuple[ov.Model, dict[str, ov.Output]]:
         """Return the model at batch 1 and in float32, and its tensors by the graph's names.
 
-        To count with, not to run: large weights may be inputs instead.
+        For counting operations, not for running: large weights may be inputs instead.
         """
 
     def write_split(self, point: CutPoint, folder: Path) -> SplitFiles:

@@ -1,4 +1,4 @@
-"""What an Ultralytics export says of itself: its task, its classes and the size of its images.
+"""What an Ultralytics export says about itself: its task, its classes and the size of its images.
 
 An ONNX file has this in its metadata, each value written as a Python literal; an IR has it in
 `metadata.yaml` beside it.
@@ -26,13 +26,13 @@ _LARGEST = 1 << 20  # bytes of a description
 
 @dataclass(frozen=True)
 class Export:
-    """What is said.
+    """What an export says about itself.
 
     Attributes:
         task: one of `TASKS`.
-        names: of the classes, in order; None where there are none.
-        size: (height, width) of the images; None where that is not said.
-        source: where it is said, in words.
+        names: of the classes, in order; None where they are not given.
+        size: (height, width) of the images; None where it is not given.
+        source: where this is written, in words.
     """
 
     task: str
@@ -42,35 +42,36 @@ class Export:
 
 
 def find_export(metadata: Mapping[str, str], model: Path) -> Export | None:
-    """Return what a model says if Ultralytics exported it, else None.
+    """Return what a model says about itself if Ultralytics exported it, else None.
 
     Every IR of theirs has the model type "YOLO", classifiers too. Where nothing names the task, the
-    resize type does: it is written for every task except classification.
+    resize type shows it: it is written for every task except classification.
 
     Args:
         metadata: the file's entries (see `ov_recipro.sources.source.Source`).
         model: the file.
 
     Raises:
-        ModelError: what is written there makes no sense.
+        ModelError: what is written there is malformed.
     """
     if metadata.get("task") in TASKS and "names" in metadata:
         present = [key for key in _LITERALS if key in metadata]
-        said = {key: _literal(metadata[key], key, model) for key in present}
-        return _export(metadata["task"], said, model, "Ultralytics metadata in the model")
+        entries = {key: _literal(metadata[key], key, model) for key in present}
+        return _export(metadata["task"], entries, model, "Ultralytics metadata in the model")
     if metadata.get(_MODEL_TYPE) != "YOLO":
         return None
     beside = model.parent / SIDECAR
-    said = _read(beside)
-    task = said.get("task")
+    entries = _read(beside)
+    task = entries.get("task")
     if task not in TASKS:
         task = "detect" if _RESIZE in metadata else "classify"
-    source = SIDECAR if said else "model_info in the model"
-    return _export(task, said, beside, source)
+    source = SIDECAR if entries else "model_info in the model"
+    return _export(task, entries, beside, source)
 
 
-def _export(task: str, said: Mapping[str, Any], path: Path, source: str) -> Export:
-    return Export(task, _names(said.get("names"), path), _size(said.get("imgsz"), path), source)
+def _export(task: str, entries: Mapping[str, Any], path: Path, source: str) -> Export:
+    size = _size(entries.get("imgsz"), path)
+    return Export(task, _names(entries.get("names"), path), size, source)
 
 
 def _names(names: Any, path: Path) -> tuple[str, ...] | None:
@@ -90,14 +91,14 @@ def _names(names: Any, path: Path) -> tuple[str, ...] | None:
 def _size(size: Any, path: Path) -> tuple[int, int] | None:
     if size is None:
         return None
-    both = [size, size] if isinstance(size, int) else size
+    sides = [size, size] if isinstance(size, int) else size
     if (
-        not isinstance(both, list | tuple)
-        or len(both) != 2
-        or not all(isinstance(side, int) and side > 0 for side in both)
+        not isinstance(sides, list | tuple)
+        or len(sides) != 2
+        or not all(isinstance(side, int) and side > 0 for side in sides)
     ):
         raise ModelError(f"{path}: 'imgsz' is not a height and a width.")
-    return both[0], both[1]
+    return sides[0], sides[1]
 
 
 def _literal(text: str, key: str, model: Path) -> Any:
@@ -110,15 +111,15 @@ def _literal(text: str, key: str, model: Path) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what the file says, nothing where there is none."""
+    """Return the file's entries; none where there is no file."""
     data = read_sidecar(path)
     if data is None:
         return {}
     try:
         if len(data) > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST:,} bytes")
-        said = yaml.safe_load(data.decode())
+        entries = yaml.safe_load(data.decode())
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ModelError(f"{path} beside the model can't be read: {lines[0]}.") from error
-    return said if isinstance(said, dict) else {}
+    return entries if isinstance(entries, dict) else {}

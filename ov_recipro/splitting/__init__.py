@@ -1,1 +1,1 @@
-"""Splitting a model: cut it, prove it, keep it."""
+"""Splitting a model: cut it, prove the cut, cache the bundle."""

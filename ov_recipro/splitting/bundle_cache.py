@@ -1,4 +1,4 @@
-"""Split models that are kept: made once, found by content, removed when they are many."""
+"""Cached bundles: created once, found by content, removed when the cache grows too large."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import read_sidecar
 from ov_recipro.splitting.split import check_is_file, file_sha256, split
 
-_IN_USE = 3600.0  # seconds since its last use for which nothing is removed
+_IN_USE = 3600.0  # seconds after its last use before which an entry is not removed
 
 
 def cached_split(model: Path, cut: Cut = Cut()) -> Bundle:
-    """Return the bundle of `split` from the user's cache, made when it is not there yet.
+    """Return the bundle of `split` from the user's cache, created where it is not there yet.
 
-    It is found by the content of the model and of the files beside it that are looked into, the
-    cut and this tool's version.
+    It is found by the content of the model and of the files beside it that are read, the cut and
+    this tool's version.
     """
     check_is_file(model)
     sha256 = file_sha256(model)
     digest = hashlib.sha256(sha256.encode())
     for sidecar in metadata.SIDECARS:
         digest.update(read_sidecar(model.parent / sidecar) or b"-")
-    given = dataclasses.replace(cut, constants=dict(sorted(cut.constants.items())))
-    arguments = (given, SCHEMA_VERSION, version("ov-recipro"))
+    normalised = dataclasses.replace(cut, constants=dict(sorted(cut.constants.items())))
+    arguments = (normalised, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
     folder = bundles() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
 
@@ -60,35 +60,35 @@ def cached_or_created(
     make: Callable[[], Bundle],
     is_current: Callable[[Bundle], bool] = lambda _: True,
 ) -> Bundle:
-    """Return the bundle in a folder of the cache; other processes may make it meanwhile.
+    """Return the bundle in a folder of the cache; other processes may create it meanwhile.
 
     Args:
         folder: where it is kept.
-        make: makes it there, where there is none that is whole and current.
+        make: creates it there, where there is none that is complete and current.
         is_current: whether a bundle that is there may be used.
     """
 
-    def kept() -> Bundle | None:
+    def cached() -> Bundle | None:
         if not folder.exists():
             return None
         try:
             bundle = open_bundle(folder)
         except ReciproError:
-            return None  # damaged from outside: made anew
+            return None  # damaged from outside: created again
         if not is_current(bundle):
             return None
         mark_used(folder)
         return bundle
 
-    if (bundle := kept()) is not None:
+    if (bundle := cached()) is not None:
         return bundle
     try:
         if folder.exists():
             discard(folder)
         bundle = make()
     except (ReciproError, OSError):
-        if (bundle := kept()) is not None:
-            return bundle  # another process was first to put it there
+        if (bundle := cached()) is not None:
+            return bundle  # another process was the first to create it
         raise
     prune()
     return bundle
@@ -115,12 +115,12 @@ class Entry:
 
 @functools.cache
 def bundles() -> Path:
-    """Return the folder of bundles, or this process's own where that can't be written."""
-    kept = user_cache("bundles")
+    """Return the folder of bundles, or a temporary one where that can't be written."""
+    folder = user_cache("bundles")
     try:
-        kept.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=kept):
-            return kept
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
     except OSError:
         own = tempfile.TemporaryDirectory(prefix="ov-recipro-")
         atexit.register(own.cleanup)
@@ -128,7 +128,7 @@ def bundles() -> Path:
 
 
 def mark_used(path: Path) -> None:
-    """Note that an entry was used just now; a cache that can't be written keeps no such notes."""
+    """Record that an entry was used just now; a cache that can't be written records nothing."""
     with suppress(OSError):
         os.utime(path)
 
@@ -139,16 +139,16 @@ def entries(kind: CacheKind) -> list[Entry]:
     with suppress(FileNotFoundError):
         for path in user_cache(kind).iterdir():
             with suppress(FileNotFoundError):  # another process has removed it
-                status = path.stat()  # OpenVINO only reads what it has kept
+                status = path.stat()  # OpenVINO only reads what it has cached
                 used = max(status.st_atime, status.st_mtime) if path.is_file() else status.st_mtime
                 found.append(Entry(path, sum(_sizes(path)), used))
     return sorted(found, key=lambda entry: entry.used)
 
 
 def prune() -> None:
-    """Remove what was used least recently while the cache is larger than `limits.CACHE_BYTES`.
+    """Remove the least recently used entries while the cache is larger than `limits.CACHE_BYTES`.
 
-    What was used within the last hour stays: another process may be about to read it. Verdicts
+    Entries used within the last hour stay: another process may be about to read it. Verdicts
     stay too; they are small.
     """
     kept = sorted([*entries("bundles"), *entries("compiled")], key=lambda entry: entry.used)

@@ -19,15 +19,15 @@ from ov_recipro.sources.source import Source
 
 
 def costs(source: Source, points: Sequence[CutPoint], any_batch: bool = True) -> list[Cost | None]:
-    """Estimate the cost of explaining at each of a model's cut points, tensors that go round kept.
+    """Estimate the cost of explaining at each of a model's cut points, bypass kept.
 
     Args:
         source: the model.
         points: where it is cut.
-        any_batch: whether the tails are taken to score several feature maps at once.
+        any_batch: whether the tails are assumed to score several feature maps at once.
 
     Returns:
-        None for a tensor that OpenVINO's reading of the model does not have.
+        None for a tensor that the model, as OpenVINO reads it, does not have.
     """
     model, tensors = source.outline()
     # shapes are constants at batch 1
@@ -55,11 +55,11 @@ def costs(source: Source, points: Sequence[CutPoint], any_batch: bool = True) ->
 
 
 def cheaper_layer(source: Source, tensor: str, max_cost: float) -> tuple[str, Cost] | None:
-    """Return the first clean layer behind a tensor that costs at most `max_cost` an image."""
+    """Return the first clean layer after a tensor that costs at most `max_cost` an image."""
     points = cut_points(source.graph)
-    place = next((i for i, point in enumerate(points) if point.tensor == tensor), -1)
-    behind = [point for point in points[place + 1 :] if point.clean]
-    for point, cost in zip(behind, costs(source, behind), strict=True):
+    index = next((i for i, point in enumerate(points) if point.tensor == tensor), -1)
+    later = [point for point in points[index + 1 :] if point.clean]
+    for point, cost in zip(later, costs(source, later), strict=True):
         if cost is not None and cost.inferences <= max_cost:
             return point.tensor, cost
     return None

@@ -1,4 +1,4 @@
-"""The proof of a split: head and tail, run one after the other, are the model."""
+"""The proof of a split: head and tail, run one after the other, equal the model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ LEAST_AGREEMENT = 0.5
 
 @dataclass(frozen=True)
 class Proof:
-    """What running the parts showed.
+    """What running the head and the tail showed.
 
     Attributes:
         parity: max |tail(head(x)) - model(x)| over the inputs, before a closing activation (behind
             a saturated Softmax, rounding can look like an error, and an error like rounding). For
             a model in 8 or 16 bits this is about its float32 form, of which the tail is a part.
-        deviation: for such a model, max |tail(head(x)) - deployed logits|: what its few bits cost.
-        any_batch: whether the tail, given two feature maps at once, scores them as one by one.
+        deviation: for such a model, max |tail(head(x)) - deployed logits|: what its low precision
+            costs; None for any other.
+        any_batch: whether the tail, given two feature maps at once, scores them as it does one by
+            one.
         classes: number of classes.
     """
 
@@ -41,13 +43,13 @@ class Proof:
 
 
 def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
-    """Run the model, and the parts in `folder`, on two random images.
+    """Run the model, and the head and tail in `folder`, on two random images.
 
     A model in pieces (see `SplitFiles.reference`) is run piece by piece, each released before the
     next.
 
     Raises:
-        ModelError: the parts differ from the model by more than rounding.
+        ModelError: they differ from the model by more than rounding.
     """
     graph = source.graph
     images = _random_images(source.image_shape, source.image_dtype)
@@ -57,11 +59,11 @@ def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
         run = _runner(folder / files.head.file, [source.image_shape], files.head.outputs)
         head = [run([image]) for image in images]
     if files.reference:
-        wide = [image.astype(np.float32) for image in images] if files.low_precision else images
-        values = _run_in_a_row(source, [(folder / p.file, p) for p in files.reference], wide)
+        widened = [image.astype(np.float32) for image in images] if files.low_precision else images
+        values = _run_in_a_row(source, [(folder / p.file, p) for p in files.reference], widened)
     else:
-        whole = ModelFile(source.path.name, (graph.image,), (graph.scores, graph.output))
-        values = _run_in_a_row(source, [(source.path, whole)], images)
+        model = ModelFile(source.path.name, (graph.image,), (graph.scores, graph.output))
+        values = _run_in_a_row(source, [(source.path, model)], images)
     if head is None or files.low_precision:
         features = [[each[name] for name in boundary] for each in values]
     else:
@@ -98,7 +100,7 @@ def _run_in_a_row(
 def _check_parity(
     source: Source, got: Sequence[Array], values: Sequence[dict[str, Array]]
 ) -> float:
-    """Compare the tail's logits with the model's, and the model's output with its logits'."""
+    """Compare the tail's logits with the model's, and these, activated, with its output."""
     graph = source.graph
     logits = [np.ravel(each[graph.scores]) for each in values]
     output = [np.ravel(each[graph.output]) for each in values]
@@ -121,7 +123,7 @@ def _check_parity(
 
 
 def _check_deviation(source: Source, ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    """Compare the float32 tail's logits with the deployed model's in few bits."""
+    """Compare the float32 tail's logits with the deployed model's in 8 or 16 bits."""
     agreement = float(np.corrcoef(np.concatenate(ours), np.concatenate(theirs))[0, 1])
     if not agreement >= LEAST_AGREEMENT:
         raise ModelError(
@@ -132,7 +134,7 @@ def _check_deviation(source: Source, ours: Sequence[Array], theirs: Sequence[Arr
 
 
 def _largest_error(got: Sequence[Array], expected: Sequence[Array]) -> tuple[float, float]:
-    """Return max |got - expected| and max |expected|; infinite error for another size."""
+    """Return max |got - expected| and max |expected|; infinite error where sizes differ."""
     pairs = list(zip(got, expected, strict=True))
     largest = max(float(np.abs(e).max()) for e in expected)
     if any(g.shape != e.shape for g, e in pairs):

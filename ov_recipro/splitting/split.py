@@ -1,4 +1,4 @@
-"""Splitting a classifier into head and tail, and proving that the two are the model."""
+"""Splitting a classifier into head and tail, and proving that they equal the model."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def split(
     force: bool = False,
     **options: Any,
 ) -> Bundle:
-    """Cut a classifier in two and write the parts as a bundle.
+    """Cut a classifier into head and tail and write the two as a bundle.
 
     The bundle is written beside its final place and renamed, after head and tail were run against
     the whole model: a bundle that exists is complete and proven.
 
     Args:
-        model: an ONNX file.
+        model: an .onnx or .xml file.
         output_folder: the bundle to write; by default "<model's stem>.recipro" in the working
             directory.
         layer: where to cut, or a whole `Cut`.
-        preprocessing: how images become inputs, or a function that changes what the model says of
-            it (see `ov_recipro.sources.metadata.find_preprocessing`).
+        preprocessing: how images become inputs, or a function that changes what the model says
+            about it (see `ov_recipro.sources.metadata.find_preprocessing`).
         labels: class names in order; by default what the model says.
         force: replace an existing bundle.
         options: single fields of `Cut`, such as ``exact=True``.
@@ -64,8 +64,8 @@ def split(
         The bundle.
 
     Raises:
-        ModelError: the file is no classifier that can be cut there, or the parts differ from
-            the model by more than rounding.
+        ModelError: the file is not a classifier that can be cut there, or head and tail differ
+            from the model by more than rounding.
     """
     path = Path(model)
     folder = Path(f"{path.stem}{SUFFIX}") if output_folder is None else Path(output_folder)
@@ -78,8 +78,8 @@ def split(
     with new_folder(folder, force) as work:
         files = source.write_split(cut.point, work)
         proof = prove(source, files, work)
-        for part in files.reference:
-            for file in work.glob(f"{Path(part.file).stem}.*"):
+        for piece in files.reference:
+            for file in work.glob(f"{Path(piece.file).stem}.*"):
                 file.unlink()
         graph = source.graph
         image = ImageInput(
@@ -122,7 +122,7 @@ def open_source(path: Path, cut: Cut = Cut()) -> Source:
     """Read a model file in whichever format it is.
 
     Raises:
-        ModelError: no format fits, or the file is no classifier of one image.
+        ModelError: no format fits, or the file is not a classifier of one image.
     """
     check_is_file(path)
     if path.suffix.lower() == ".onnx":
@@ -158,7 +158,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def check_is_file(path: Path) -> None:
-    """Raise ReciproError where there is no such file."""
+    """Raise ModelError where there is no such file."""
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise ModelError(f"{path} {what}.")

@@ -1,1 +1,1 @@
-"""Targets: what is explained, each a way from a model's outputs to one score."""
+"""Targets: what can be explained; each turns a model's logits into one score."""

@@ -11,7 +11,7 @@ from ov_recipro.saliency import Floats
 
 
 class ScoredTarget(Protocol):
-    """Something of which a model has an opinion: it turns a run's logits into one score a run.
+    """Something that a model scores: it turns each run's logits into one score.
 
     The runs are those of an image, and of its feature map with all cells but one emptied.
     """

@@ -46,7 +46,7 @@ def find_classes(
         targets: a class name or index, or "top1", "top5", ...; or several of these.
         labels: class names in order, where they are known; classes: their number.
         logits: of the classes, [classes], which "top1" and the like refer to; without them these
-            are checked and left out.
+            are accepted and left out.
 
     Raises:
         TargetError: there is no such class.

@@ -111,9 +111,9 @@ def test_a_costly_layer_is_refused_and_a_cheaper_one_named(tmp_path: Path, cat: 
 
 def test_a_costly_layer_of_a_bundle_is_refused(tmp_path: Path, cat: Path, lite0: Path) -> None:
     made = run("split", lite0, "--layer", "blocks.5", "-o", "b.recipro", cwd=tmp_path)
-    assert "plan     rows, 196 cells, about 91.7 x one inference an image" in made.stdout
+    assert "plan     rows, 196 cells, about 91.7 x one inference per image" in made.stdout
     result = run("explain", cat, "-m", "b.recipro", cwd=tmp_path)
-    fails(result, "91.7 inferences an image; the limit is 25", "'ov-recipro layers' lists")
+    fails(result, "91.7 inferences per image; the limit is 25", "'ov-recipro layers' lists")
 
 
 def test_bench_compares_plans_in_one_run(tmp_path: Path, lite0: Path) -> None:
@@ -198,7 +198,7 @@ def test_bad_models(model: str, message: str, tmp_path: Path, lite0: Path, cat: 
         (["-t", "no such class"], "no class 'no such class'"),
         (["-t", "1000"], "There is no class 1000"),
         (["-t", "crane"], "ambiguous"),
-        (["-d", "GPU.7"], "Device 'GPU.7' is not to be had here"),
+        (["-d", "GPU.7"], "Device 'GPU.7' is not available here"),
         (["--layer", "blocks.99"], "No layer 'blocks.99'"),
         (["--labels", "short.txt"], "2 labels for the model's 1000 classes"),
         (["--labels", "absent.txt"], "can't be read"),

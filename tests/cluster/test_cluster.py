@@ -126,18 +126,18 @@ def test_a_later_run_goes_on(folder: Path, first: subprocess.CompletedProcess[st
     again = ("explain", "photos", "--engine", "ray", *TARGETS, "--overlays")
     done = run(*again, "-o", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "5 of 5 images are done." in done.stderr
+    assert "5 of 5 images are already done." in done.stderr
     assert "actors" not in done.stderr  # nothing was started
     fails(
         run("explain", "photos", "--engine", "ray", "-o", "out", cwd=folder),
-        "results of another run; these differ: overlays, targets",
+        "results of another run; these settings differ: overlays, targets",
     )
     with zipfile.ZipFile(folder / "more.zip", "w") as archive:
         archive.write(folder / "photos" / "003.jpg", "inside/new.jpg")
     url = f"zip://inside::{folder}/more.zip"
     more = run(*again, url, "--actors", "1", "-o", "out", cwd=folder)
     assert more.returncode == 0, more.stderr
-    assert "5 of 6 images are done." in more.stderr
+    assert "5 of 6 images are already done." in more.stderr
     found = {row["path"]: row for row in rows(folder / "out")}
     assert len(found) == len(rows(folder / "out")) == 6
     (new,) = [row for path, row in found.items() if path.startswith("zip://inside/new.jpg::/")]
@@ -245,7 +245,7 @@ def test_files_are_bounded_and_whole(
     later.add(results.table([explained], columns))
     later.write()
     assert (later.parts / "part-000003.parquet").is_file()
-    with pytest.raises(ReciproError, match="these differ: layer"):
+    with pytest.raises(ReciproError, match="these settings differ: layer"):
         Results(tmp_path, {"layer": "y"})
     files[0].write_bytes(files[0].read_bytes()[:100])
     with pytest.raises(ReciproError, match="damaged"):
@@ -289,10 +289,10 @@ def test_datasets_behind_urls(tmp_path: Path, cat: Path) -> None:
         ("n02124075/001.jpg", 285),
     ]
     for bad in ("data/*/000.jpg", "data/n02124075/000.jpg"):
-        with pytest.raises(ReciproError, match="no folder of images"):
+        with pytest.raises(ReciproError, match="not a folder of images"):
             read_dataset(f"file://{tmp_path}/{bad}", names)
     photographs(tmp_path / "data" / "no class", cat, 1)
-    with pytest.raises(ReciproError, match="no class: not a class"):
+    with pytest.raises(ReciproError, match="no class is not a class"):
         read_dataset(f"file://{tmp_path}/data", names)
 
 

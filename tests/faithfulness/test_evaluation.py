@@ -68,7 +68,7 @@ def test_tables_and_all_they_depend_on(tmp_path: Path, folders: Path) -> None:
     assert float(rows[1]["adcc_high"]) == noise["summary"]["adcc"]["high"]
     assert float(rows[1]["adcc_above_first"]) == noise["above_first"]["value"] < 0
     assert (rows[0]["adcc_above_first"], ours["above_first"]) == ("", None)
-    assert "ADCC less recipro's" in result.stdout.splitlines()[0]
+    assert "ADCC difference from recipro" in result.stdout.splitlines()[0]
     text = (tmp_path / "out" / "evaluation.md").read_text()
     assert text.startswith("| method | drop ↓ |")
     assert "Profile poppi" in text
@@ -270,10 +270,10 @@ def test_what_a_user_can_get_wrong(tmp_path: Path, folders: Path, cat: Path) -> 
     shutil.copy(cat, tmp_path / "flat")
     (tmp_path / "empty.csv").write_text("path,label\n")
     fails(run("evaluate", "flat", "--profile", "byun", cwd=tmp_path), "true class")
-    fails(run("evaluate", "none", cwd=tmp_path), "none", "no folder of images")
+    fails(run("evaluate", "none", cwd=tmp_path), "none", "is neither a folder of images nor")
     fails(run("evaluate", folders, "--methods", "lime", cwd=tmp_path), "no method 'lime'")
     fails(run("evaluate", folders, "-d", "ort-cpu", cwd=tmp_path), "ort-cpu")
-    fails(run("evaluate", "empty.csv", cwd=tmp_path), "names no images")
+    fails(run("evaluate", "empty.csv", cwd=tmp_path), "lists no images")
 
 
 def test_datasets(tmp_path: Path, folders: Path, names: Any, cat: Path) -> None:
@@ -297,7 +297,7 @@ def test_datasets(tmp_path: Path, folders: Path, names: Any, cat: Path) -> None:
     with pytest.raises(ReciproError, match="row 1"):
         read_dataset(tmp_path / "bad.csv", names)
     (tmp_path / "short.csv").write_text("a.jpg\n")
-    with pytest.raises(ReciproError, match="no path and label"):
+    with pytest.raises(ReciproError, match="lacks a path or a label"):
         read_dataset(tmp_path / "short.csv", names)
     shutil.copy(cat, folders)
     with pytest.raises(ReciproError, match="outside"):

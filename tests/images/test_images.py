@@ -117,7 +117,7 @@ def test_colours_rise_evenly_in_lightness(colormap: Colormap) -> None:
 
 
 def test_styles_that_are_none() -> None:
-    with pytest.raises(ReciproError, match="no colormap 'jet'"):
+    with pytest.raises(ReciproError, match="Colormap 'jet' is not one of"):
         Style("jet")  # type: ignore[arg-type]
     with pytest.raises(ReciproError, match="between 0 and 1"):
         Style(alpha=1.5)
@@ -193,7 +193,7 @@ def test_find_images(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ReciproError, match="no images"):
         find_images([str(tmp_path / "empty")])
-    with pytest.raises(ReciproError, match="no file fits"):
+    with pytest.raises(ReciproError, match="no file matches"):
         find_images([str(tmp_path / "*.gif")])
 
 

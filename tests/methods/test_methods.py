@@ -223,5 +223,5 @@ def test_names() -> None:
 
 
 def test_a_device_of_another_runtime(lite0: Path) -> None:
-    with pytest.raises(ReciproError, match="'ort-cpu' is none"):
+    with pytest.raises(ReciproError, match="'ort-cpu' is not one of them"):
         Subject(Explainer(lite0, device="ort-cpu"))

@@ -431,7 +431,7 @@ def ir_bomb(path: Path) -> Path:
         (recursive, "OV_RECIPRO_MAX_FUNCTION_DEPTH"),
         (many_sparse, "the sum of its sparse tensors"),
         (branch_bomb, "_large' has 6,400,000,000 bytes"),
-        (hidden_size, "is not known before it is made"),
+        (hidden_size, "is not known before it is computed"),
         (known_levels, "OV_RECIPRO_MAX_FUNCTION_DEPTH"),
         (renamed_domain, "OV_RECIPRO_MAX_NODES"),
     ],

@@ -162,7 +162,7 @@ def test_several_outputs_want_a_name(tmp_path: Path) -> None:
     b.head(feature, output="scores")
     b.head(feature, output="other")
     path = b.save(tmp_path / "m.onnx", "scores", "other")
-    with pytest.raises(ReciproError, match=r"--output-name one of: scores .*, other"):
+    with pytest.raises(ReciproError, match=r"--output-name: scores .*, other"):
         split(path, tmp_path / "b.recipro")
     bundle = split(path, tmp_path / "b.recipro", output="other")
     assert bundle.manifest.output == "other"
@@ -259,7 +259,7 @@ def test_only_bundles_are_replaced_and_only_by_force(tmp_path: Path) -> None:
     [
         ({"schema_version": 99}, "schema version 99"),
         ({"classes": "many"}, "malformed"),
-        ({"head": {"file": "../x", "inputs": [], "outputs": []}}, "not a whole bundle"),
+        ({"head": {"file": "../x", "inputs": [], "outputs": []}}, "not a complete bundle"),
     ],
 )
 def test_damaged_bundles(change: dict[str, object], message: str, tmp_path: Path) -> None:

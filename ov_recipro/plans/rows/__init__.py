@@ -3,7 +3,7 @@
 A feature map with one cell kept differs from the zero map at one cell; so does every tensor of the
 tail, on a region that grows slowly. Each tensor is a list of rows, one for each *active* pixel of
 each cell's map, with the pixel's values; every other pixel is as in the *background*, the tail's
-answer to zeros. Which pixels are active follows from the graph alone, so all index tables are
+output on zeros. Which pixels are active follows from the graph alone, so all index tables are
 constants. What no rule covers is computed densely from there on.
 """
 

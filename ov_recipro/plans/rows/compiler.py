@@ -39,7 +39,7 @@ class Lowered:
 
     Attributes:
         logits: [N,classes] of each cell alone, or [N+1,classes] with the whole feature map's last,
-            if these were asked for.
+            if asked for.
         macs: multiply-accumulates of all cells.
         dense_from: the first operation that is computed densely, None where there is none.
     """
@@ -60,7 +60,7 @@ def prepared(tail: ov.Model) -> ov.Model:
 def lower(
     tail: ov.Model, feature: Port, core: ov.Core, memory: int, plain_macs: int, plain: bool
 ) -> Lowered:
-    """Compile a prepared tail of one input [1,C,H,W] into rows that grow out of `feature`.
+    """Compile a prepared tail of one input [1,C,H,W] into rows built on `feature`.
 
     Args:
         tail: the tail at batch 1; it takes any batch.
@@ -68,8 +68,8 @@ def lower(
         core: to evaluate the background with.
         memory: bytes that the dense remainder's activations may take at once.
         plain_macs: multiply-accumulates of one plain inference.
-        plain: give the whole map's logits too. Where each cell has come down to one vector, the
-            whole map's goes along as one more, so that large weights are read once for all.
+        plain: also give the whole map's logits. Where each cell is down to one vector, the whole
+            map's is treated as one more, so that large weights are read once for all.
 
     Raises:
         NotWorthIt: rows don't apply or save too little.
@@ -109,20 +109,20 @@ class _Compiler:
         for node in nodes:
             if key_of(node.output(0)) in self.values:
                 continue  # done together with an earlier one
-            made = None if self._reads_rest(node) else self._lower(node)
-            if made is None:
+            outputs = None if self._reads_rest(node) else self._lower(node)
+            if outputs is None:
                 self._leave(node)
             else:
-                self.values |= {key_of(node.output(i)): each for i, each in enumerate(made)}
+                self.values |= {key_of(node.output(i)): each for i, each in enumerate(outputs)}
         end = self.tail.get_results()[0].input_value(0)
         value = self.values.get(key_of(end))
         if value is None:
             value = self._densely(cells, nodes)
         count = int(np.prod(list(end.shape)))
         if self.unmasked and not (isinstance(value, PerCell) and value.whole):
-            end_of_whole = reshape(self._unmasked(key_of(end)), [1, count])
+            whole_logits = reshape(self._unmasked(key_of(end)), [1, count])
             masked = reshape(self._slice(value, 0, cells), [cells, count])
-            logits = ops.concat([masked, end_of_whole], 0).output(0)
+            logits = ops.concat([masked, whole_logits], 0).output(0)
         else:
             entries = cells + bool(self.unmasked)
             logits = reshape(self._slice(value, 0, entries), [entries, count])
@@ -143,7 +143,7 @@ class _Compiler:
 
     def _densely(self, cells: int, nodes: Sequence[ov.Node]) -> PerCell:
         """Run the remainder on the original operations, in chunks of cells within the memory."""
-        left = [node for node in nodes if node.get_friendly_name() in self.rest]
+        remainder = [node for node in nodes if node.get_friendly_name() in self.rest]
         carried = {key_of(port) for node in nodes for port in node.outputs()}
         size = max(
             sum(
@@ -151,19 +151,19 @@ class _Compiler:
                 for port in [*sources_of(node), *node.outputs()]
                 if key_of(port) in carried
             )
-            for node in left
+            for node in remainder
         )
         chunk = max(1, min(cells, self.memory // (2 * size)))
         borders = [*range(0, cells, chunk), cells]
-        whole = bool(self.unmasked) and len(borders) == 2
-        whole = whole and all(isinstance(value, PerCell) for value in self.boundary.values())
-        parts = []
+        per_cell = all(isinstance(value, PerCell) for value in self.boundary.values())
+        adds_whole = bool(self.unmasked) and len(borders) == 2 and per_cell
+        chunks = []
         for start, stop in pairwise(borders):
             copy = self.tail.clone()
             known = {n.get_friendly_name(): n for n in copy.get_ordered_ops()}
             for key, value in self.boundary.items():
                 port = self._slice(value, start, stop)
-                if whole and isinstance(value, PerCell):
+                if adds_whole and isinstance(value, PerCell):
                     port = self._with_whole(value, key)
                 for reader in list(known[key[0]].output(key[1]).get_target_inputs()):
                     if reader.get_node().get_friendly_name() in self.rest:
@@ -171,8 +171,9 @@ class _Compiler:
             for node in copy.get_ordered_ops():
                 if node.get_friendly_name() in self.rest:
                     node.validate_and_infer_types()
-            parts.append(copy.get_results()[0].input_value(0))
-        return PerCell(parts[0] if len(parts) == 1 else ops.concat(parts, 0).output(0), whole)
+            chunks.append(copy.get_results()[0].input_value(0))
+        port = chunks[0] if len(chunks) == 1 else ops.concat(chunks, 0).output(0)
+        return PerCell(port, adds_whole)
 
     def _slice(self, value: Rows | PerCell, start: int, stop: int) -> Port:
         """Return the entries of a range of cells."""
@@ -193,7 +194,7 @@ class _Compiler:
         return self.unmasked[key[0]].output(key[1])
 
     def _lower(self, node: ov.Node) -> list[Rows | PerCell] | None:
-        """Return the node's outputs as rows or entries a cell; None where no rule covers it."""
+        """Return the node's outputs as rows or per-cell entries; None where no rule covers it."""
         kind = node.get_type_name()
         sources = sources_of(node)
         values = [self.values.get(key_of(value)) for value in sources]
@@ -221,10 +222,10 @@ class _Compiler:
             axis = self._constant(sources[1])
             if axis is None or int(axis.reshape(-1)[0]) % 4 != 1:
                 return None
-            parts = [each for each in backgrounds if each is not None]
+            known = [each for each in backgrounds if each is not None]
             return (
-                list(pixelwise.split(node, rows[0], parts))
-                if len(parts) == len(backgrounds)
+                list(pixelwise.split(node, rows[0], known))
+                if len(known) == len(backgrounds)
                 else None
             )
         if len(rows) > 1:
@@ -303,7 +304,7 @@ class _Compiler:
         return self._evaluate(port)
 
     def _evaluate(self, port: Port) -> Array:
-        """Return the value of what depends on no input."""
+        """Return the value of a tensor that depends on no input."""
         compiled = self.core.compile_model(ov.Model([ops.result(port)], []), "CPU", _F32)
         return np.array(compiled([])[0])
 

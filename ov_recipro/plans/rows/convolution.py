@@ -47,7 +47,7 @@ def convolution(rows: Rows, window: Window, weight: Array, background: Array) ->
         product = ops.matmul(source, constant(weight.reshape(outputs, channels)), False, True)
         return Rows(product.output(0), active, background)
     taps = window.kernel[0] * window.kernel[1]
-    # turned in the graph: a model that holds the same weights shares them
+    # transposed in the graph, so that a model with the same weights can share them
     by_tap = ops.transpose(constant(weight), constant([2, 3, 0, 1], np.int32)).output(0)
     matrix = reshape(by_tap, [taps * outputs, channels])
     products = ops.matmul(differences(rows), matrix, False, True).output(0)

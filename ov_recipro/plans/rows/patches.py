@@ -25,7 +25,7 @@ from ov_recipro.plans.rows.tensors import (
 )
 from ov_recipro.plans.rows.windows import Window
 
-_SATURATED = 0.95  # a window of this share of the map is no saving over the map
+_SATURATED = 0.95  # windows of this share of the map save nothing
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -47,22 +47,22 @@ class Patch:
 def patch_of(rows: Rows, window: Window) -> Patch:
     """Return the smallest windows that hold what the active pixels reach."""
     active = window.reached(rows.active)
-    some = np.asarray(active.any(axis=(1, 2)))
-    top, height = extent(np.asarray(active.any(axis=2)), some)
-    left, width = extent(np.asarray(active.any(axis=1)), some)
+    not_empty = np.asarray(active.any(axis=(1, 2)))
+    top, height = extent(np.asarray(active.any(axis=2)), not_empty)
+    left, width = extent(np.asarray(active.any(axis=1)), not_empty)
     return Patch(active, top, left, (height, width))
 
 
-def extent(lines: Mask, some: Mask) -> tuple[Indices, int]:
-    """Return where each cell's active lines [N,n] begin, for windows of one length."""
+def extent(lines: Mask, not_empty: Mask) -> tuple[Indices, int]:
+    """Return where each cell's window over its active lines [N,n] begins, and its length."""
     begin = lines.argmax(axis=1)
     end = lines.shape[1] - lines[:, ::-1].argmax(axis=1)
-    length = int((end - begin)[some].max()) if some.any() else 1
-    return np.where(some, np.minimum(begin, lines.shape[1] - length), 0), length
+    length = int((end - begin)[not_empty].max()) if not_empty.any() else 1
+    return np.where(not_empty, np.minimum(begin, lines.shape[1] - length), 0), length
 
 
 def is_saturated(size: Sequence[int], window: Window, active: int, pixels: int) -> bool:
-    """Whether windows of this size are no saving over the map.
+    """Whether windows of this size save nothing over the whole map.
 
     Args:
         size: of the windows.
@@ -90,8 +90,8 @@ def grouped_convolution(
 def depthwise_once(rows: Rows, window: Window, weight: Array, background: Array) -> Rows | None:
     """Lower a depthwise convolution with weight [C,1,1,kh,kw] whose outputs see one row each.
 
-    That is so behind the cut itself, where a cell has one active pixel: each output is that row's
-    difference from the background, times one tap. None where some output sees more.
+    That is so right behind the cut, where a cell has one active pixel: each output is that row's
+    difference from the background, times one tap. None where an output sees more.
     """
     active = window.reached(rows.active)
     numbers = np.stack([window.pick(rows.lookup, tap, -1)[active] for tap in window.taps()], 1)
@@ -108,7 +108,7 @@ def depthwise_once(rows: Rows, window: Window, weight: Array, background: Array)
 def average_pool(
     rows: Rows, window: Window, patch: Patch, background: Array, divisors: Array
 ) -> Rows:
-    """Lower an average pool; `divisors` [H',W'] are the numbers of pixels it divides by."""
+    """Lower an average pool; `divisors` [H',W'] are the pixel counts that it divides by."""
     patches = _difference_patches(rows, window, patch)
     pooled = ops.avg_pool(
         patches, list(window.stride), [0, 0], [0, 0], list(window.kernel), False, "floor"

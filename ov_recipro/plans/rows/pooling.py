@@ -24,7 +24,7 @@ def global_average(rows: Rows, shape: list[int]) -> PerCell:
     """Lower a mean over all pixels to [N, ...shape]: the rows', and the background's elsewhere."""
     cells, height, width = rows.active.shape
     sums = summed_per_cell(rows.port, rows.positions[0], cells)
-    # a single number would be moved up to the feature map, and lose its pinned precision there
+    # OpenVINO would move a single number up to the feature map, where it loses its precision
     share = np.full((cells, 1), 1 / (height * width))
     means = ops.multiply(sums, constant(share)).output(0)
     if rows.background.any():
@@ -35,7 +35,7 @@ def global_average(rows: Rows, shape: list[int]) -> PerCell:
 
 
 def flattened_linear(node: ov.Node) -> ov.Node | None:
-    """Return the one linear layer that reads a Flatten [1,C,H,W] -> [1,C*H*W], None elsewhere."""
+    """Return the one linear layer that reads a Flatten [1,C,H,W] -> [1,C*H*W]; else None."""
     source = node.input_value(0).shape
     flat = [1, int(np.prod(list(source)))]
     if node.get_type_name() != "Reshape" or len(source) != 4 or list(node.output(0).shape) != flat:
@@ -58,11 +58,11 @@ def flat_linear_macs(counts: npt.NDArray[np.int64], weight: int) -> int:
 
 
 def flat_linear(rows: Rows, weight: Array, background: Array, unmasked: Port | None) -> PerCell:
-    """Lower Flatten and MatMul with weight [C*H*W,O]; `background` [O] is their answer to zeros.
+    """Lower Flatten and MatMul with weight [C*H*W,O]; `background` [O] is their output on zeros.
 
     Each pixel has its own slice of the weight, so the rows are sorted by pixel and multiplied in
     one batched product; then each cell sums up its own. `unmasked` [1,C*H*W], the flattened map
-    without a mask, goes along as one more cell whose pixels are all active.
+    without a mask, is treated as one more cell whose pixels are all active.
     """
     channels, outputs = len(rows.background), weight.shape[1]
     cells, pixels = rows.positions

@@ -1,7 +1,7 @@
-"""What the plan costs, known before anything is built: multiply-accumulates of all cells.
+"""The plan's cost, estimated before anything is built: multiply-accumulates of all cells.
 
-The pixels that a cell at row u and column v can change are, but for rare unions, the product of the
-rows that u reaches and the columns that v reaches. The estimate follows these two alone.
+The pixels that a cell at row u and column v can change are, except for rare unions, the product
+of the rows that u reaches and the columns that v reaches. The estimate follows only these two.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Estimate:
     dense: int
 
     def is_worth_it(self, plain: int) -> bool:
-        """Whether rows are clearly cheaper; `plain` is one plain inference's."""
+        """Whether rows are clearly cheaper; `plain` is the cost of one plain inference."""
         return self.rows <= max(MOST_OF_DENSE * self.dense, CHEAP * plain)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """A tensor's active pixels: rows [H,h] and columns [W,w] that those of each cell reach."""
+    """A tensor's active pixels: the rows [H,h] and columns [W,w] that those of a cell reach."""
 
     rows: Mask
     columns: Mask
@@ -66,7 +66,7 @@ class Step:
         node: the operation; `macs`: its multiply-accumulates.
         inputs, outputs: the tensors that it reads and writes.
         pad: a Pad in front of it that becomes part of it (see `windows.fused_pad`). What the Pad
-            reads is then among the inputs too, and the Pad is no step of its own.
+            reads is then among the inputs too, and the Pad is not a step of its own.
     """
 
     node: ov.Node
@@ -77,7 +77,7 @@ class Step:
 
 
 def steps_of(model: ov.Model) -> list[Step]:
-    """Return a model's operations in order, results left out."""
+    """Return a model's operations in order, without its results."""
     steps = []
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() != "Result"]
     pads = {node.get_friendly_name(): fused_pad(node) for node in nodes}
@@ -94,7 +94,7 @@ def steps_of(model: ov.Model) -> list[Step]:
 
 
 def downstream(steps: Sequence[Step], starts: Iterable[Key]) -> list[Step]:
-    """Return the operations that some tensors reach."""
+    """Return the operations that depend on the tensors `starts`."""
     reached, found = set(starts), []
     for step in steps:
         if not reached.isdisjoint(step.inputs):
@@ -104,10 +104,10 @@ def downstream(steps: Sequence[Step], starts: Iterable[Key]) -> list[Step]:
 
 
 def estimate(steps: Sequence[Step], start: Key, grid: tuple[int, int]) -> Estimate:
-    """Estimate the plan for what `steps` make of a feature map.
+    """Estimate the cost of applying `steps` to a feature map.
 
     Args:
-        steps: the operations that it reaches, in order.
+        steps: the operations that depend on it, in order.
         start: the feature map [1,C,H,W].
         grid: (H, W).
     """
@@ -129,11 +129,11 @@ class _Walk:
         if all(key in self.reached for key in step.outputs):
             return  # done together with an earlier one
         reached = [self.reached[key] for key in step.inputs if key in self.reached]
-        made = None
+        output = None
         if reached and self.dense.isdisjoint(step.inputs):
-            made = self._spatial(step, reached)
-        if made is not None:
-            self.reached |= dict.fromkeys(step.outputs, made)
+            output = self._spatial(step, reached)
+        if output is not None:
+            self.reached |= dict.fromkeys(step.outputs, output)
         else:
             self.dense.update(step.outputs)
             self.macs += self._flattened(step.node, reached) or cells * step.macs
@@ -149,8 +149,8 @@ class _Walk:
                 return None
             return _union(reached)
         if kind == "Concat":
-            whole = len(reached) == len(node.inputs())
-            return _union(reached) if whole and node.get_attributes()["axis"] % 4 == 1 else None
+            full = len(reached) == len(node.inputs())
+            return _union(reached) if full and node.get_attributes()["axis"] % 4 == 1 else None
         if kind in ("Split", "VariadicSplit"):
             return first if len(node.output(0).shape) == 4 else None
         if kind not in ("Convolution", "GroupConvolution", "AvgPool", "MaxPool"):
@@ -160,24 +160,24 @@ class _Walk:
         window = window_of(node)
         if step.pad is not None and key_of(node.input_value(0)) not in self.reached:
             window = padded(window, step.pad)
-        made = Reach(
+        output = Reach(
             _reached_lines(first.rows, window, 0), _reached_lines(first.columns, window, 1)
         )
         if kind == "Convolution":
             shape = list(node.input_value(1).shape)
-            self.macs += convolution_macs(first.count, made.count, window, shape)
-            return made
-        both = (made.rows, made.columns)
+            self.macs += convolution_macs(first.count, output.count, window, shape)
+            return output
+        both = (output.rows, output.columns)
         size = [patches.extent(lines, np.asarray(lines.any(axis=1)))[1] for lines in both]
         if patches.is_saturated(size, window, first.count, first.cells * first.pixels):
             return None
         if kind == "GroupConvolution":
             weights = int(np.prod(list(node.input_value(1).shape)))
             self.macs += first.cells * size[0] * size[1] * weights
-        return made
+        return output
 
     def _flattened(self, node: ov.Node, reached: list[Reach]) -> int:
-        """Return the cost of the linear layer behind a Flatten; 0 where `node` is none."""
+        """Return the cost of the linear layer behind a Flatten; 0 where `node` is not one."""
         linear = pooling.flattened_linear(node)
         if linear is None or len(reached) != 1:
             return 0
@@ -221,7 +221,7 @@ def macs_of(node: ov.Node) -> int:
 
 
 def key_of(port: Port) -> Key:
-    """Return what tells a tensor from others in a model and its copies."""
+    """Return what identifies a tensor in a model and in its copies."""
     return port.get_node().get_friendly_name(), port.get_index()
 
 

@@ -1,4 +1,4 @@
-"""Choosing the plan `rows` for a tail: built, checked on every cell, and the verdict kept."""
+"""Choosing the plan `rows` for a tail: build it, check it on every cell, keep the verdict."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class RowsPlan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found out of a tail: the check's error, or why the plan is not used."""
+    """What was found out about a tail: the check's error, or why the plan is not used."""
 
     error: float | None
     reason: str | None
 
 
 def applies(manifest: Manifest, mask: str) -> str | None:
-    """Return why the plan can't be used for a bundle; None where it may."""
+    """Return why the plan can't be used for a bundle; None where it can."""
     if mask != "cell":
         return f"the mask '{mask}' keeps more than one cell"
     if not manifest.any_batch:
@@ -65,7 +65,7 @@ def applies(manifest: Manifest, mask: str) -> str | None:
 
 
 def inapplicable(point: CutPoint) -> str | None:
-    """Return why the plan can't be used at a cut; None where it may."""
+    """Return why the plan can't be used at a cut; None where it can."""
     if point.bypass:
         return "tensors go round the cut"
     if point.channels_last:
@@ -81,10 +81,10 @@ def build(
     plain_macs: int,
     plain: bool,
 ) -> tuple[Lowered, RowsPlan]:
-    """Compile a tail at batch 1 into a graph that grows out of `feature` (see `compiler.lower`).
+    """Compile a tail at batch 1 into a graph built on `feature` (see `compiler.lower`).
 
     Raises:
-        NotWorthIt: rows don't apply, save too little, or this graph defeats their compiler.
+        NotWorthIt: rows don't apply, save too little, or their compiler fails on this graph.
     """
     try:
         lowered = lower(prepared(tail), feature, core, memory, plain_macs, plain)
@@ -97,7 +97,7 @@ def build(
 def largest_error(rows: Logits, dense: Logits, shape: tuple[int, ...]) -> float:
     """Compare the logits of every cell, and of the whole map, on random features.
 
-    A sample of cells is not enough: an error in one table can concern one cell.
+    A sample of cells is not enough: an error in one table can affect a single cell.
 
     Returns:
         The largest error, as a fraction of the spread of logits over cells.
@@ -130,15 +130,15 @@ def verdict_file(manifest: Manifest, device: str) -> Path:
 
 
 def read_verdict(path: Path) -> Verdict | None:
-    """Return the verdict kept in `path`, if there is a sound one."""
+    """Return the verdict kept in `path`, if there is a valid one."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Verdict)
     except (OSError, msgspec.MsgspecError):
-        return None  # it is found out anew
+        return None  # it is found out again
 
 
 def keep_verdict(path: Path, verdict: Verdict) -> None:
-    """Write a verdict; where the cache is closed, it is found out anew each time."""
+    """Write a verdict; where the cache can't be written, it is found out again each time."""
     work = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

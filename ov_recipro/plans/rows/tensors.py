@@ -23,8 +23,8 @@ class Rows:
 
     Attributes:
         port: [P,C], the values at the active pixels, ordered by cell, row and column.
-        active: [N,H,W], P of them true.
-        background: [C,H,W], the values at all others.
+        active: [N,H,W], P of which are true.
+        background: [C,H,W], the values at all other pixels.
     """
 
     port: Port
@@ -47,22 +47,22 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """P."""
+        """P, the number of rows."""
         return int(self.active.sum())
 
     @property
     def background_table(self) -> Array:
-        """[H*W,C]."""
+        """The background by pixel, [H*W,C]."""
         return np.ascontiguousarray(self.background.reshape(len(self.background), -1).T)
 
 
 @dataclass(frozen=True)
 class PerCell:
-    """A tensor with one entry a cell.
+    """A tensor with one entry per cell.
 
     Attributes:
         port: [N, ...], or [N+1, ...] with the unmasked feature map's entry last.
-        whole: whether that is so.
+        whole: whether it has that last entry.
     """
 
     port: Port
@@ -80,7 +80,7 @@ def gather(table: Port, rows: npt.NDArray[Any]) -> Port:
 
 
 def reshape(port: Port, shape: list[int]) -> Port:
-    """Reshape; sizes as they are."""
+    """Reshape to exactly these sizes."""
     return ops.reshape(port, constant(shape, np.int64), False).output(0)
 
 
@@ -101,7 +101,7 @@ def with_background(rows: Rows) -> Port:
 
 
 def differences(rows: Rows) -> Port:
-    """Return [P,C]: the values less the background's."""
+    """Return [P,C]: the values minus the background's."""
     if not rows.background.any():
         return rows.port
     negative = constant(-rows.background_table)  # a subtraction would lose its pinned precision
@@ -118,7 +118,7 @@ def plus_background(port: Port, background: Array, active: Mask) -> Port:
 
 
 def densified(rows: Rows, cells: slice) -> Port:
-    """Return [n,C,H,W] for a range of cells."""
+    """Return the full maps [n,C,H,W] of a range of cells."""
     _, height, width = rows.active.shape
     channels = len(rows.background)
     numbers = rows.lookup[cells].reshape(-1, height * width)

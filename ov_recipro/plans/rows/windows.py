@@ -82,7 +82,7 @@ def fused_pad(node: ov.Node) -> ov.Node | None:
     """Return the Pad in front of a convolution or average pool that OpenVINO makes part of it.
 
     It pads height and width with zeros, nothing else reads it, and a pool counts padding in. By
-    the time that the plan is compiled there is none left.
+    the time that the plan is compiled, none is left.
     """
     if node.get_type_name() not in ("Convolution", "GroupConvolution", "AvgPool"):
         return None

@@ -18,7 +18,7 @@ CELLS = "cells"
 
 
 class Graph:
-    """An ONNX graph in the making: each operation returns the name of its output.
+    """An ONNX graph being built: each operation returns the name of its output.
 
     Args:
         prefix: what all names begin with.
@@ -43,7 +43,7 @@ class Graph:
 
 
 def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelProto:
-    """Return a model from a feature map, its bypass tensors and cell numbers to masked ones.
+    """Return a model from a feature map, its bypass tensors and cell numbers to masked maps.
 
     Args:
         manifest: of the bundle.
@@ -75,9 +75,9 @@ def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelPr
             graph.add("Identity", name, output=masked)
         dimensions = ["b" if is_batched(shape) else shape[0], *shape[1:]] if shape else []
         outputs.append(helper.make_tensor_value_info(masked, kind, dimensions))
-    made = helper.make_graph(graph.nodes, "mask", inputs, outputs, graph.constants)
+    masking = helper.make_graph(graph.nodes, "mask", inputs, outputs, graph.constants)
     return helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        masking, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
 
 

@@ -54,5 +54,5 @@ def is_batched(shape: Sequence[int]) -> bool:
 
 
 def batched(shape: Sequence[int], batch: int) -> tuple[int, ...]:
-    """Return the shape of a tensor of this shape at batch 1 for another batch."""
+    """Return the shape at `batch` of a tensor that has this shape at batch 1."""
     return (batch, *shape[1:]) if is_batched(shape) else tuple(shape)

@@ -28,7 +28,8 @@ class Rewritten:
         scales: (scale, zero point) of the tensors that are integers in the deployed model and
             floats now. Their values here are the dequantised ones.
         halves: the tensors that are float16 or bfloat16 in the deployed model and float32 now.
-        weights: whether weights are stored in few bits: runtimes quantise what meets them.
+        weights: whether weights are stored in 8 bits or fewer: runtimes then quantise the
+            activations that meet them.
     """
 
     scales: Mapping[str, tuple[ir.TensorProtocol, ir.TensorProtocol | None]]
@@ -45,7 +46,7 @@ def to_float32(model: ir.Model) -> Rewritten:
     """Rewrite the model's computation in float32, in place.
 
     Quantise and dequantise pairs on activations become the clamp to their range (which often
-    stands for a ReLU that the quantiser dropped); dynamic quantisation is left out; integer
+    stands for a ReLU that the quantiser dropped); dynamic quantisation is removed; integer
     weights are dequantised; 16-bit floats become float32.
     """
     carried = _image_dependent(model)
@@ -59,11 +60,11 @@ def to_float32(model: ir.Model) -> Rewritten:
             scales.update(_clamp(node, source))
         elif node.op_type == "DequantizeLinear":
             dequantised.add(str(node.outputs[0].name))
-            _become(node, "Identity", [source])
+            _replace_by(node, "Identity", [source])
         elif node.op_type == "DynamicQuantizeLinear":
-            scales.update(_leave_out_dynamic(node, source))
+            scales.update(_remove_dynamic(node, source))
         elif node.op_type in _INTEGER_OPS:
-            _become(node, _INTEGER_OPS[node.op_type], [source, _float_weight(node)])
+            _replace_by(node, _INTEGER_OPS[node.op_type], [source, _float_weight(node)])
     for node in list(model.graph):  # integers between quantise and dequantise are floats now
         source = node.inputs[0] if node.inputs else None
         if source is None or str(source.name) not in scales or not _keeps_values(node):
@@ -122,9 +123,9 @@ def _clamp(
     name = str(node.outputs[0].name)
     if (node.version or 0) < 11 and node.graph.opset_imports.get("", 1) < 11:
         low_value, high_value = ((end - offset) * step for end in (low, high))
-        _become(node, "Clip", [source], min=low_value, max=high_value)
+        _replace_by(node, "Clip", [source], min=low_value, max=high_value)
     else:
-        _become(node, "Clip", [source, *ends])
+        _replace_by(node, "Clip", [source, *ends])
     return {name: (scale, zero)}
 
 
@@ -133,29 +134,29 @@ def _range(dtype: ir.DataType) -> tuple[int, int]:
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
-def _leave_out_dynamic(
+def _remove_dynamic(
     node: ir.Node, source: ir.Value
 ) -> dict[str, tuple[ir.TensorProtocol, ir.TensorProtocol | None]]:
-    """Let readers of DynamicQuantizeLinear read its float input, at scale 1 and zero point 0."""
+    """Make readers of DynamicQuantizeLinear read its float input, at scale 1 and zero point 0."""
     if node.graph is None:
         return {}
     quantised, scale, zero = node.outputs
-    one = constant(node.graph, f"{node.name}/scale", np.array(1, np.float32))
-    none = constant(node.graph, f"{node.name}/zero_point", np.array(0, np.uint8))
+    unit = constant(node.graph, f"{node.name}/scale", np.array(1, np.float32))
+    origin = constant(node.graph, f"{node.name}/zero_point", np.array(0, np.uint8))
     quantised.replace_all_uses_with(source)
-    scale.replace_all_uses_with(one)
-    zero.replace_all_uses_with(none)
+    scale.replace_all_uses_with(unit)
+    zero.replace_all_uses_with(origin)
     name = str(quantised.name)
     node.graph.remove(node)
     return {name: (ir.tensor(np.array(1, np.float32)), None)}
 
 
 def _float_weight(node: ir.Node) -> ir.Value:
-    """Return the weight of ConvInteger or MatMulInteger less its zero point, as float32."""
+    """Return the weight of ConvInteger or MatMulInteger minus its zero point, as float32."""
     weight = _tensor(node, 1)
     zero = _tensor(node, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else None
     if weight is None or node.graph is None:
-        raise ModelError(f"Node '{node.name}' ({node.op_type}) has a weight that is no constant.")
+        raise ModelError(f"Node '{node.name}' ({node.op_type}) has a weight that is not constant.")
     values = weight.numpy().astype(np.float32)
     if zero is not None:
         offset = zero.numpy().astype(np.float32).reshape(-1)
@@ -166,7 +167,7 @@ def _float_weight(node: ir.Node) -> ir.Value:
 
 
 def _dequantise_weight(node: ir.Node) -> None:
-    """Replace a constant's DequantizeLinear by the float32 constant, if it is in the plain form."""
+    """Replace a constant's DequantizeLinear by the float32 constant, if it has the plain form."""
     weight, scale, zero = (_tensor(node, i) for i in range(3))
     if weight is None or scale is None or node.graph is None or len(scale.shape) > 1:
         return
@@ -186,7 +187,7 @@ def _dequantise_weight(node: ir.Node) -> None:
 
 
 def _widen(model: ir.Model, carried: set[str]) -> frozenset[str]:
-    """Turn 16-bit floats into float32 throughout, where the image passes through them."""
+    """Turn all 16-bit floats into float32, if the image passes through any."""
     halves = (
         frozenset(str(value.name) for value in values_of(model) if value.dtype in _HALVES) & carried
     )
@@ -215,16 +216,16 @@ def _tensor(node: ir.Node, index: int) -> ir.TensorProtocol | None:
     return None if value is None else ir.convenience.get_const_tensor(value)
 
 
-def _become(node: ir.Node, op: str, inputs: list[ir.Value], **attributes: float) -> None:
-    """Put another operation in the node's place, under its names and with its attributes."""
+def _replace_by(node: ir.Node, op: str, inputs: list[ir.Value], **attributes: float) -> None:
+    """Replace the node by another operation, which keeps its names and attributes."""
     kept = [] if op in ("Clip", "Identity") else list(node.attributes.values())
     kept += [ir.AttrFloat32(name, value) for name, value in attributes.items()]
-    made = ir.Node("", op, inputs, kept, name=node.name)
-    old, new = node.outputs[0], made.outputs[0]
+    replacement = ir.Node("", op, inputs, kept, name=node.name)
+    old, new = node.outputs[0], replacement.outputs[0]
     new.name, new.shape, new.dtype = old.name, old.shape, ir.DataType.FLOAT
     if node.graph is None:
         return
-    node.graph.insert_before(node, made)
+    node.graph.insert_before(node, replacement)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name = f"{new.name}/replaced"
     node.graph.remove(node)

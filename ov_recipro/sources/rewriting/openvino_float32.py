@@ -17,10 +17,10 @@ _HALVES = (ov.Type.f16, ov.Type.bf16)
 
 
 def to_float32(model: ov.Model) -> bool:
-    """Rewrite an 8-bit or 16-bit model's computation in float32, in place; tell whether it was.
+    """Rewrite an 8-bit or 16-bit model's computation in float32, in place; return whether it was.
 
     FakeQuantize on activations becomes the clamp to its range (which may stand for a ReLU),
-    conversions to and from integers are left out, 16-bit floats become float32.
+    conversions to and from integers are removed, 16-bit floats become float32.
     """
     carried = _image_dependent(model)
     changed = False
@@ -77,7 +77,7 @@ def _value(port: ov.Output) -> npt.NDArray[np.float64]:
     while node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
     if node.get_type_name() != "Constant":
-        raise ModelError(f"'{node.get_friendly_name()}': a quantisation range is no constant.")
+        raise ModelError(f"'{node.get_friendly_name()}': a quantisation range is not constant.")
     return np.asarray(node.data, np.float64)
 
 
@@ -95,9 +95,9 @@ def _widen(model: ov.Model) -> None:
 
 
 def _dequantise_weights(model: ov.Model, carried: set[str]) -> bool:
-    """Replace what is computed from 8-bit and 4-bit weights alone by float32; tell if any was.
+    """Replace what is computed from 8-bit and 4-bit weights alone by float32; return if any was.
 
-    Left compressed, OpenVINO would quantise the activations that meet them, on the fly.
+    If they stayed compressed, OpenVINO would quantise the activations that meet them, on the fly.
     """
     found: dict[str, ov.Output] = {}
     for node in model.get_ordered_ops():
@@ -122,7 +122,7 @@ def _dequantise_weights(model: ov.Model, carried: set[str]) -> bool:
 
 
 def _is_compressed(port: ov.Output) -> bool:
-    """Whether a value is computed from integer constants of few bits."""
+    """Whether a value is computed from integer constants of 8 bits or fewer."""
     node = port.get_node()
     if node.get_type_name() == "Constant":
         kind = port.get_element_type()
@@ -131,7 +131,7 @@ def _is_compressed(port: ov.Output) -> bool:
 
 
 def hand_over(old: ov.Output, new: ov.Output) -> None:
-    """Let the readers of `old` read `new`, which takes its names."""
+    """Make the readers of `old` read `new`, which takes its names."""
     names = old.get_names() or ({name_of(old)} if old.get_node().get_output_size() == 1 else set())
     readers = list(old.get_target_inputs())
     own = new.get_node()

@@ -1,4 +1,4 @@
-"""ONNX's QOperator form, rewritten as the QDQ form that it is short for.
+"""ONNX's QOperator form, rewritten as the QDQ form that it abbreviates.
 
 ONNX Runtime's quantiser can fuse dequantise, operation and quantise into one operator, some of them
 its own and unknown to OpenVINO. Each is defined as the three in a row, so writing them out changes
@@ -48,7 +48,7 @@ def _unary(node: ir.Node) -> None:
     x, x_scale, x_zero, y_scale, y_zero = node.inputs
     attributes = {a.name: a for a in node.attributes.values() if a.name not in _ORT_ONLY}
     if node.attributes.get_int("channels_last", 0):
-        raise ModelError(f"Node '{node.name}': {node.op_type} with channels last is not known.")
+        raise ModelError(f"Node '{node.name}': {node.op_type} with channels last is not supported.")
     _replace(
         node,
         _UNARY[node.op_type],
@@ -66,9 +66,10 @@ def _binary(node: ir.Node) -> None:
 
 
 def _concat(node: ir.Node) -> None:
-    y_scale, y_zero, *parts = node.inputs
+    y_scale, y_zero, *operands = node.inputs
     inputs = [
-        _dequantised(node, parts[i], parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)
+        _dequantised(node, operands[i], operands[i + 1], operands[i + 2])
+        for i in range(0, len(operands), 3)
     ]
     _replace(node, "Concat", inputs, {"axis": node.attributes["axis"]}, y_scale, y_zero)
 
@@ -86,10 +87,10 @@ def _conv(node: ir.Node) -> None:
 
 def _gemm(node: ir.Node) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero, *rest = node.inputs
-    turned = node.attributes.get_int("transB", 0)
+    transposed = node.attributes.get_int("transB", 0)
     inputs = [
         _dequantised(node, a, a_scale, a_zero),
-        _dequantised(node, b, b_scale, b_zero, axis=0 if turned else 1),
+        _dequantised(node, b, b_scale, b_zero, axis=0 if transposed else 1),
     ]
     if rest and rest[0] is not None:
         alpha = node.attributes.get_float("alpha", 1.0)
@@ -115,7 +116,7 @@ def _dequantised(
     zero: ir.Value | None,
     axis: int | None = None,
 ) -> ir.Value:
-    """Insert a DequantizeLinear before `node`; `axis` counts where the scale has several values."""
+    """Insert a DequantizeLinear before `node`; `axis` applies to a scale of several values."""
     if value is None or scale is None:
         raise ModelError(f"Node '{node.name}' ({node.op_type}) lacks an input.")
     inputs = [value, scale] if zero is None else [value, scale, zero]
@@ -134,7 +135,7 @@ def _bias(
     """Insert a bias as float32: its scale is the product of the operands' scales."""
     tensors = [ir.convenience.get_const_tensor(v) if v else None for v in (x_scale, w_scale)]
     if tensors[0] is None or tensors[1] is None or node.graph is None:
-        raise ModelError(f"Node '{node.name}' ({node.op_type}) has scales that are no constants.")
+        raise ModelError(f"Node '{node.name}' ({node.op_type}) has scales that are not constant.")
     scale = factor * tensors[0].numpy().reshape(-1) * tensors[1].numpy().reshape(-1)
     array = np.float32(scale[0]).reshape(()) if scale.size == 1 else scale.astype(np.float32)
     value = constant(node.graph, f"{bias.name}/scale", np.asarray(array))
@@ -151,7 +152,7 @@ def _replace(
     scale: ir.Value | None,
     zero: ir.Value | None,
 ) -> None:
-    """Put `op`, and a QuantizeLinear if `scale` is given, in the place of `node`."""
+    """Replace `node` by `op`, followed by a QuantizeLinear if `scale` is given."""
     output = node.outputs[0]
     name = str(output.name)
     result = _insert(node, op, inputs, attributes, output)
@@ -177,7 +178,7 @@ def _insert(
     kept = [
         a if isinstance(a, ir.Attr) else ir.AttrInt64(k, int(a or 0)) for k, a in attributes.items()
     ]
-    made = ir.Node("", op, list(inputs), kept, name=f"{node.name}/{op}.{about.name}")
-    made.outputs[0].name = f"{node.name}/{op}.{about.name}"
-    node.graph.insert_before(node, made)
-    return made.outputs[0]
+    inserted = ir.Node("", op, list(inputs), kept, name=f"{node.name}/{op}.{about.name}")
+    inserted.outputs[0].name = f"{node.name}/{op}.{about.name}"
+    node.graph.insert_before(node, inserted)
+    return inserted.outputs[0]

@@ -11,8 +11,8 @@ import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-_MOST_ROUNDS = 50
-_MOST_ELEMENTS = 4096  # of a value that shape arithmetic works on
+_MAX_ROUNDS = 50
+_MAX_ELEMENTS = 4096  # of a value that shape arithmetic works on
 _GROWING = frozenset({"ConstantOfShape", "Expand", "Range", "Tile", "OneHot", "Pad", "Resize"})
 
 
@@ -31,7 +31,7 @@ def bytes_of(value: ir.Value) -> int | None:
 
 
 def values_of(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield the model's inputs and what its nodes make, those of sub-graphs included."""
+    """Yield the model's inputs and its nodes' outputs, sub-graphs included."""
     yield from model.graph.inputs
     for graph in model.graphs():
         for node in graph:
@@ -39,9 +39,9 @@ def values_of(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def of_unknown_size(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield what grows from constants alone to a size that is not known before it is made.
+    """Yield values computed from constants alone, of a size not known before they are computed.
 
-    A runtime makes it while it reads the model, however large that is.
+    A runtime computes them while it reads the model, however large they are.
     """
     for graph in model.graphs():
         for node in graph:
@@ -51,20 +51,20 @@ def of_unknown_size(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _is_of_constants(node: ir.Node) -> bool:
-    """Whether nothing reaches a node but constants: no input of the model or of a sub-graph."""
-    left: list[ir.Node] = [node]
+    """Whether a node depends on constants alone, not on an input of the model or a sub-graph."""
+    pending: list[ir.Node] = [node]
     seen: set[ir.Node] = set()
-    while left:
-        at = left.pop()
-        if at in seen:
+    while pending:
+        current = pending.pop()
+        if current in seen:
             continue
-        seen.add(at)
-        for value in at.inputs:
+        seen.add(current)
+        for value in current.inputs:
             if value is None or value.const_value is not None:
                 continue
-            if (made := value.producer()) is None:
+            if (producer := value.producer()) is None:
                 return False
-            left.append(made)
+            pending.append(producer)
     return True
 
 
@@ -72,14 +72,14 @@ def fold(model: ir.Model) -> None:
     """Infer all shapes anew and replace what is computed from shapes alone by constants.
 
     The image input must have its static shape. Exports that read Shape(input) carry the batch
-    size round every cut in this way; once folded, nothing is left to carry.
+    size past every cut; once that is folded, nothing bypasses the cut.
     """
     for node in model.graph:
         for value in node.outputs:
-            value.shape = None  # the file's own notes are often stale
+            value.shape = None  # the file's own shapes are often stale
     infer = passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
     folded: set[str] = set()
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         infer(model)
         for node in model.graph:
             _shape_of_old_reshape(node)
@@ -88,7 +88,7 @@ def fold(model: ir.Model) -> None:
 
 
 def _shape_of_old_reshape(node: ir.Node) -> None:
-    """Note the output shape of a Reshape before opset 5, which the onnx package does not infer."""
+    """Set the output shape of a Reshape before opset 5, which the onnx package does not infer."""
     target = node.attributes.get_ints("shape", []) if node.op_type == "Reshape" else []
     source = node.inputs[0] if target else None
     shape = static_shape(source) if source is not None else None
@@ -101,7 +101,7 @@ def _shape_of_old_reshape(node: ir.Node) -> None:
 
 
 def _fold_once(model: ir.Model, folded: set[str]) -> bool:
-    """Fold every node that can be; return whether there was one."""
+    """Fold every node that can be folded; return whether there was one."""
     changed = False
     for node in list(model.graph):
         values = _computed_from_shapes(node, folded)
@@ -142,7 +142,7 @@ def _computed_from_shapes(node: ir.Node, folded: set[str]) -> list[np.ndarray] |
         if value is None:
             continue
         tensor = ir.convenience.get_const_tensor(value)
-        if tensor is None or tensor.size > _MOST_ELEMENTS:
+        if tensor is None or tensor.size > _MAX_ELEMENTS:
             return None
         arrays[str(value.name)] = tensor.numpy()
     return _evaluate(node, arrays)
@@ -154,7 +154,7 @@ def _is_integer(value: ir.Value) -> bool:
 
 def _is_small(value: ir.Value, where_unknown: bool) -> bool:
     shape = static_shape(value)
-    return where_unknown if shape is None else math.prod(shape) <= _MOST_ELEMENTS
+    return where_unknown if shape is None else math.prod(shape) <= _MAX_ELEMENTS
 
 
 def _evaluate(node: ir.Node, arrays: dict[str, np.ndarray]) -> list[np.ndarray] | None:
@@ -175,8 +175,8 @@ def _evaluate(node: ir.Node, arrays: dict[str, np.ndarray]) -> list[np.ndarray] 
         )
         results = onnx.reference.ReferenceEvaluator(model).run(None, arrays)
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
-        return None  # stays in the graph as it is, which is always right
-    if any(np.size(result) > _MOST_ELEMENTS for result in results):
+        return None  # stays in the graph as it is, which is always correct
+    if any(np.size(result) > _MAX_ELEMENTS for result in results):
         return None
     return [np.asarray(result) for result in results]
 
@@ -185,8 +185,8 @@ def free_batch(tail: ir.Graph, feature: str, shapes: Mapping[str, tuple[int, ...
     """Let `tail` take any number of feature maps, where its batch is frozen at 1.
 
     `shapes` are the shapes at batch 1. A Reshape whose target is constant keeps all sizes but the
-    first, in which the batch is; the target of a Resize gets the feature map's own batch; a
-    Squeeze without axes names them. Whether that was right is proven by running, not assumed.
+    first, the batch; the target of a Resize gets the feature map's own batch; a Squeeze without
+    axes gets them. Whether that is correct is proven by running, not assumed.
     """
     batch = _batch_of(tail, feature)
     carried = {str(value.name) for value in tail.inputs}
@@ -263,7 +263,7 @@ def _free_concat(
     carried: set[str],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Repeat what every image is joined with, such as a class token, for each image."""
+    """Repeat a value that is joined to every image, such as a class token, for each image."""
     if node.attributes.get_int("axis", 0) == 0:
         return
     for index, value in enumerate(node.inputs):
@@ -277,8 +277,8 @@ def _free_concat(
         rest = constant(tail, f"{name}/rest", np.array(shape[1:], np.int64))
         target = ir.node("Concat", [batch, rest], {"axis": 0}, name=f"{name}/shape")
         repeated = ir.node("Expand", [value, target.outputs[0]], name=f"{name}/repeated")
-        for made in (target, repeated):
-            made.outputs[0].name = made.name
+        for added in (target, repeated):
+            added.outputs[0].name = added.name
         tail.insert_before(node, [target, repeated])
         node.replace_input_with(index, repeated.outputs[0])
 
@@ -302,7 +302,7 @@ def _shape_node(batch: ir.Value) -> ir.Node | None:
 
 
 def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Register `array` as an initialiser; an earlier one of that name is another value's."""
+    """Register `array` as an initialiser, numbered where another value has the name."""
     unique, count = name, 0
     while unique in graph.initializers:
         count += 1
