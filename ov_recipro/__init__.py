@@ -1,7 +1,7 @@
 """ov-recipro: saliency maps for image classifiers that exist only as files.
 
 Implements Recipro-CAM (Byun & Lee, "Recipro-CAM: Gradient-free reciprocal class activation map",
-2023) for ONNX models on OpenVINO.
+2023) for ONNX and OpenVINO models.
 """
 
 from __future__ import annotations

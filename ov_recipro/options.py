@@ -25,7 +25,7 @@ class Cut:
     Attributes:
         layer: Where to cut: a tensor, node or module name (in full, its end, or a glob), an index
             from 'layers' (-1 is the last), conv1 to conv5, or auto, the last feature map.
-        exact: Cut at the named tensor even if other tensors go round it; these are carried along.
+        exact: Cut at the named tensor even if other tensors bypass it; these are carried along.
         output_name: The model output with the class scores, if there are several outputs.
         input_shape: Shape of the image input, if the file leaves it open, such as 1,3,224,224.
         constants: Value to fill an input other than the image with, for each such input.

@@ -24,7 +24,7 @@ def command(
     """List the feature maps at which MODEL can be explained.
 
     A clean feature map lies on every path from the image to the scores. The others need --exact,
-    which carries along the tensors that go round them; without it the cut moves to the end of the
+    which carries along the tensors that bypass them; without it the cut moves to the end of the
     block. The cost of an explanation is estimated for the plan that will run it, as a multiple of
     one inference.
     """

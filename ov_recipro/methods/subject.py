@@ -29,7 +29,7 @@ class Forward:
 
     Attributes:
         features: the feature map [K,H,W] at the cut, float32.
-        bypass: the tensors that go round the cut.
+        bypass: the tensors that bypass the cut.
         logits: float32 [classes].
     """
 
@@ -151,7 +151,7 @@ class Subject:
 
     def _find_weights(self) -> Floats:
         if len(self.explainer.bundle.manifest.boundary_shapes) > 1:
-            raise NotApplicable("tensors go round the cut")
+            raise NotApplicable("tensors bypass the cut")
         channels, height, width = self._cut.shape
         random = np.random.default_rng(0)
         one, other = random.standard_normal((2, channels, height, width)).astype(np.float32)

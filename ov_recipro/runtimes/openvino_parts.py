@@ -17,7 +17,7 @@ from ov_recipro.runtimes.openvino_runtime import (
     device_errors,
     parallel_requests,
     tail_at,
-    whole,
+    whole_model,
 )
 from ov_recipro.runtimes.runtime import Floats
 from ov_recipro.saliency import Array
@@ -40,7 +40,7 @@ class CompiledPieces:
 
     def __init__(self, bundle: Bundle, running: Running) -> None:
         check_device(running.device)
-        model = compiled(whole(bundle), running.device, running.precision, running.hint)
+        model = compiled(whole_model(bundle), running.device, running.precision, running.hint)
         self.parallel = parallel_requests(model, running.hint)
         self._whole = _shared(model)
         self._shapes = bundle.manifest.boundary_shapes
@@ -53,7 +53,7 @@ class CompiledPieces:
         """Run the whole model on one image.
 
         Returns:
-            The feature map with the tensors that go round the cut, and the logits [classes].
+            The feature map with the tensors that bypass the cut, and the logits [classes].
         """
         values = self._whole([image])
         return values[: len(self._shapes)], np.asarray(values[-1], np.float32).reshape(-1)
@@ -63,7 +63,7 @@ class CompiledPieces:
 
         Args:
             features: float32; they are converted to what the tail takes.
-            bypass: that image's tensors that go round the cut.
+            bypass: that image's tensors that bypass the cut.
 
         Returns:
             Logits [n,classes].

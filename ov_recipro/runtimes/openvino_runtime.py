@@ -89,7 +89,7 @@ class OpenVINORuntime:
 
     def _stream(self) -> Callable[[], _Infer]:
         """Compile the model, and the tail on batches of masked maps."""
-        plain = self._compiled(whole(self._bundle), self._running.precision)
+        plain = self._compiled(whole_model(self._bundle), self._running.precision)
         self.parallel = parallel_requests(plain, self._running.hint)
         model, self.plan = stream_model(self._bundle, self._running.batch_memory, self._mask)
         return _apart(plain, self._compiled(model), self.plan)
@@ -109,7 +109,7 @@ class OpenVINORuntime:
             together = self._compiled(model)
             self.parallel = parallel_requests(together, self._running.hint)
             return _together(together)
-        plain = self._compiled(whole(bundle), self._running.precision)
+        plain = self._compiled(whole_model(bundle), self._running.precision)
         self.parallel = parallel_requests(plain, self._running.hint)
         model, self.plan = rows_model(bundle, self._running.batch_memory)
         return _apart(plain, self._compiled(model), self.plan)
@@ -247,11 +247,11 @@ def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
 
 def plain_model(bundle: Bundle) -> ov.Model:
     """Return the model from the image to the logits alone."""
-    model = whole(bundle)
+    model = whole_model(bundle)
     return ov.Model([model.get_results()[-1]], model.get_parameters(), "plain")
 
 
-def whole(bundle: Bundle) -> ov.Model:
+def whole_model(bundle: Bundle) -> ov.Model:
     """Return the model from the image to the head's outputs and, last, the logits."""
     head = _head(bundle)
     if bundle.manifest.deployed_scores:

@@ -96,7 +96,7 @@ def test_layers(tmp_path: Path, lite0: Path) -> None:
     assert inner["bypass"] == ["/blocks.13/Add_output_0"]
     assert "  rows    1.16  yes" in table
     assert (inner["plan"], rows[-1]["plan"]) == ("stream", "rows")
-    assert (inner["plan_reason"], rows[-1]["plan_reason"]) == ("tensors go round the cut", None)
+    assert (inner["plan_reason"], rows[-1]["plan_reason"]) == ("tensors bypass the cut", None)
 
 
 def test_a_costly_layer_is_refused_and_a_cheaper_one_named(tmp_path: Path, cat: Path) -> None:

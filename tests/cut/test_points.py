@@ -41,7 +41,7 @@ def test_branches_are_not_clean_and_their_join_is() -> None:
     assert split.bypass("a") == ("b",)
 
 
-def test_both_outputs_of_one_node_go_round_each_other() -> None:
+def test_both_outputs_of_one_node_bypass_each_other() -> None:
     both = graph(
         ("Split", "x", "ab"), ("Conv", "a", "c"), ("Concat", "cb", "d"), ("Gemm", "d", "y")
     )

@@ -300,7 +300,7 @@ def test_the_command(tmp_path: Path, lite0: Path) -> None:
     (tmp_path / "m.xml").write_text("mine")
     fails(run("embed", lite0, "-o", "m.xml", cwd=tmp_path), "m.xml exists; --force replaces it")
     assert (tmp_path / "m.xml").read_text() == "mine"
-    fails(run("embed", lite0, "-o", "m.bin", cwd=tmp_path), "ends in .xml")
+    fails(run("embed", lite0, "-o", "m.bin", cwd=tmp_path), "must end in .xml")
     fails(run("embed", lite0, "-o", "m.xml", "-t", "top5", "-t", "3", cwd=tmp_path),
           "can't be combined", code=2)  # fmt: skip
     done = run("embed", lite0, "-o", "m.xml", "--force", "-t", "top5", cwd=tmp_path)

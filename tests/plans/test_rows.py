@@ -220,7 +220,7 @@ def test_the_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("arguments", "reason"),
     [
         ({"mask": "spread"}, "keeps more than one cell"),
-        ({"layer": "blocks.14/depthwise_conv/Conv", "exact": True}, "go round the cut"),
+        ({"layer": "blocks.14/depthwise_conv/Conv", "exact": True}, "bypass the cut"),
         ({"plan": "stream"}, "asked for"),
     ],
 )

@@ -14,7 +14,7 @@ from openvino._offline_transformations import apply_moc_transformations
 
 from ov_recipro.plans.rows import convolution, patches, pixelwise, pooling
 from ov_recipro.plans.rows.rows_cost import (
-    MOST_OF_DENSE,
+    MAX_SHARE_OF_DENSE,
     NO_SAVING,
     Key,
     downstream,
@@ -283,7 +283,7 @@ class _Compiler:
         if weight is None or background is None:
             return None
         cost = pooling.flat_linear_macs(rows.active.sum(axis=0), weight.size)
-        if cost > MOST_OF_DENSE * len(rows.active) * weight.size:
+        if cost > MAX_SHARE_OF_DENSE * len(rows.active) * weight.size:
             return None
         if linear.get_attributes()["transpose_b"]:
             weight = weight.T

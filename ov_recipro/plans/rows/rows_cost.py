@@ -17,7 +17,7 @@ from ov_recipro.plans.rows.convolution import convolution_macs
 from ov_recipro.plans.rows.tensors import Mask, Port
 from ov_recipro.plans.rows.windows import Window, fused_pad, padded, window_of
 
-MOST_OF_DENSE = 0.7  # share of the dense plan's cost above which rows are not worth it, ...
+MAX_SHARE_OF_DENSE = 0.7  # share of the dense plan's cost above which rows are not worth it, ...
 CHEAP = 0.25  # ... unless both cost less than this share of one plain inference
 NO_SAVING = "rows would cost about as much as the dense plan"
 Key = tuple[str, int]
@@ -32,7 +32,7 @@ class Estimate:
 
     def is_worth_it(self, plain: int) -> bool:
         """Whether rows are clearly cheaper; `plain` is the cost of one plain inference."""
-        return self.rows <= max(MOST_OF_DENSE * self.dense, CHEAP * plain)
+        return self.rows <= max(MAX_SHARE_OF_DENSE * self.dense, CHEAP * plain)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class _Walk:
         counts = np.outer(reached[0].rows.sum(axis=0), reached[0].columns.sum(axis=0))
         shape = list(linear.input_value(1).shape)
         cost = pooling.flat_linear_macs(counts, int(np.prod(shape)))
-        if cost > MOST_OF_DENSE * reached[0].cells * int(np.prod(shape)):
+        if cost > MAX_SHARE_OF_DENSE * reached[0].cells * int(np.prod(shape)):
             return 0
         self.dense |= {key_of(port) for port in linear.outputs()}
         self.reached |= {key_of(port): reached[0] for port in linear.outputs()}

@@ -67,7 +67,7 @@ def applies(manifest: Manifest, mask: str) -> str | None:
 def inapplicable(point: CutPoint) -> str | None:
     """Return why the plan can't be used at a cut; None where it can."""
     if point.bypass:
-        return "tensors go round the cut"
+        return "tensors bypass the cut"
     if point.channels_last:
         return "the feature map is laid out [N,H,W,C]"
     return None
