@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ov_recipro import output
-from ov_recipro.errors import OF_ONE_IMAGE, ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, ImageError, ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
 from ov_recipro.faithfulness.verification import Verification, verify
@@ -22,7 +22,6 @@ from ov_recipro.images.reading import ImageFile, decode_file, find_images, read_
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 from ov_recipro.report import Card, card, page
-from ov_recipro.splitting.split import file_sha256
 
 STDIN = "-"
 
@@ -186,7 +185,7 @@ class Batch:
 
         try:
             opened = video.open_video(source.path)
-            sha256 = file_sha256(source.path)
+            sha256 = _sha256(source.path)
             video.write_video(path, overlays(video.read_frames(opened)), opened.rate)
         except OF_ONE_IMAGE as error:
             return self._error(number, source, error)
@@ -203,3 +202,10 @@ class Batch:
     def _error(self, number: int, source: Input, error: ReciproError) -> Outcome:
         self._failed[number] = {"path": source.name, "error": str(error)}
         return Outcome(source, error=str(error))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return output.file_sha256(path)
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or error}.") from error

@@ -25,14 +25,17 @@ from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import open_runtime
 from ov_recipro.saliency import (
+    Floats,
     Score,
     best_classes,
     default_score,
     saliency_maps,
+    softmax_terms,
     target_scores,
 )
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.openvino_models import as_file
+from ov_recipro.targets.base import ScoredTarget
 from ov_recipro.targets.classes import ClassTarget, find_classes
 
 MODEL_VARIABLE = "OV_RECIPRO_MODEL"
@@ -186,34 +189,32 @@ class Explainer:
                 raise ImageError("The model gives NaN or infinite numbers for this image.")
             best = best_classes(inference.logits, _LISTED)
             indices = self.find_targets(targets, inference.logits)
-            classes = list(dict.fromkeys([*best, *indices]))
-            scored = [ClassTarget(index, self._label(index), self.score) for index in indices]
-            full_scores = target_scores(
-                inference.logits[None], self.score, classes, inference.softmax_terms
-            )
-            runs = [
-                np.stack([target.scores(logits, terms) for target in scored], axis=1)
-                for logits, terms in inference.masked
+            scored: list[ScoredTarget] = [
+                ClassTarget(index, self._label(index), self.score) for index in indices
             ]
-        scores = dict(zip(classes, full_scores[0].tolist(), strict=True))
+            image = (inference.logits[None], inference.softmax_terms)
+            listed = target_scores(image[0], self.score, best, image[1])[0].tolist()
+            (full_scores,) = self._scores(scored, *image).tolist()
+            runs = [self._scores(scored, *run) for run in inference.masked]
         cells = self.bundle.manifest.cut.cells.as_maps(np.concatenate(runs))
         if not np.isfinite(cells).all():
             raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
         return Explanation(
             predictions=tuple(
-                Prediction(index, self._label(index), scores[index]) for index in best
+                Prediction(index, self._label(index), score)
+                for index, score in zip(best, listed, strict=True)
             ),
             targets=tuple(
                 Target(
                     index=target.index,
                     label=target.label,
-                    score=scores[target.index],
+                    score=score,
                     range=(float(values.min()), float(values.max())),
                     distinct_values=len(set(values.ravel().tolist())),
                     flat=bool(values.min() == values.max()),
                 )
-                for target, values in zip(scored, raw, strict=True)
+                for target, score, values in zip(scored, full_scores, raw, strict=True)
             ),
             maps=saliency_maps(cells),
             raw=raw,
@@ -221,6 +222,14 @@ class Explainer:
             provenance=self._provenance,
             milliseconds=1e3 * (time.perf_counter() - started),
         )
+
+    def _scores(
+        self, targets: Sequence[ScoredTarget], logits: Floats, terms: Floats | None
+    ) -> npt.NDArray[np.float64]:
+        """Return the targets' scores in each run, [N,T]; what they share is computed once."""
+        if terms is None and self.score == "softmax":
+            terms = softmax_terms(logits)
+        return np.stack([target.scores(logits, terms) for target in targets], axis=1)
 
     def find_targets(
         self,

@@ -52,7 +52,7 @@ class Running:
             the whole tail on batches of masked maps; or auto, rows where they apply, save time and
             pass their check. ONNX Runtime has the closed form instead of rows, for tails that have
             one.
-        batch_memory: Memory for the tail's activations, in bytes; on the command line in MiB.
+        batch_memory: Memory for the tail's activations, in bytes.
         max_cost: Refuse a layer where explaining an image is estimated to cost more than this many
             plain inferences, before anything is compiled.
     """
@@ -72,7 +72,7 @@ def cut_from(layer: str | Cut, options: Mapping[str, Any]) -> Cut:
     """Return a cut from its short form and single options, such as ``exact=True``.
 
     Raises:
-        TypeError: there is no option of that name.
+        TypeError: there is no option of that name, or one is given by both of its names.
     """
     cut, rest = _gathered(Cut, layer, options)
     _check_no_more(rest)
@@ -85,7 +85,7 @@ def cut_and_running_from(
     """Return both from their short forms and single options.
 
     Raises:
-        TypeError: there is no option of that name.
+        TypeError: there is no option of that name, or one is given by both of its names.
     """
     cut, rest = _gathered(Cut, layer, options)
     running, rest = _gathered(Running, device, rest)
@@ -98,6 +98,11 @@ def _gathered(
 ) -> tuple[Options, dict[str, Any]]:
     """Return `kind` with its own options replaced, and the options that are not its own."""
     named = {_OLD_SPELLINGS.get(name, name): value for name, value in options.items()}
+    if len(named) < len(options):
+        twice = next(new for old, new in _OLD_SPELLINGS.items() if {old, new} <= options.keys())
+        raise TypeError(f"got multiple values for keyword argument '{twice}'")
+    if "constants" in named:
+        named["constants"] = dict(named["constants"] or {})
     fields = {each.name for each in dataclasses.fields(kind)}
     base = kind(short) if isinstance(short, str) else short
     own = {name: value for name, value in named.items() if name in fields}

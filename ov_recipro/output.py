@@ -1,7 +1,8 @@
-"""Writing files: each complete or absent, no two of the same name."""
+"""Files: each written completely or not at all, no two of the same name; where the cache is."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -107,3 +108,13 @@ def discard(path: Path) -> None:
         path.rename(aside / path.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

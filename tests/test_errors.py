@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from command import fails, run
-from ov_recipro import Explainer, ReciproError, errors
+from ov_recipro import Explainer, errors
 from ov_recipro.batch import Batch, Outcome, find_inputs
-from ov_recipro.errors import CODES, DeviceError, ImageError, codes_of
+from ov_recipro.errors import CODES, DeviceError, ImageError, OptionError, codes_of
 from ov_recipro.methods import NotApplicable
 from ov_recipro.runtimes import openvino_runtime
 
@@ -21,7 +21,7 @@ def test_every_class_is_in_the_table() -> None:
     kinds = {each for each in vars(errors).values() if isinstance(each, type)}
     assert {each for each in kinds if issubclass(each, Exception)} == set(CODES)
     assert codes_of(ImageError("x")) == (1, 422)
-    assert codes_of(NotApplicable("x")) == codes_of(ReciproError("x"))  # by the nearest class
+    assert codes_of(NotApplicable("x")) == codes_of(OptionError("x"))  # by the nearest class
     assert all(0 < code < 126 and 400 <= status < 600 for code, status in CODES.values())
 
 

@@ -30,6 +30,9 @@ def test_short_and_long_forms_are_the_same() -> None:
 def test_an_option_that_there_is_not() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'plan'"):
         cut_from("auto", {"plan": "rows"})
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'output_name'"):
+        cut_from("auto", {"output": "a", "output_name": "b"})
+    assert cut_from("auto", {"constants": None}) == Cut()
     with pytest.raises(TypeError, match="unexpected keyword argument 'devise'"):
         Explainer(devise="CPU")
 

@@ -70,8 +70,9 @@ class Run:
         total: number of images; kept: how many of these earlier runs have done.
 
     Raises:
-        ImageError: a name leads to no image, or can't be read.
-        OptionError: there are no images, or `folder` holds results with other settings.
+        ImageError: a path leads to no image.
+        OptionError: a URL can't be read, there are no images, or `folder` holds results with
+            other settings.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Run:
         """Explain what is missing; what is finished is written even if this ends early.
 
         Raises:
-            OptionError: results can't be written.
+            ReciproError: results can't be written.
             DeviceError: an actor can't be made, or fails.
         """
         if not self._missing:

@@ -88,8 +88,8 @@ def fetch(root: str, path: str) -> bytes:
     """
     if not root:
         return read_bytes(Path(path))
-    system, _ = _opened(root)
     try:
+        system, _ = _opened(root)
         return bytes(system.cat_file(path))
     except Exception as error:  # each filesystem has errors of its own
         raise ImageError(f"{path}: {_reason(error)}.") from error

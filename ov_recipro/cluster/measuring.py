@@ -27,8 +27,8 @@ def read_dataset(url: str, classes: Classes) -> list[Sample]:
     """Find the images of a dataset behind a URL; see `datasets.read_dataset`.
 
     Raises:
-        ImageError: the URL can't be read.
-        OptionError: it is not a folder of images, or a folder in it is not a class.
+        OptionError: the URL can't be read, is not a folder of images, or has a folder that is not a
+            class.
     """
     root, paths = list_url(url)
     folder = root.rstrip("/")
@@ -49,7 +49,7 @@ def measure(actors: Pool, evaluation: Evaluation, root: str, workers: int) -> It
         workers: images processed at once, in each actor.
 
     Raises:
-        OptionError: a record can't be written.
+        ReciproError: a record can't be written.
         DeviceError: an actor can't be made, or fails.
     """
     measuring = evaluation.measuring

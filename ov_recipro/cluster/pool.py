@@ -19,7 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from ov_recipro.errors import DeviceError, ReciproError
+from ov_recipro.errors import CODES, DeviceError, ReciproError
 
 LOCAL = "local"
 _SECONDS = 10.0  # to wait for a cluster's answer
@@ -153,7 +153,8 @@ def stream(
     try:
         for batch in batches:
             if batch.column_names == [_FAILURE]:
-                raise DeviceError(batch[_FAILURE][0].as_py())
+                kind, message = batch[_FAILURE][0].as_py()
+                raise next((each for each in CODES if each.__name__ == kind), ReciproError)(message)
             yield batch
     except ray.exceptions.RayTaskError:  # a bug in this program: keep the traceback
         raise
@@ -165,18 +166,18 @@ class _Worker:
     """Calls the caller's worker; returns its ReciproErrors as rows, for Ray would wrap them."""
 
     def __init__(self, kind: type, arguments: Sequence[Any]) -> None:
-        self._failure: str | None = None
+        self._failure: list[str] | None = None
         try:
             self._work = kind(*arguments)
         except ReciproError as error:
-            self._failure = str(error)
+            self._failure = [type(error).__name__, str(error)]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._failure is None:
             try:
                 return self._work(table.to_pylist())
             except ReciproError as error:
-                self._failure = str(error)
+                self._failure = [type(error).__name__, str(error)]
         return pa.table({_FAILURE: [self._failure]})
 
 

@@ -147,7 +147,8 @@ class Results:
         kept: paths of the images that earlier runs have done.
 
     Raises:
-        OptionError: the folder holds results with other settings, or can't be read or written.
+        OptionError: the folder holds results with other settings, or can't be read.
+        ReciproError: it can't be written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -171,7 +172,7 @@ class Results:
         """Take rows, and write them once they are many or old.
 
         Raises:
-            OptionError: they can't be written.
+            ReciproError: they can't be written.
         """
         self._rows.append(rows)
         while sum(len(rows) for rows in self._rows) >= _ROWS:
@@ -183,7 +184,7 @@ class Results:
         """Write all rows that were added.
 
         Raises:
-            OptionError: they can't be written.
+            ReciproError: they can't be written.
         """
         if any(len(rows) for rows in self._rows):
             self._write()

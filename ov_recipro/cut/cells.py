@@ -15,11 +15,9 @@ class Cells:
 
     Attributes:
         grid: (height, width); cell n is row n // width, column n % width.
-        channels_last: the feature map is [N,H,W,C], else [N,C,H,W].
     """
 
     grid: tuple[int, int]
-    channels_last: bool
 
     @property
     def count(self) -> int:

@@ -50,7 +50,7 @@ class CutPoint:
     @property
     def cells(self) -> Cells:
         """The cells that are kept one at a time."""
-        return Cells(self.shape[1:], self.channels_last)
+        return Cells(self.shape[1:])
 
     @property
     def grid(self) -> tuple[int, int]:

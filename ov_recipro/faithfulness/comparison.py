@@ -58,7 +58,9 @@ def compare(
         The comparison, and both explanations.
 
     Raises:
-        OptionError: the models have different numbers of classes, or can't explain the image.
+        OptionError: the models have different numbers of classes.
+        ImageError: the image can't be read, or a model gives NaN for it.
+        TargetError: there is no such class.
     """
     counts = [each.bundle.manifest.classes for each in (first, second)]
     if counts[0] != counts[1]:

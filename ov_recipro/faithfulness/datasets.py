@@ -53,7 +53,7 @@ class Classes:
         """Return the class of this name.
 
         Raises:
-            OptionError: there is none.
+            TargetError: there is none.
         """
         name = name.strip()
         if self.synsets is not None and name in self.synsets:

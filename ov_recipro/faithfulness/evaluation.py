@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ov_recipro.errors import OF_ONE_IMAGE, ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, OptionError, ReciproError
 from ov_recipro.faithfulness.datasets import Boxes, Sample
 from ov_recipro.faithfulness.measure import Profile, measure
 from ov_recipro.images.preprocess import Window
@@ -160,12 +160,12 @@ class Evaluation:
         folder: where records are kept.
 
     Raises:
-        ReciproError: the profile needs labels that the dataset lacks.
+        OptionError: the profile needs labels that the dataset lacks.
     """
 
     def __init__(self, measuring: Measuring, samples: Sequence[Sample], folder: Path) -> None:
         if measuring.profile == "byun" and any(sample.label is None for sample in samples):
-            raise ReciproError(
+            raise OptionError(
                 "The profile 'byun' scores the true class, which this dataset does not give; "
                 "use folders of classes, a table, or --profile poppi."
             )
@@ -341,6 +341,6 @@ class _Ledger:
         try:
             records = [msgspec.json.decode(line, type=Record) for line in lines[1:]]
         except msgspec.MsgspecError as error:
-            raise ReciproError(f"{self.path} is damaged: {error}. Delete it.") from error
+            raise OptionError(f"{self.path} is damaged: {error}. Delete it.") from error
         self.records = {record.image: record for record in records}
         self._complete = len(data)

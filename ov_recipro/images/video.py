@@ -44,6 +44,13 @@ def open_video(path: Path) -> Video:
     return Video(path, rate if 0 < rate < 1000 else 25.0, max(frames, 0))
 
 
+def _frames_in(path: Path) -> int:
+    try:
+        return open_video(path).frames
+    except ImageError:
+        return 0
+
+
 def count_frames(path: Path) -> int:
     """Return the number of frames that a video's header reports, 1 where it can't be read."""
     try:
@@ -72,7 +79,8 @@ def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
         The number of frames.
 
     Raises:
-        ImageError: there are none, or the file can't be written.
+        ImageError: there are none.
+        ReciproError: the file can't be written.
     """
     work = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     writer, count = None, 0
@@ -89,7 +97,7 @@ def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
         if writer is None:
             raise ImageError("The video has no frames that can be decoded.")
         writer.release()
-        if open_video(work).frames != count:  # OpenCV's writer reports no errors
+        if _frames_in(work) != count:  # OpenCV's writer reports no errors
             raise ReciproError(f"{path} can't be written completely: is the disk full?")
         work.replace(path)
     except OSError as error:

@@ -19,7 +19,7 @@ from ov_recipro.runtimes.openvino_parts import CompiledPieces
 from ov_recipro.saliency import Array, Floats, Score, class_scores, default_score
 
 
-class NotApplicable(ReciproError):
+class NotApplicable(OptionError):
     """A model does not allow a method; the message says why."""
 
 

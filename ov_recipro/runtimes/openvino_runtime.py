@@ -13,7 +13,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.errors import DeviceError, OptionError, ReciproError
+from ov_recipro.errors import DeviceError, OptionError
 from ov_recipro.options import Hint, Precision, Running
 from ov_recipro.plans import rows
 from ov_recipro.plans.rows import NotWorthIt, RowsPlan, Verdict, macs_of
@@ -48,7 +48,8 @@ class OpenVINORuntime:
         mask: what is kept of the feature map (see `plans.stream.Mask`).
 
     Raises:
-        DeviceError: the device is missing or can't run the model, or the plan does not apply.
+        DeviceError: the device is missing or can't run the model.
+        OptionError: the plan does not apply.
     """
 
     plan: StreamPlan | RowsPlan
@@ -125,7 +126,7 @@ def rows_refusal(bundle: Bundle, device: str, memory: int) -> str | None:
     if verdict is None:
         try:
             verdict = Verdict(_rows_error(bundle, device, memory), None)
-        except (NotWorthIt, ReciproError) as failure:
+        except NotWorthIt as failure:
             verdict = Verdict(None, str(failure))
         rows.keep_verdict(file, verdict)
     return verdict.reason
@@ -134,7 +135,10 @@ def rows_refusal(bundle: Bundle, device: str, memory: int) -> str | None:
 def _rows_error(bundle: Bundle, device: str, memory: int) -> float:
     """Compare the plan with the dense tail on every cell; return the error."""
     model, _ = rows_model(bundle, memory)
-    sparse = compiled(model, device).create_infer_request()
+    try:
+        sparse = compiled(model, device).create_infer_request()
+    except DeviceError as failure:  # it may still run the dense tail
+        raise NotWorthIt(str(failure)) from failure
 
     def of_rows(features: Floats) -> tuple[Floats, Floats]:
         logits = _run(sparse, [features])[0]

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.errors import DeviceError, OptionError, ReciproError
+from ov_recipro.errors import DeviceError, OptionError
 from ov_recipro.options import Hint, Running, thread_limit
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
@@ -41,7 +41,8 @@ class ONNXRuntime:
         mask: what is kept of the feature map (see `plans.stream.Mask`).
 
     Raises:
-        DeviceError: the device is missing or can't run the model, or the plan does not apply.
+        DeviceError: the device is missing or can't run the model.
+        OptionError: the plan does not apply.
     """
 
     plan: StreamPlan | ClosedFormPlan
@@ -74,7 +75,7 @@ class ONNXRuntime:
             try:
                 self._closed = self._closed_form(bundle)
                 self.plan = ClosedFormPlan(self._stream.cells)
-            except (NoClosedForm, ReciproError) as failure:
+            except NoClosedForm as failure:
                 self.reason = f"the tail has no closed form: {failure}"
 
     @contextmanager
@@ -128,7 +129,11 @@ class ONNXRuntime:
         if sum(file.stat().st_size for file in bundle.folder.glob("tail.*")) > _LARGEST_TAIL:
             raise NoClosedForm("it is too large to be rewritten")
         shape = self._manifest.boundary_shapes[0]
-        session = self._device.session(closed_form(onnx.load(bundle.tail), shape))
+        closed = closed_form(onnx.load(bundle.tail), shape)
+        try:
+            session = self._device.session(closed)
+        except DeviceError as failure:  # it may still run the dense tail
+            raise NoClosedForm(str(failure)) from failure
         (name,) = self._manifest.tail.inputs
 
         def of_closed(features: Floats) -> tuple[Floats, Floats]:

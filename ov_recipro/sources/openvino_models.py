@@ -1,4 +1,4 @@
-"""OpenVINO: its devices, and single models read, compiled and run."""
+"""OpenVINO: single models read, compiled and run, and what their tensors are called."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from ov_recipro.options import Cut
 from ov_recipro.output import CacheKind, discard, user_cache
 from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import read_sidecar
-from ov_recipro.splitting.split import check_is_file, file_sha256, split
+from ov_recipro.splitting.split import check_is_file, model_sha256, split
 
 _IN_USE = 3600.0  # seconds after its last use before which an entry is not removed
 
@@ -35,7 +35,7 @@ def cached_split(model: Path, cut: Cut = Cut()) -> Bundle:
     this tool's version.
     """
     check_is_file(model)
-    sha256 = file_sha256(model)
+    sha256 = model_sha256(model)
     digest = hashlib.sha256(sha256.encode())
     for sidecar in metadata.SIDECARS:
         digest.update(read_sidecar(model.parent / sidecar) or b"-")

@@ -24,6 +24,7 @@ from ov_recipro.cut.points import find_cut
 from ov_recipro.errors import ModelError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.options import Cut, cut_from
+from ov_recipro.output import file_sha256
 from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import open_companion, stamp
 from ov_recipro.sources.labels import checked_labels
@@ -64,8 +65,9 @@ def split(
         The bundle.
 
     Raises:
-        ModelError: the file is not a classifier that can be cut there, or head and tail differ
-            from the model by more than rounding.
+        ModelError: the file is not a classifier that can be cut, or head and tail differ from the
+            model by more than rounding.
+        OptionError: an option does not fit the model, or the folder exists.
     """
     path = Path(model)
     folder = Path(f"{path.stem}{SUFFIX}") if output_folder is None else Path(output_folder)
@@ -123,6 +125,7 @@ def open_source(path: Path, cut: Cut = Cut()) -> Source:
 
     Raises:
         ModelError: no format fits, or the file is not a classifier of one image.
+        OptionError: an option does not fit the model.
     """
     check_is_file(path)
     if path.suffix.lower() == ".onnx":
@@ -139,7 +142,7 @@ def open_source(path: Path, cut: Cut = Cut()) -> Source:
 def _describe(source: Source) -> SourceFile:
     names = (os.path.relpath(path, source.path.parent) for path in source.companions)
     companions = tuple(_describe_companion(source.path, name) for name in names)
-    return SourceFile(source.path.name, file_sha256(source.path), companions)
+    return SourceFile(source.path.name, model_sha256(source.path), companions)
 
 
 def _describe_companion(model: Path, name: str) -> Companion:
@@ -164,10 +167,13 @@ def check_is_file(path: Path) -> None:
         raise ModelError(f"{path} {what}.")
 
 
-def file_sha256(path: Path) -> str:
-    """Return the file's SHA-256 in hexadecimal."""
+def model_sha256(path: Path) -> str:
+    """Return a model file's SHA-256 in hexadecimal.
+
+    Raises:
+        ModelError: it can't be read.
+    """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}.") from error

@@ -8,7 +8,7 @@ from ov_recipro.cut.cells import Cells
 
 
 def test_values_of_cells_become_maps() -> None:
-    cells = Cells((2, 3), channels_last=False)
+    cells = Cells((2, 3))
     assert cells.count == 6
     values = np.arange(12.0).reshape(6, 2)
     maps = cells.as_maps(values)
