@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from command import fails, run
+from graphs import residual
 from ov_recipro import Explainer, errors
-from ov_recipro.batch import Batch, Outcome, find_inputs
+from ov_recipro.batch import Batch, Input, Outcome, find_inputs
 from ov_recipro.errors import CODES, DeviceError, ImageError, OptionError, codes_of
 from ov_recipro.methods import NotApplicable
 from ov_recipro.runtimes import openvino_runtime
@@ -77,3 +78,32 @@ def test_a_device_that_is_not_there(tmp_path: Path, photographs: Path) -> None:
     done = run("explain", photographs, "-d", "GPU.7", cwd=tmp_path)
     fails(done, "GPU.7")
     assert done.stderr.count("Error:") == 1
+
+
+def test_a_lost_device_is_no_verdict_on_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = residual(tmp_path / "m.onnx")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plain = openvino_runtime._run
+
+    def lost(request: Any, inputs: Any) -> Any:
+        return plain(Lost(request, 0), inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_runtime, "_run", lost)
+        with pytest.raises(DeviceError):
+            Explainer(path, layer="stem")
+    assert Explainer(path, layer="stem").plan.name == "rows"
+
+
+def test_a_video_that_goes_away_is_one_bad_input(
+    lite0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(b"")
+    monkeypatch.setattr("ov_recipro.batch.video.open_video", lambda path: path)
+    video.unlink()
+    batch = Batch(Explainer(lite0), [Input(str(video), video)], tmp_path, ["top1"], False)
+    (outcome,) = batch.run()
+    assert outcome.error == f"{video}: No such file or directory."
