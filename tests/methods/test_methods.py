@@ -207,7 +207,7 @@ def test_gradients_of_other_tails_are_not_applicable(form: str, tmp_path: Path) 
     options: dict[str, Any] = {"layer": "inner", "exact": True} if form == "bypass" else {}
     subject = Subject(Explainer(path, **({"layer": "feature"} | options)))
     image = np.random.default_rng(0).standard_normal((3, 16, 16)).astype(np.float32)
-    reasons = {"two layers": "linear", "no pool": "pool", "bypass": "round"}
+    reasons = {"two layers": "linear", "no pool": "pool", "bypass": "bypass"}
     for name in ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++"):
         with pytest.raises(NotApplicable, match=reasons[form]):
             METHODS[name](subject, image, 0)
