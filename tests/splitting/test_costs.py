@@ -109,8 +109,7 @@ def test_layers_says_what_the_plan_does(net: str, lite0: Path, tmp_path: Path) -
     else:
         path = lite0 if net == "lite0" else LIGHT / f"{net}.onnx"
     source = open_source(path)
-    few = 49 if net == "light_resnet50" else 200  # cells; more take long there
-    points = [p for p in cut_points(source.graph) if p.clean and np.prod(p.grid) <= few]
+    points = [p for p in cut_points(source.graph) if p.clean and np.prod(p.grid) <= 200]
     assert len(points) >= 8
     plain = sum(step.macs for step in steps_of(source.outline()[0]))
     plans = set()
