@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from ov_recipro.cli.option_groups import FILE, cut_options, note, overridden, preprocessing_options
+from ov_recipro.cli.option_groups import (
+    FILE,
+    cut_options,
+    note,
+    overridden,
+    preprocessing_options,
+    score_option,
+)
 from ov_recipro.options import Cut
-from ov_recipro.saliency import Score
 
 
 @click.command("embed")
@@ -37,11 +43,7 @@ from ov_recipro.saliency import Score
     show_default=True,
     help="Maps in 0..255, maps in 0..1, or the raw scores.",
 )
-@click.option(
-    "--score",
-    type=click.Choice(get_args(Score)),
-    help="How logits become class scores.  [default: the model's own way, else softmax]",
-)
+@score_option
 @click.option("--feature-vector", is_flag=True, help="Also output the feature map's spatial mean.")
 @click.option("--compress-to-fp16", is_flag=True, help="Store weights in 16 bits.")
 @cut_options

@@ -6,18 +6,25 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ov_recipro.cli.option_groups import FILE, model_options, note, open_explainer, options_of
+from ov_recipro.cli.option_groups import (
+    FILE,
+    colormap_option,
+    model_options,
+    note,
+    open_explainer,
+    options_of,
+    score_option,
+)
 from ov_recipro.cli.progress import progress
 from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.terminal import colour_console, picture
 from ov_recipro.errors import ReciproError
-from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Colormap, Style
+from ov_recipro.images.drawing import DEFAULT, Colormap, Style
 from ov_recipro.options import Hint, Running
-from ov_recipro.saliency import Score
 
 if TYPE_CHECKING:
     from ov_recipro.batch import Input, Outcome
@@ -70,11 +77,7 @@ _ERRORS = 20  # that are printed one by one
     },
 )
 @model_options
-@click.option(
-    "--score",
-    type=click.Choice(get_args(Score)),
-    help="How logits become class scores.  [default: the model's own way, else softmax]",
-)
+@score_option
 @click.option(
     "--mask",
     type=click.Choice(["cell", "spread", "weight"]),
@@ -82,13 +85,7 @@ _ERRORS = 20  # that are printed one by one
     show_default=True,
     help="One cell, or one of the two Gaussian variants.",
 )
-@click.option(
-    "--colormap",
-    type=click.Choice(COLORMAPS),
-    default=DEFAULT.colormap,
-    show_default=True,
-    help="Colours from low to high saliency.",
-)
+@colormap_option
 @click.option(
     "--alpha",
     type=click.FloatRange(0, 1),

@@ -21,8 +21,10 @@ from typing import (
 
 import click
 
+from ov_recipro.images.drawing import COLORMAPS, DEFAULT
 from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
 from ov_recipro.options import Cut, Running
+from ov_recipro.saliency import Score
 
 if TYPE_CHECKING:
     from ov_recipro.explainer import Explainer
@@ -171,6 +173,20 @@ def helps(kind: type[Cut] | type[Running]) -> dict[str, str]:
 
 
 cut_options = options_of(Cut, "cut")
+
+score_option = click.option(
+    "--score",
+    type=click.Choice(get_args(Score)),
+    help="How logits become class scores.  [default: the model's own way, else softmax]",
+)
+
+colormap_option = click.option(
+    "--colormap",
+    type=click.Choice(COLORMAPS),
+    default=DEFAULT.colormap,
+    show_default=True,
+    help="Colours from low to high saliency.",
+)
 
 
 def preprocessing_options(function: Function) -> Function:

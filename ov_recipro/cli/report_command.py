@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ov_recipro.cli.option_groups import FILE, note
+from ov_recipro.cli.option_groups import FILE, colormap_option, note
 from ov_recipro.errors import ReciproError
-from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Style
+from ov_recipro.images.drawing import Style
 
 
 @click.command("report")
@@ -17,13 +17,7 @@ from ov_recipro.images.drawing import COLORMAPS, DEFAULT, Style
 @click.option(
     "-o", "--output", type=FILE, metavar="FILE", help="The HTML file.  [default: DIR/report.html]"
 )
-@click.option(
-    "--colormap",
-    type=click.Choice(COLORMAPS),
-    default=DEFAULT.colormap,
-    show_default=True,
-    help="Colours from low to high saliency.",
-)
+@colormap_option
 def command(folder: Path, output: Path | None, colormap: Any) -> None:
     """Make one HTML file from what 'explain --save-maps' wrote to DIR.
 
