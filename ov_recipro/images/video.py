@@ -44,19 +44,17 @@ def open_video(path: Path) -> Video:
     return Video(path, rate if 0 < rate < 1000 else 25.0, max(frames, 0))
 
 
+def count_frames(path: Path) -> int:
+    """Return the number of frames that a video's header reports, 1 where it can't be read."""
+    return max(1, _frames_in(path))  # an error is reported when the video is explained
+
+
 def _frames_in(path: Path) -> int:
+    """Return the number of frames that a video's header reports, 0 where it can't be read."""
     try:
         return open_video(path).frames
     except ImageError:
         return 0
-
-
-def count_frames(path: Path) -> int:
-    """Return the number of frames that a video's header reports, 1 where it can't be read."""
-    try:
-        return max(1, open_video(path).frames)
-    except ImageError:
-        return 1  # the error is reported when the video is explained
 
 
 def read_frames(video: Video) -> Iterator[Image]:

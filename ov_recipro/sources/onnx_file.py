@@ -81,7 +81,7 @@ def one_line(error: BaseException) -> str:
     return lines[0][:200] or type(error).__name__
 
 
-def _unreadable(path: Path, error: Exception) -> ReciproError:
+def _unreadable(path: Path, error: Exception) -> ModelError:
     return ModelError(f"{path} is not a readable ONNX file: {one_line(error)}")
 
 

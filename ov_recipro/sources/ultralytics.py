@@ -111,7 +111,7 @@ def _literal(text: str, key: str, model: Path) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the file's entries; none where there is no file."""
+    """Return the file's entries, or {} if the file does not exist."""
     data = read_sidecar(path)
     if data is None:
         return {}

@@ -148,8 +148,8 @@ def entries(kind: CacheKind) -> list[Entry]:
 def prune() -> None:
     """Remove the least recently used entries while the cache is larger than `limits.CACHE_BYTES`.
 
-    Entries used within the last hour stay: another process may be about to read it. Verdicts
-    stay too; they are small.
+    Entries used within the last hour stay: another process may be about to read them.
+    Verdicts stay too; they are small.
     """
     kept = sorted([*entries("bundles"), *entries("compiled")], key=lambda entry: entry.used)
     excess = sum(entry.size for entry in kept) - CACHE_BYTES.value
