@@ -22,6 +22,7 @@ from ov_recipro.explainer import Explainer
 from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.options import Running
 from ov_recipro.plans.rows import RowsPlan
+from ov_recipro.plans.tokens import TokensPlan
 from ov_recipro.runtimes import plain_runner
 from ov_recipro.saliency import Array
 
@@ -206,7 +207,9 @@ def _in_turns(folder: Path, running: Running, runs: int) -> _Timed:
                 taken.append(1e3 * (time.perf_counter() - started))
     height, width = bundle.manifest.cut.grid
     chosen = explainer.plan
-    bound = 1 + chosen.macs / chosen.plain_macs if isinstance(chosen, RowsPlan) else None
+    bound = (
+        1 + chosen.macs / chosen.plain_macs if isinstance(chosen, RowsPlan | TokensPlan) else None
+    )
     return _Timed(bundle.manifest.cut.tensor, f"{height}x{width}", chosen.name, bound, *times)
 
 

@@ -213,12 +213,14 @@ class Explainer:
                     range=(float(values.min()), float(values.max())),
                     distinct_values=len(set(values.ravel().tolist())),
                     flat=bool(values.min() == values.max()),
+                    next_layer=self.bundle.manifest.cut.next_layer,
                 )
                 for target, score, values in zip(scored, full_scores, raw, strict=True)
             ),
             maps=saliency_maps(cells),
             raw=raw,
             feature_shape=self.bundle.manifest.cut.shape,
+            layout=self.bundle.manifest.cut.layout,
             provenance=self._provenance,
             milliseconds=1e3 * (time.perf_counter() - started),
         )

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ov_recipro.cut.layout import Layout
 from ov_recipro.errors import TargetError
 from ov_recipro.images import drawing as draw
 from ov_recipro.images.preprocess import Image, Window
@@ -51,11 +52,13 @@ class Target(Prediction):
         range: lowest and highest raw score y_c over the cells, before min-max scaling.
         distinct_values: number of different raw scores; few among many cells mean a map of noise.
         flat: all cells score the same, so the map is all zeros and says nothing.
+        next_layer: the layer to try where this one's map says little; None where none is known.
     """
 
     range: tuple[float, float]
     distinct_values: int
     flat: bool
+    next_layer: str | None = None
 
     def remarks(self, cells: int, score: Score) -> list[str]:
         """Return, in words, what speaks against the class's map.
@@ -64,19 +67,20 @@ class Target(Prediction):
             cells: number of cells.
             score: how logits became scores.
         """
+        advice = "" if self.next_layer is None else f" Try --layer {self.next_layer}."
         if self.flat:
-            return ["All cells score the same: this map says nothing."]
+            return [f"All cells score the same: this map says nothing.{advice}"]
         found = []
         if self.distinct_values < _FEW * cells:
             found.append(
                 f"Only {self.distinct_values} different scores among {cells} cells: the map is "
-                "coarse, perhaps nothing but rounding."
+                f"coarse, perhaps nothing but rounding.{advice}"
             )
         low, high = self.range
         if score != "none" and high - low < _CLOSE * high:
             found.append(
                 f"Weak signal: the cells' scores differ by {100 * (high - low) / high:.2g} % at "
-                "most; scaling to the full range makes that look like a lot."
+                f"most; scaling to the full range makes that look like a lot.{advice}"
             )
         return found
 
@@ -91,6 +95,7 @@ class Explanation:
         maps: saliency maps, float32 [T,H,W], 0..1 (Eq. 6 of the paper).
         raw: class scores y_c per cell before scaling, float32 [T,H,W].
         feature_shape: (C, H, W) of the feature map that was masked.
+        layout: the order of its axes in the model; "NTC" for tokens, whose maps are drawn softly.
         provenance: what the maps depend on besides the image and the targets: the model and its
             weights (SHA-256), layer, plan, options and versions, as `explanations.json` holds it.
         milliseconds: time for inference and maps.
@@ -107,6 +112,7 @@ class Explanation:
     feature_shape: tuple[int, int, int]
     provenance: Mapping[str, Any] = field(repr=False)
     milliseconds: float
+    layout: Layout = "NCHW"
     image: Image | None = field(default=None, repr=False)
     window: Window | None = None
     path: str | None = None
@@ -145,7 +151,10 @@ class Explanation:
         if self.image is None or self.window is None:
             raise TargetError("A tensor was explained, not an image: nothing to draw onto.")
         position = self._position(target)
-        drawn = draw.overlay(self.image, self.maps[position], self.window, style)
+        saliency = self.maps[position]
+        if self.layout == "NTC" and not style.cells:
+            saliency = draw.softened(saliency)
+        drawn = draw.overlay(self.image, saliency, self.window, style)
         if not style.legend:
             return drawn
         strip = draw.legend(drawn.shape[1], self.targets[position].range, style)

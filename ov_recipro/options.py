@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 Hint = Literal["latency", "throughput"]
-PlanName = Literal["auto", "rows", "stream"]
+PlanName = Literal["auto", "rows", "tokens", "stream"]
 Precision = Literal["f32", "native"]
 Constants: TypeAlias = Mapping[str, float]
 
@@ -24,7 +24,8 @@ class Cut:
 
     Attributes:
         layer: Where to cut: a tensor, node or module name (in full, its end, or a glob), an index
-            from 'layers' (-1 is the last), conv1 to conv5, or auto, the last feature map.
+            from 'layers' (-1 is the last), conv1 to conv5, blocks.0 to blocks.-1, the tokens that a
+            transformer's block reads, or auto: the last feature map, or blocks.0.
         exact: Cut at the named tensor even if other tensors bypass it; these are carried along.
         output_name: The model output with the class scores, if there are several outputs.
         input_shape: Shape of the image input, if the file leaves it open, such as 1,3,224,224.
@@ -48,10 +49,10 @@ class Running:
         precision: Precision of the head: f32, or native, the device's own choice. The tail always
             runs in float32.
         hint: One image at a time (latency), or several at once (throughput).
-        plan: How the tail runs over the cells: rows, on the pixels that a cell can change; stream,
-            the whole tail on batches of masked maps; or auto, rows where they apply, save time and
-            pass their check. ONNX Runtime has the closed form instead of rows, for tails that have
-            one.
+        plan: How the tail runs over the cells: rows, on the pixels that a cell can change; tokens,
+            for transformers, on the few tokens that differ; stream, the whole tail on batches of
+            masked maps; or auto, rows or tokens where they apply, save time and pass their check.
+            ONNX Runtime has neither, but the closed form for tails that have one.
         batch_memory: Memory for the tail's activations, in bytes.
         max_cost: Refuse a layer where explaining an image is estimated to cost more than this many
             plain inferences, before anything is compiled.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -10,6 +11,15 @@ import msgspec
 from ov_recipro.cli.option_groups import FILE, options_of
 from ov_recipro.cli.tables import aligned
 from ov_recipro.options import Cut
+
+if TYPE_CHECKING:
+    from ov_recipro.cut.points import CutPoint
+
+
+_DRIFT = (
+    "The deeper the block, the less a token's place is where its evidence lies: maps at blocks.0, "
+    "the default, point best."
+)
 
 
 @click.command("layers")
@@ -21,12 +31,13 @@ def command(
     cut: Cut,
     as_json: bool,
 ) -> None:
-    """List the feature maps at which MODEL can be explained.
+    """List the feature maps and tokens at which MODEL can be explained.
 
     A clean feature map lies on every path from the image to the scores. The others need --exact,
     which carries along the tensors that bypass them; without it the cut moves to the end of the
     block. The cost of an explanation is estimated for the plan that will run it, as a multiple of
-    one inference.
+    one inference. The tokens that a transformer's block reads also go by the block's name; prefix
+    tokens, such as the class token, are kept in every mask.
     """
     from ov_recipro.cut.points import cut_points
     from ov_recipro.splitting.costs import costs
@@ -44,6 +55,9 @@ def command(
                 "op": point.op,
                 "shape": point.shape,
                 "stride": point.stride,
+                "layout": point.layout,
+                "prefix": point.prefix,
+                "block": point.block,
                 "clean": point.clean,
                 "bypass": point.bypass,
                 "plan": None if cost is None else cost.plan,
@@ -54,10 +68,13 @@ def command(
         ]
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
-    header = ("index", "tensor", "op", "C x H x W", "stride", "plan", "cost", "clean")
+    on_tokens = any(point.layout == "NTC" for point in points)
+    names = ("block", "prefix") if on_tokens else ()
+    header = ("index", *names, "tensor", "op", "C x H x W", "stride", "plan", "cost", "clean")
     table = [header] + [
         (
             str(index),
+            *(_tokens(point) if on_tokens else ()),
             point.tensor,
             point.op,
             " x ".join(map(str, point.shape)),
@@ -69,6 +86,14 @@ def command(
         for index, (point, cost) in enumerate(zip(points, estimates, strict=True))
     ]
     click.echo(aligned(table))
+    if on_tokens:
+        click.echo(_DRIFT)
+
+
+def _tokens(point: CutPoint) -> tuple[str, str]:
+    if point.block is None:
+        return "", ""
+    return f"blocks.{point.block}", str(point.prefix)
 
 
 def _rounded(cost: float) -> str:

@@ -17,7 +17,7 @@ from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.output import discard
 from ov_recipro.saliency import Activation
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SUFFIX = ".recipro"
 MANIFEST = "recipro.json"
 
@@ -85,10 +85,11 @@ class Cost:
     Multiply-accumulates are counted; what memory and small operations add is not.
 
     Attributes:
-        plan: "rows" where that is clearly cheaper than the whole tail for each cell, or "stream".
+        plan: "rows" where that is clearly cheaper than the whole tail for each cell, "tokens" where
+            the tail treats all tokens alike, or "stream".
         inferences: cost of that plan.
         stream: cost of the plan "stream".
-        reason: why `plan` is not "rows"; None where it is.
+        reason: why `plan` is "stream"; None where it is another.
     """
 
     plan: str

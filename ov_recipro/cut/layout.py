@@ -1,10 +1,14 @@
-"""Which 4-D tensors of a model are laid out [N,H,W,C]."""
+"""How feature maps are laid out, and which 4-D tensors of a model are [N,H,W,C]."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from ov_recipro.cut.graph import Node, Shape
+
+Layout = Literal["NCHW", "NHWC", "NTC"]
+"""The axes of a tensor in order: batch, channels, height, width and tokens."""
 
 _CHANNELS_FIRST = frozenset(
     {
@@ -24,6 +28,12 @@ _CHANNELS_FIRST = frozenset(
 )
 _LINEAR = frozenset({"Gemm", "MatMul"})
 _NORMALISATIONS = frozenset({"LayerNormalization", "MVN", "ReduceMean"})
+
+
+def chw(shape: Shape, is_channels_last: bool) -> tuple[int, int, int]:
+    """Return (C, H, W) of a feature map's shape [1,C,H,W] or [1,H,W,C]."""
+    _, a, b, c = shape
+    return (c, a, b) if is_channels_last else (a, b, c)
 
 
 def channels_last(

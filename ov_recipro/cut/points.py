@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -10,20 +11,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ov_recipro.cut.cells import Cells
-from ov_recipro.cut.graph import Graph, descendants
+from ov_recipro.cut.graph import Graph
+from ov_recipro.cut.layout import Layout, chw
+from ov_recipro.cut.tokens import Tokens, find_tokens
 from ov_recipro.errors import ModelError, OptionError
 
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}
 )
-_MAX_EXTRA_TOKENS = 8  # class, distillation and register tokens
-_MIN_TOKEN_LAYERS = 8  # two blocks; a convolutional network may end in fewer
 _STAGE = re.compile(r"conv([1-5])")
+_BLOCK = re.compile(r"blocks\.(-?\d+)")
 
 
 @dataclass(frozen=True)
 class CutPoint:
-    """A 4-D tensor at which the model can be cut into head and tail.
+    """A tensor at which the model can be cut into head and tail: a feature map, or tokens.
 
     Attributes:
         tensor: the tensor's name in the file.
@@ -31,7 +33,12 @@ class CutPoint:
         shape: (C, H, W).
         stride: input height over feature height, to the nearest whole number.
         bypass: tensors that carry the image around this one; empty for a clean cut.
-        channels_last: the tensor is [N,H,W,C] in the model.
+        layout: the order of the tensor's axes in the model.
+        prefix: number of tokens in front of the cells', which are always kept.
+        block: number of the transformer's block that reads these tokens; None for feature maps, and
+            for tokens inside a block.
+        blocks: number of the model's blocks; 0 for feature maps. Tokens behind the last one have
+            this `block`.
     """
 
     tensor: str
@@ -40,7 +47,10 @@ class CutPoint:
     shape: tuple[int, int, int]
     stride: int
     bypass: tuple[str, ...]
-    channels_last: bool = False
+    layout: Layout = "NCHW"
+    prefix: int = 0
+    block: int | None = None
+    blocks: int = 0
 
     @property
     def clean(self) -> bool:
@@ -51,6 +61,13 @@ class CutPoint:
     def cells(self) -> Cells:
         """The cells that are kept one at a time."""
         return Cells(self.shape[1:])
+
+    @property
+    def next_layer(self) -> str | None:
+        """The layer to try where this one's maps say little: halfway to the last block's tokens."""
+        if self.block is None or self.block + 1 >= self.blocks:
+            return None
+        return f"blocks.{(self.block + self.blocks) // 2}"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -79,19 +96,28 @@ class FoundCut:
 
 
 def cut_points(graph: Graph) -> tuple[CutPoint, ...]:
-    """List the feature maps that can be explained at, from the image to the scores.
+    """List the tensors that can be explained at, from the image to the scores.
 
-    These are the clean 4-D tensors and all convolutions' outputs, of more than one cell.
+    These are the clean 4-D tensors and all convolutions' outputs, of more than one cell; and the
+    tokens that each block of a transformer reads.
     """
+    tokens = find_tokens(graph)
     clean = set(graph.clean_tensors)
+    if tokens is not None:  # what is 4-D behind them are the heads of attention
+        clean = set(itertools.takewhile(lambda name: name != tokens.first, graph.clean_tensors))
     return tuple(
-        _point(graph, name)
+        _point(graph, tokens, name)
         for node in graph.path_nodes
         for name in node.outputs
         if name in graph.path_tensors
-        and _is_feature_map(graph, name)
-        and (name in clean or node.op in CONVOLUTIONS)
-        and node.op != "QuantizeLinear"  # the same map, dequantised, comes next
+        and (
+            (tokens is not None and name in tokens.cuts)
+            or (
+                _is_feature_map(graph, name)
+                and (name in clean or node.op in CONVOLUTIONS)
+                and node.op != "QuantizeLinear"  # the same map, dequantised, comes next
+            )
+        )
     )
 
 
@@ -100,48 +126,50 @@ def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> FoundCut
 
     Args:
         graph: the model.
-        layer: "auto"; a tensor, node or module name, in full, by unique suffix or by glob; an index
-            into `cut_points` (-1 the last); or "conv1" to "conv5", the last clean tensor at
-            stride 2, 4, 8, 16 or 32.
+        layer: "auto", the last clean feature map or the tokens that the first block reads; a
+            tensor, node or module name, in full, by unique suffix or by glob; an index into
+            `cut_points` (-1 the last); "conv1" to "conv5", the last clean tensor at stride 2, 4,
+            8, 16 or 32; or "blocks.0", "blocks.-1" and so on, the tokens that a block reads.
         exact: cut at the named tensor even where other tensors go around it, instead of at the
             nearest clean tensor downstream of the same height and width.
 
     Raises:
         OptionError: no tensor, or more than one, has that name, or it can't be cut there.
-        ModelError: "auto" finds no clean feature map, or the model works on tokens.
+        ModelError: "auto" finds no clean cut.
     """
+    tokens = find_tokens(graph)
     points = cut_points(graph)
     clean = [point for point in points if point.clean]
     if layer == "auto":
         if not clean:
             raise ModelError(_why_no_clean_cut(points))
-        _refuse_tokens(graph, clean[-1])
-        return FoundCut(layer, clean[-1].tensor, clean[-1])
-    named = _resolve(graph, layer, points)
+        point = clean[-1] if tokens is None else _point(graph, tokens, tokens.blocks[0])
+        return FoundCut(layer, point.tensor, point)
+    named = _resolve(graph, tokens, layer, points)
     if exact or named in graph.clean_tensors:
-        return FoundCut(layer, named, _point(graph, named))
-    return FoundCut(layer, named, _end_of_block(graph, layer, named))
+        return FoundCut(layer, named, _point(graph, tokens, named))
+    return FoundCut(layer, named, _end_of_block(graph, tokens, layer, named))
 
 
-def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
-    """Return the name of the feature map that `layer` means."""
-    names = _names(graph)
-    stage = _STAGE.fullmatch(layer)
+def _resolve(graph: Graph, tokens: Tokens | None, layer: str, points: tuple[CutPoint, ...]) -> str:
+    """Return the name of the tensor that `layer` means."""
+    names = _names(graph, tokens)
+    stage, block = _STAGE.fullmatch(layer), _BLOCK.fullmatch(layer)
     matchers: list[Callable[[str], bool]] = [lambda name: name == layer]
     index = int(layer) if re.fullmatch(r"[+-]?\d+", layer) else None
     if not stage and index is None:  # many names end in these by chance
         matchers += [lambda name: _is_suffix(layer, name), lambda name: fnmatchcase(name, layer)]
     for matches in matchers:
         found = {tensor: name for name, tensor in names if matches(name)}
-        if len(found) > 1:
+        if len(found) > 1 and not (block and tokens is not None):
             listed = ", ".join(sorted(found.values())[:6])
             raise OptionError(
                 f"Layer '{layer}' is ambiguous: it matches {len(found)} tensors ({listed}"
                 f"{', ...' if len(found) > 6 else ''}). Give more of the name, or an index "
                 "from 'ov-recipro layers'."
             )
-        if found:
-            return _checked(graph, layer, next(iter(found)))
+        if len(found) == 1:
+            return _checked(graph, tokens, layer, next(iter(found)))
     if index is not None:
         if not -len(points) <= index < len(points):
             raise OptionError(
@@ -158,22 +186,32 @@ def _resolve(graph: Graph, layer: str, points: tuple[CutPoint, ...]) -> str:
             f"Layer '{layer}' means the last clean tensor at stride {stride}, and this model has "
             "none (see 'ov-recipro layers')."
         )
+    if block and tokens is not None:
+        number = int(block[1])
+        if not -len(tokens.cuts) <= number < len(tokens.cuts):
+            raise OptionError(
+                f"Layer '{layer}' is out of range: there are blocks.0 to "
+                f"blocks.{len(tokens.cuts) - 1} (see 'ov-recipro layers')."
+            )
+        return tokens.cuts[number]
     raise OptionError(f"No layer '{layer}' in this model.{_closest(layer, names)}")
 
 
-def _names(graph: Graph) -> list[tuple[str, str]]:
+def _names(graph: Graph, tokens: Tokens | None) -> list[tuple[str, str]]:
     """Pair each name a user may type with the tensor that it names, in graph order.
 
-    A module's name stands for the last feature map made inside it; so does each leading part
-    of a slash-separated node name, which is how one of PyTorch's exporters spells modules.
+    A module's name stands for the last feature map made inside it, or for the tokens that it reads:
+    what is explained is the block that looks at them. So does each leading part of a
+    slash-separated node name, which is how one of PyTorch's exporters spells modules.
     """
     exact: list[tuple[str, str]] = []
     modules: dict[str, str] = {}
+    read: str | None = None  # the last clean tokens so far
     for node in graph.path_nodes:
         outputs = [name for name in node.outputs if name in graph.path_tensors]
         for name in outputs:
             exact.append((name, name))
-        if not outputs or not _is_feature_map(graph, outputs[0]):
+        if not outputs or not _can_be_masked(graph, tokens, outputs[0]):
             continue
         if node.name:
             exact.append((node.name, outputs[0]))
@@ -182,7 +220,12 @@ def _names(graph: Graph) -> list[tuple[str, str]]:
         scope = node.scope.split(".") if node.scope else []
         paths += [".".join(scope[: i + 1]) for i in range(len(scope))]
         for path in paths:
-            modules[path] = outputs[0]
+            if read is None:
+                modules[path] = outputs[0]
+            else:
+                modules.setdefault(path, read)
+        if tokens is not None and outputs[0] in tokens.streams:
+            read = outputs[0]
     exact += [(alias, name) for alias, name in graph.aliases.items() if name in graph.path_tensors]
     taken = {name for name, _ in exact}
     return exact + [(name, tensor) for name, tensor in modules.items() if name not in taken]
@@ -193,25 +236,40 @@ def _is_suffix(asked: str, name: str) -> bool:
     return name.endswith(asked) and not name[: -len(asked)][-1:].isalnum()
 
 
-def _checked(graph: Graph, layer: str, tensor: str) -> str:
-    if not _is_feature_map(graph, tensor):
+def _checked(graph: Graph, tokens: Tokens | None, layer: str, tensor: str) -> str:
+    if not _can_be_masked(graph, tokens, tensor):
         shape = graph.shapes.get(tensor)
         dimensions = "unknown" if shape is None else "x".join(map(str, shape))
+        wanted = "[1,C,H,W] with more than one cell"
+        if tokens is not None:
+            wanted = f"{wanted} or [1,{tokens.count},C]"
         raise OptionError(
             f"Layer '{layer}' has no spatial grid to explain on: tensor '{tensor}' has shape "
-            f"{dimensions}, not [1,C,H,W] with more than one cell."
+            f"{dimensions}, not {wanted}."
+        )
+    if (
+        tokens is not None
+        and tokens.holds(graph.shapes[tensor])
+        and tensor in graph.clean_tensors
+        and tensor not in tokens.streams
+    ):
+        raise OptionError(
+            f"Layer '{layer}' can't be explained: behind tensor '{tensor}' the model reads "
+            "nothing of the image's own tokens, only those in front of them."
         )
     return tensor
 
 
-def _end_of_block(graph: Graph, layer: str, named: str) -> CutPoint:
+def _end_of_block(graph: Graph, tokens: Tokens | None, layer: str, named: str) -> CutPoint:
     """Return the nearest clean tensor downstream of `named` with the same height and width."""
     order = [name for node in graph.path_nodes for name in node.outputs]
-    grid = _point(graph, named).grid
-    clean = set(graph.clean_tensors)
+    grid = _point(graph, tokens, named).grid
+    usable = set(graph.clean_tensors)
+    if tokens is not None:
+        usable = {name for name in usable if _is_feature_map(graph, name)} | set(tokens.streams)
     for name in order[order.index(named) + 1 :]:
-        if name in clean and _is_feature_map(graph, name):
-            point = _point(graph, name)
+        if name in usable and _can_be_masked(graph, tokens, name):
+            point = _point(graph, tokens, name)
             if point.grid == grid:
                 return point
     bypass = ", ".join(graph.bypass(named)[:3])
@@ -225,63 +283,51 @@ def _is_feature_map(graph: Graph, name: str) -> bool:
     shape = graph.shapes.get(name)
     if shape is None or len(shape) != 4 or shape[0] != 1:
         return False
-    _, height, width = _chw(shape, name in graph.channels_last)
+    _, height, width = chw(shape, name in graph.channels_last)
     return height * width > 1
 
 
-def _chw(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
-    _, a, b, c = shape
-    return (c, a, b) if channels_last else (a, b, c)
+def _can_be_masked(graph: Graph, tokens: Tokens | None, name: str) -> bool:
+    """Whether a tensor has cells: a feature map, or tokens."""
+    if tokens is not None and tokens.holds(graph.shapes.get(name)):
+        return True
+    return _is_feature_map(graph, name)
 
 
-def _point(graph: Graph, name: str) -> CutPoint:
+def _point(graph: Graph, tokens: Tokens | None, name: str) -> CutPoint:
     node = graph.producers[name]
-    channels_last = name in graph.channels_last
-    shape = _chw(graph.shapes[name], channels_last)
+    shape = graph.shapes[name]
+    layout: Layout
+    prefix, block, blocks = 0, None, 0
+    if tokens is not None and tokens.holds(shape):
+        layout, prefix = "NTC", tokens.prefix
+        blocks = len(tokens.blocks)
+        block = tokens.cuts.index(name) if name in tokens.cuts else None
+        sizes = (shape[2], *tokens.grid)
+    else:
+        layout = "NHWC" if name in graph.channels_last else "NCHW"
+        sizes = chw(shape, layout == "NHWC")
     return CutPoint(
         tensor=name,
         node=node.name,
         op=node.op,
-        shape=shape,
-        stride=max(1, round(_image_height(graph) / shape[1])),
+        shape=sizes,
+        stride=max(1, round(_image_height(graph) / sizes[1])),
         bypass=graph.bypass(name),
-        channels_last=channels_last,
+        layout=layout,
+        prefix=prefix,
+        block=block,
+        blocks=blocks,
     )
 
 
 def _image_height(graph: Graph) -> int:
-    return _chw(graph.shapes[graph.image], graph.image in graph.channels_last)[1]
+    return chw(graph.shapes[graph.image], graph.image in graph.channels_last)[1]
 
 
 def _is_stride(graph: Graph, point: CutPoint, stride: int) -> bool:
     """Whether the point's stride rounds to `stride` among powers of two (borders shift it)."""
     return round(math.log2(_image_height(graph) / point.shape[1])) == math.log2(stride)
-
-
-def _refuse_tokens(graph: Graph, last: CutPoint) -> None:
-    """Raise for a vision transformer or mixer, whose features after its stem are tokens.
-
-    Its last feature map is the patch embedding: it can be masked, but the map would say next
-    to nothing about what the network made of the image.
-    """
-    cells = last.grid[0] * last.grid[1]
-    tail = descendants(graph.path_nodes, {last.tensor})
-    tokens = [
-        graph.shapes[node.outputs[0]]
-        for node in graph.path_nodes
-        if node.op in ("MatMul", "Gemm") and node.outputs[0] in tail & graph.shapes.keys()
-    ]
-    tokens = [
-        shape
-        for shape in tokens
-        if len(shape) == 3 and any(cells <= size <= cells + _MAX_EXTRA_TOKENS for size in shape)
-    ]
-    if len(tokens) >= _MIN_TOKEN_LAYERS:
-        raise ModelError(
-            f"After '{last.tensor}', its patch embedding, this model works on tokens "
-            f"{list(tokens[-1])} (a vision transformer or mixer): they have no height and width "
-            "to mask, and masking tokens is not supported yet."
-        )
 
 
 def _why_no_clean_cut(points: tuple[CutPoint, ...]) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ov_recipro.cut.bundle import Bundle, Manifest
+from ov_recipro.cut.layout import Layout
 from ov_recipro.errors import OptionError, ReciproError, TargetError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.saliency import Score, default_score
@@ -20,6 +21,7 @@ from ov_recipro.sources.metadata import MODEL_API_RESIZES
 SALIENCY_MAP = "saliency_map"
 SALIENCY_CLASSES = "saliency_classes"
 FEATURE_VECTOR = "feature_vector"
+SPATIAL_AXES: dict[Layout, list[int]] = {"NCHW": [2, 3], "NHWC": [1, 2], "NTC": [1]}
 Scaling = Literal["uint8", "float", "raw"]
 Classes = Literal["all"] | int | Sequence[int | str]
 

@@ -17,6 +17,7 @@ from ov_recipro.embedding.common import (
     FEATURE_VECTOR,
     SALIENCY_CLASSES,
     SALIENCY_MAP,
+    SPATIAL_AXES,
     Classes,
     Scaling,
     check_count,
@@ -35,6 +36,7 @@ from ov_recipro.plans.closed_form import NoClosedForm, closed_form
 from ov_recipro.plans.stream import StreamPlan
 from ov_recipro.plans.stream.stream_onnx import Graph, add_mask
 from ov_recipro.plans.stream.stream_plan import is_batched
+from ov_recipro.plans.verdict import TOLERANCE, largest_error
 from ov_recipro.runtimes.openvino_runtime import dense_logits, stream_plan
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import core, runner
@@ -42,6 +44,7 @@ from ov_recipro.splitting.bundle_cache import cached_split
 
 _PREFIX = "explain/"
 _LEAST_OPSET = 13
+_TO_THE_END = 1 << 62
 _LARGEST = 1 << 30  # bytes of weights; a model in memory has 2 GiB at most
 
 
@@ -161,8 +164,11 @@ class _Branch:
         shape = graph.constant([1, -1, height, width])
         tensors[SALIENCY_MAP] = graph.add("Reshape", by_class, shape)
         if self.feature_vector:
-            axes = [1, 2] if manifest.cut.channels_last else [2, 3]
-            tensors[FEATURE_VECTOR] = self._reduced(graph, "ReduceMean", features[0], axes, 0)
+            source, axes = features[0], SPATIAL_AXES[manifest.cut.layout]
+            if manifest.cut.prefix:
+                ends = [graph.constant([n]) for n in (manifest.cut.prefix, _TO_THE_END, 1)]
+                source = graph.add("Slice", source, *ends)
+            tensors[FEATURE_VECTOR] = self._reduced(graph, "ReduceMean", source, axes, 0)
         return tensors
 
     def explain_each(self, graph: Graph, sources: list[str]) -> dict[str, str]:
@@ -286,8 +292,8 @@ def _closed_form(bundle: Bundle, tail: onnx.ModelProto, memory: int) -> onnx.Mod
         logits = run([features])[0].reshape(-1, bundle.manifest.classes)
         return logits[:-1], logits[-1]
 
-    error = rows.largest_error(of_closed, dense_logits(bundle, "CPU", memory), shape)
-    return closed if error <= rows.TOLERANCE else None
+    error = largest_error(of_closed, dense_logits(bundle, "CPU", memory), shape)
+    return closed if error <= TOLERANCE else None
 
 
 def _share_weights(part: onnx.ModelProto, model: onnx.ModelProto) -> None:

@@ -17,6 +17,7 @@ from ov_recipro.embedding.common import (
     FEATURE_VECTOR,
     SALIENCY_CLASSES,
     SALIENCY_MAP,
+    SPATIAL_AXES,
     Classes,
     Scaling,
     check_count,
@@ -29,10 +30,10 @@ from ov_recipro.embedding.common import (
 from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, cut_from
-from ov_recipro.plans import rows
-from ov_recipro.plans.rows.pixelwise import ELEMENTWISE
+from ov_recipro.plans import sparse
+from ov_recipro.plans.nodes import ELEMENTWISE
 from ov_recipro.plans.stream.stream_openvino import masked
-from ov_recipro.runtimes.openvino_runtime import rows_model, rows_refusal, stream_plan, tail_at
+from ov_recipro.runtimes.openvino_runtime import sparse_model, sparse_refusal, stream_plan, tail_at
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import as_file, core, name_of, ports, read, reason
 from ov_recipro.splitting.bundle_cache import cached_split
@@ -174,8 +175,12 @@ def _branch(
     by_class = ops.transpose(_scaled(scores, scaling), np.array([1, 0]))
     maps = ops.reshape(by_class, _shape(1, count, height, width), False)
     if feature_vector:
-        axes = np.array([1, 2] if manifest.cut.channels_last else [2, 3])
-        extra[FEATURE_VECTOR] = ops.reduce_mean(parameters[0], axes, False).output(0)
+        features, axes = parameters[0], np.array(SPATIAL_AXES[manifest.cut.layout])
+        if manifest.cut.prefix:
+            count = manifest.cut.prefix + manifest.cut.cells.count
+            ends = [_shape(each) for each in (manifest.cut.prefix, count, 1, 1)]
+            features = ops.slice(features, *ends)
+        extra[FEATURE_VECTOR] = ops.reduce_mean(features, axes, False).output(0)
     named = {SALIENCY_MAP: maps.output(0)} | extra
     results = [ops.result(port) for port in named.values()]
     return ov.Model(results, parameters, "explaining"), tuple(named)
@@ -184,9 +189,9 @@ def _branch(
 def _masked_logits(bundle: Bundle, memory: int) -> tuple[ov.Output, list[ov.Node]]:
     """Return the logits [N,classes] of all cells, and the parameters that they come from."""
     manifest = bundle.manifest
-    reason = rows.applies(manifest, "cell") or rows_refusal(bundle, "CPU", memory)
+    reason = sparse.applies(manifest, "cell") or sparse_refusal(bundle, "cell", "CPU", memory)
     if reason is None:
-        model, _ = rows_model(bundle, memory, plain=False)
+        model, _ = sparse_model(bundle, "cell", memory, plain=False)
         return model.get_results()[0].input_value(0), list(model.get_parameters())
     plan = stream_plan(bundle, memory)
     tail = tail_at(bundle, plan.batch)

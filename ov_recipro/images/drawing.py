@@ -18,6 +18,7 @@ Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "turbo"]
 COLORMAPS: tuple[Colormap, ...] = get_args(Colormap)
 _CONTOURS = (0.25, 0.5, 0.75)
 _LINE = cv2.LINE_AA
+_SOFT = np.array([1, 2, 1], np.float32) / 4
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
         coloured, style.alpha, image[y0:y1, x0:x1], 1 - style.alpha, 0
     )
     return drawn
+
+
+def softened(saliency: Floats) -> Floats:
+    """Return a map [h,w] averaged over 3x3 cells (1, 2, 1 each way) and scaled to 0..1 again."""
+    soft = cv2.sepFilter2D(
+        np.asarray(saliency, np.float32), -1, _SOFT, _SOFT, borderType=cv2.BORDER_REPLICATE
+    )
+    low, span = soft.min(), float(np.ptp(soft))
+    return np.asarray((soft - low) / span if span > 0 else soft - low, np.float32)
 
 
 def shrink(image: Image, longest: int) -> Image:

@@ -79,13 +79,13 @@ def ablation_cam(subject: Subject, image: Floats, index: int) -> Floats:
     map are set to 0.
     """
     run = subject.forward(image)
-    logit = float(subject.tail(run.features[None], run.bypass)[0, index])
+    logit = float(subject.tail(run.features[None], run)[0, index])
     without = []
     for start in range(0, len(run.features), _CHUNK):
         chosen = range(start, min(start + _CHUNK, len(run.features)))
         maps = np.repeat(run.features[None], len(chosen), axis=0)
         for row, channel in enumerate(chosen):
             maps[row, channel] = 0
-        without.append(subject.tail(maps, run.bypass)[:, index])
+        without.append(subject.tail(maps, run)[:, index])
     weights = (logit - np.concatenate(without).astype(np.float64)) / logit
     return np.maximum(_weighted(run.features, weights), 0)

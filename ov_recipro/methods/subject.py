@@ -28,13 +28,14 @@ class Forward:
     """What a model computes from an image.
 
     Attributes:
-        features: the feature map [K,H,W] at the cut, float32.
-        bypass: the tensors that bypass the cut.
+        features: the feature map [K,H,W] at the cut, float32; of tokens, those of the cells.
+        boundary: the tensors that the tail reads: the feature map as it is in the model, and what
+            bypasses the cut.
         logits: float32 [classes].
     """
 
     features: Floats
-    bypass: list[Array]
+    boundary: list[Array]
     logits: Floats
 
 
@@ -98,11 +99,15 @@ class Subject:
         """Run the model on an image."""
         if self.stopped.is_set():
             raise ReciproError("Stopped.")
-        (features, *bypass), logits = self._pieces.infer(self.tensor(image))
+        boundary, logits = self._pieces.infer(self.tensor(image))
         if not np.isfinite(logits).all():
             raise ImageError("The model gives NaN or infinite numbers for this image.")
-        maps = features[0].transpose(2, 0, 1) if self._cut.channels_last else features[0]
-        return Forward(np.asarray(maps, np.float32), bypass, logits)
+        features = boundary[0][0]
+        if self._cut.layout == "NTC":
+            features = features[self._cut.prefix :].T.reshape(self._cut.shape)
+        elif self._cut.layout == "NHWC":
+            features = features.transpose(2, 0, 1)
+        return Forward(np.asarray(features, np.float32), boundary, logits)
 
     def scores(self, image: Floats) -> npt.NDArray[np.float64]:
         """Return the classes' scores [classes] for an image."""
@@ -120,10 +125,22 @@ class Subject:
         scores = class_scores(self.logits_of_all(images), self.probability)
         return [float(value) for value in scores[:, index]]
 
-    def tail(self, features: Floats, bypass: list[Array]) -> Floats:
-        """Return the logits [n,classes] of feature maps [n,K,H,W], in float32."""
-        maps = features.transpose(0, 2, 3, 1) if self._cut.channels_last else features
-        return self._pieces.tail(maps, bypass)
+    def tail(self, features: Floats, run: Forward | None = None) -> Floats:
+        """Return the logits [n,classes] of feature maps [n,K,H,W], in float32.
+
+        Args:
+            features: the maps.
+            run: where prefix tokens and what bypasses the cut come from, if the model has any.
+        """
+        maps = features
+        if self._cut.layout == "NTC":
+            maps = features.reshape(*features.shape[:2], -1).transpose(0, 2, 1)
+            if run is not None and self._cut.prefix:
+                prefix = run.boundary[0][:, : self._cut.prefix]
+                maps = np.concatenate([np.repeat(prefix, len(maps), axis=0), maps], axis=1)
+        elif self._cut.layout == "NHWC":
+            maps = features.transpose(0, 2, 3, 1)
+        return self._pieces.tail(maps, [] if run is None else run.boundary[1:])
 
     def reciprocal(self, image: Floats, index: int, mask: Mask, score: Score | None) -> Floats:
         """Return the Recipro-CAM map [H,W] of a class; by the explainer's score by default."""
@@ -152,13 +169,15 @@ class Subject:
     def _find_weights(self) -> Floats:
         if len(self.explainer.bundle.manifest.boundary_shapes) > 1:
             raise NotApplicable("tensors bypass the cut")
+        if self._cut.layout == "NTC":
+            raise NotApplicable("the cut is tokens, not a feature map")
         channels, height, width = self._cut.shape
         random = np.random.default_rng(0)
         one, other = random.standard_normal((2, channels, height, width)).astype(np.float32)
         order = random.permutation(height * width)
         moved = one.reshape(channels, -1)[:, order].reshape(one.shape)
         zeros = np.zeros_like(one)
-        logits = self.tail(np.stack([zeros, one, other, one + other, moved]), [])
+        logits = self.tail(np.stack([zeros, one, other, one + other, moved]))
         zero, first, second, both, shuffled = logits.astype(np.float64)
         tolerance = 1e-4 * max(np.abs(first - zero).max(), np.abs(second - zero).max())
         if not np.abs(both - first - second + zero).max() <= tolerance:
@@ -171,7 +190,7 @@ class Subject:
             planes = np.zeros((len(chosen), channels, height, width), np.float32)
             for row, channel in enumerate(chosen):
                 planes[row, channel] = 1
-            found.append(self.tail(planes, []))
+            found.append(self.tail(planes))
         return np.asarray((np.concatenate(found) - zero).T, np.float32)
 
     def _explainer(self, mask: Mask, score: Score) -> Explainer:

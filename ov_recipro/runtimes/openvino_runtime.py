@@ -15,10 +15,20 @@ from openvino import opset13 as ops
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import DeviceError, OptionError
 from ov_recipro.options import Hint, Precision, Running
-from ov_recipro.plans import rows
-from ov_recipro.plans.rows import NotWorthIt, RowsPlan, Verdict, macs_of
+from ov_recipro.plans import sparse
+from ov_recipro.plans.nodes import macs_of
+from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask, StreamPlan, batched, plan_stream
 from ov_recipro.plans.stream.stream_openvino import activation_bytes, masked
+from ov_recipro.plans.verdict import (
+    TOLERANCE,
+    Logits,
+    PlanRefused,
+    Verdict,
+    keep_verdict,
+    read_verdict,
+    verdict_file,
+)
 from ov_recipro.runtimes.runtime import Device, Floats, Inference
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import (
@@ -52,7 +62,7 @@ class OpenVINORuntime:
         OptionError: the plan does not apply.
     """
 
-    plan: StreamPlan | RowsPlan
+    plan: StreamPlan | SparsePlan
     reason: str | None
     parallel: int
     versions: dict[str, str]
@@ -62,15 +72,15 @@ class OpenVINORuntime:
         self.versions = {"openvino": version("openvino")}
         self._bundle, self._running, self._mask = bundle, running, mask
         asked = running.plan == "stream"
-        self.reason = "asked for" if asked else rows.applies(bundle.manifest, mask)
+        self.reason = "asked for" if asked else sparse.applies(bundle.manifest, mask, running.plan)
         if self.reason is None:
             try:
-                infer = self._rows()
-            except NotWorthIt as failure:
+                infer = self._sparse()
+            except PlanRefused as failure:
                 self.reason = str(failure)
         if self.reason is not None:
-            if running.plan == "rows":
-                raise OptionError(f"The plan 'rows' can't be used: {self.reason}.")
+            if running.plan in ("rows", "tokens"):
+                raise OptionError(f"The plan '{running.plan}' can't be used: {self.reason}.")
             infer = self._stream()
         self._free: SimpleQueue[_Infer] = SimpleQueue()
         for _ in range(self.parallel):
@@ -95,71 +105,82 @@ class OpenVINORuntime:
         model, self.plan = stream_model(self._bundle, self._running.batch_memory, self._mask)
         return _apart(plain, self._compiled(model), self.plan)
 
-    def _rows(self) -> Callable[[], _Infer]:
-        """Compile the plan into one graph, once every cell is checked against the dense tail.
+    def _sparse(self) -> Callable[[], _Infer]:
+        """Compile the plan into one graph, once it is checked against the dense tail.
 
         A head in the device's own precision stays a graph of its own, so that all of the tail runs
         in float32.
         """
-        refusal = rows_refusal(self._bundle, self._running.device, self._running.batch_memory)
+        bundle, mask, memory = self._bundle, self._mask, self._running.batch_memory
+        refusal = sparse_refusal(bundle, mask, self._running.device, memory)
         if refusal is not None:
-            raise NotWorthIt(refusal)
-        bundle = self._bundle
+            raise PlanRefused(refusal)
         if self._running.precision == "f32":
-            model, self.plan = fused_model(bundle, self._running.batch_memory)
+            model, self.plan = fused_model(bundle, mask, memory)
             together = self._compiled(model)
             self.parallel = parallel_requests(together, self._running.hint)
             return _together(together)
         plain = self._compiled(whole_model(bundle), self._running.precision)
         self.parallel = parallel_requests(plain, self._running.hint)
-        model, self.plan = rows_model(bundle, self._running.batch_memory)
+        model, self.plan = sparse_model(bundle, mask, memory)
         return _apart(plain, self._compiled(model), self.plan)
 
 
-def rows_refusal(bundle: Bundle, device: str, memory: int) -> str | None:
-    """Return why the plan `rows` is not used for a bundle's tail; None where it is.
+def sparse_refusal(bundle: Bundle, mask: Mask, device: str, memory: int) -> str | None:
+    """Return why the sparse plan is not used for a bundle's tail; None where it is.
 
     The plan is built and checked once; the verdict is kept in the user's cache.
     """
-    file = rows.verdict_file(bundle.manifest, device)
-    verdict = rows.read_verdict(file)
+    file = verdict_file(bundle.manifest, mask, device)
+    verdict = read_verdict(file)
     if verdict is None:
         try:
-            verdict = Verdict(_rows_error(bundle, device, memory), None)
-        except NotWorthIt as failure:
+            verdict = Verdict(_sparse_error(bundle, mask, device, memory), None)
+        except PlanRefused as failure:
             verdict = Verdict(None, str(failure))
-        rows.keep_verdict(file, verdict)
+        keep_verdict(file, verdict)
     return verdict.reason
 
 
-def _rows_error(bundle: Bundle, device: str, memory: int) -> float:
-    """Compare the plan with the dense tail on every cell; return the error."""
-    model, _ = rows_model(bundle, memory)
+def _sparse_error(bundle: Bundle, mask: Mask, device: str, memory: int) -> float:
+    """Compare the plan with the dense tail; return the error."""
+    model, plan = sparse_model(bundle, mask, memory)
     try:
-        sparse = compiled(model, device).create_infer_request()
+        request = compiled(model, device).create_infer_request()
     except DeviceError as failure:  # it may still run the dense tail
-        raise NotWorthIt(str(failure)) from failure
+        raise PlanRefused(str(failure)) from failure
 
-    def of_rows(features: Floats) -> tuple[Floats, Floats]:
-        logits = _run(sparse, [features])[0]
+    def of_plan(features: Floats) -> tuple[Floats, Floats]:
+        logits = _run(request, [features])[0]
         return logits[:-1], logits[-1]
 
-    of_tail = dense_logits(bundle, device, memory)
-    error = rows.largest_error(of_rows, of_tail, bundle.manifest.boundary_shapes[0])
-    if not error <= rows.TOLERANCE:
-        raise NotWorthIt(f"rows differ from the dense tail by {error:.1e} of the logits' spread")
+    of_tail = dense_logits(bundle, device, memory, mask)
+    error = sparse.error_of(bundle.manifest, of_plan, of_tail)
+    if not error <= TOLERANCE:
+        raise PlanRefused(
+            f"{plan.name} differ from the dense tail by {error:.1e} of the logits' spread"
+        )
     return error
 
 
-def dense_logits(bundle: Bundle, device: str, memory: int) -> rows.Logits:
-    """Return a slow reference from a feature map to its logits: the whole tail for each cell."""
-    model, stream = stream_model(bundle, memory, "cell")
+def dense_logits(bundle: Bundle, device: str, memory: int, mask: Mask = "cell") -> Logits:
+    """Return a slow reference from a feature map to its logits: the whole tail for each cell.
+
+    The cells are those of `sparse.checked_cells`.
+    """
+    model, stream = stream_model(bundle, memory, mask)
     dense = compiled(model, device).create_infer_request()
     tail = compiled(tail_at(bundle, batch=1), device).create_infer_request()
+    cells = np.array(sparse.checked_cells(bundle.manifest), np.int32)
 
     def run(features: Floats) -> tuple[Floats, Floats]:
-        cells = [np.array(each) for each, _ in _masked_logits(stream, dense, [features])]
-        return np.concatenate(cells), _run(tail, [features])[0].reshape(-1)
+        found = []
+        for start in range(0, len(cells), stream.batch):
+            chunk = cells[start : start + stream.batch]
+            filled = np.resize(chunk, stream.batch)
+            logits = _run(dense, [features, filled])[0].reshape(stream.batch, -1)
+            found.append(np.array(logits[: len(chunk)], np.float32))
+        return np.concatenate(found), _run(tail, [features])[0].reshape(-1)
 
     return run
 
@@ -185,7 +206,7 @@ def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
 
 
 def _apart(
-    plain: ov.CompiledModel, tail: ov.CompiledModel, plan: StreamPlan | RowsPlan
+    plain: ov.CompiledModel, tail: ov.CompiledModel, plan: StreamPlan | SparsePlan
 ) -> Callable[[], _Infer]:
     """Return a function that makes one more pair of requests: for the whole model and the tail."""
 
@@ -207,9 +228,9 @@ def _apart(
 
 
 def _masked_logits(
-    plan: StreamPlan | RowsPlan, request: ov.InferRequest, features: list[Array]
+    plan: StreamPlan | SparsePlan, request: ov.InferRequest, features: list[Array]
 ) -> Iterator[tuple[Floats, None]]:
-    if isinstance(plan, RowsPlan):
+    if not isinstance(plan, StreamPlan):
         yield _run(request, features[:1])[0][:-1], None
         return
     left = plan.cells
@@ -292,15 +313,20 @@ def stream_plan(bundle: Bundle, memory: int) -> StreamPlan:
     )
 
 
-def rows_model(bundle: Bundle, memory: int, plain: bool = True) -> tuple[ov.Model, RowsPlan]:
-    """Return plan `rows` from a feature map to logits [N+1,classes], [N,classes] if not `plain`."""
+def sparse_model(
+    bundle: Bundle, mask: Mask, memory: int, plain: bool = True
+) -> tuple[ov.Model, SparsePlan]:
+    """Return the sparse plan from a feature map to logits, and these logits' plan.
+
+    They are [N+1,classes], the whole feature map's last, or [N,classes] if not `plain`.
+    """
     feature = ops.parameter(list(bundle.manifest.boundary_shapes[0]), np.float32, name="feature")
-    lowered, plan = _lowered(bundle, _head(bundle), feature.output(0), memory, plain)
-    return ov.Model([ops.result(lowered.logits)], [feature], "rows"), plan
+    logits, plan = _built(bundle, mask, _head(bundle), feature.output(0), memory, plain)
+    return ov.Model([ops.result(logits)], [feature], plan.name), plan
 
 
-def fused_model(bundle: Bundle, memory: int) -> tuple[ov.Model, RowsPlan]:
-    """Return the head with the plan `rows` built on it.
+def fused_model(bundle: Bundle, mask: Mask, memory: int) -> tuple[ov.Model, SparsePlan]:
+    """Return the head with the sparse plan built on it.
 
     Its outputs are the logits [N+1,classes] of the cells and, last, of the image, the
     `saliency.softmax_terms` of both, and the sum of the feature map, which is finite where all of
@@ -309,12 +335,11 @@ def fused_model(bundle: Bundle, memory: int) -> tuple[ov.Model, RowsPlan]:
     head = _head(bundle)
     results = [result.input_value(0) for result in head.get_results()]
     deployed = bundle.manifest.deployed_scores
-    lowered, plan = _lowered(bundle, head, results[0], memory, plain=not deployed)
-    logits = lowered.logits
+    logits, plan = _built(bundle, mask, head, results[0], memory, plain=not deployed)
     if deployed:
         flat = ops.reshape(results[-1], np.array([1, -1]), False)
         logits = ops.concat([logits, ops.convert(flat, np.float32)], 0).output(0)
-    total = ops.reduce_sum(results[0], np.arange(4), False)
+    total = ops.reduce_sum(results[0], np.arange(len(results[0].shape)), False)
     outputs = [ops.result(port) for port in (logits, _softmax_terms(logits), total)]
     return ov.Model(outputs, head.get_parameters(), "fused"), plan
 
@@ -331,13 +356,13 @@ def _softmax_terms(logits: ov.Output) -> ov.Node:
     return ops.concat([highest, others, ties], 1)
 
 
-def _lowered(
-    bundle: Bundle, head: ov.Model, feature: ov.Output, memory: int, plain: bool
-) -> tuple[rows.Lowered, RowsPlan]:
+def _built(
+    bundle: Bundle, mask: Mask, head: ov.Model, feature: ov.Output, memory: int, plain: bool
+) -> tuple[ov.Output, SparsePlan]:
     tail = tail_at(bundle, batch=1)
     models = [head] if bundle.manifest.deployed_scores else [head, tail]
     macs = sum(macs_of(node) for model in models for node in model.get_ordered_ops())
-    return rows.build(tail, feature, core(), memory, macs, plain)
+    return sparse.build(bundle.manifest, mask, tail, feature, core(), memory, macs, plain)
 
 
 def check_device(device: str) -> None:

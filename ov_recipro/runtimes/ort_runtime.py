@@ -20,6 +20,7 @@ from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.stream_onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
+from ov_recipro.plans.verdict import TOLERANCE, largest_error
 from ov_recipro.runtimes.openvino_runtime import stream_plan
 from ov_recipro.runtimes.runtime import Device, Floats, Inference
 from ov_recipro.saliency import Array
@@ -51,8 +52,10 @@ class ONNXRuntime:
     versions: dict[str, str]
 
     def __init__(self, bundle: Bundle, running: Running, mask: Mask = "cell") -> None:
-        if running.plan == "rows":
-            raise OptionError("The plan 'rows' can't be used: it needs an OpenVINO device.")
+        if running.plan in ("rows", "tokens"):
+            raise OptionError(
+                f"The plan '{running.plan}' can't be used: it needs an OpenVINO device."
+            )
         if bundle.tail.suffix != ".onnx":
             raise OptionError(
                 f"'{running.device}' can't be used: ONNX Runtime does not read OpenVINO models."
@@ -144,8 +147,8 @@ class ONNXRuntime:
             cells = np.concatenate(list(self._masked_logits(feeds)))
             return cells, self._logits(self._tail, feeds).reshape(-1)
 
-        error = rows.largest_error(of_closed, of_tail, shape)
-        if not error <= rows.TOLERANCE:
+        error = largest_error(of_closed, of_tail, shape)
+        if not error <= TOLERANCE:
             raise NoClosedForm(
                 f"it differs from the dense tail by {error:.1e} of the logits' spread"
             )

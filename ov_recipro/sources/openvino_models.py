@@ -102,9 +102,14 @@ def runner(model: ov.Model) -> Runner:
     return run
 
 
+def tensor_names(model: ov.Model) -> dict[str, ov.Output]:
+    """Return all tensors by each of their names."""
+    return {name: port for _, port in ports(model) for name in (name_of(port), *port.get_names())}
+
+
 def keep_outputs(model: ov.Model, names: Sequence[str]) -> ov.Model:
     """Return `model` with these tensors, in this order, as its only outputs."""
-    known = {name: port for _, port in ports(model) for name in (name_of(port), *port.get_names())}
+    known = tensor_names(model)
     missing = [name for name in names if name not in known]
     if missing:
         raise ModelError(f"The model, as OpenVINO reads it, has no tensor '{missing[0]}'.")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import openvino as ov
 
 from ov_recipro.cut.bundle import Cost
 from ov_recipro.cut.points import CutPoint, cut_points
+from ov_recipro.plans import tokens
+from ov_recipro.plans.nodes import key_of
 from ov_recipro.plans.rows import (
     FROZEN_BATCH,
     NO_SAVING,
     downstream,
     estimate,
     inapplicable,
-    key_of,
     steps_of,
 )
+from ov_recipro.plans.verdict import PlanRefused
 from ov_recipro.sources.source import Source
 
 
@@ -43,6 +47,9 @@ def costs(source: Source, points: Sequence[CutPoint], any_batch: bool = True) ->
         start = key_of(port)
         tail = downstream(steps, [start])
         stream = 1 + height * width * sum(step.macs for step in tail) / plain
+        if point.layout == "NTC":
+            found.append(_on_tokens(model, tensors, source, point, plain, stream))
+            continue
         reason = inapplicable(point) if any_batch else FROZEN_BATCH
         if reason is None:
             rows = estimate(tail, start, (height, width))
@@ -52,6 +59,29 @@ def costs(source: Source, points: Sequence[CutPoint], any_batch: bool = True) ->
             reason = NO_SAVING
         found.append(Cost("stream", stream, stream, reason))
     return found
+
+
+def _on_tokens(
+    model: ov.Model,
+    tensors: Mapping[str, ov.Output],
+    source: Source,
+    point: CutPoint,
+    plain: int,
+    stream: float,
+) -> Cost:
+    """Return the cost at a cut of tokens."""
+    reason = tokens.inapplicable(point)
+    if reason is None:
+        start, end = key_of(tensors[point.tensor]), tensors[source.graph.scores]
+        if end.get_node().get_type_name() == "Result":  # it bears the names of what it reads
+            end = end.get_node().input_value(0)
+        try:
+            added = tokens.estimate(model.get_ordered_ops(), start, end, point)
+        except PlanRefused as failure:
+            reason = str(failure)
+        else:
+            return Cost("tokens", 1 + added / plain, stream, None)
+    return Cost("stream", stream, stream, reason)
 
 
 def cheaper_layer(source: Source, tensor: str, max_cost: float) -> tuple[str, Cost] | None:

@@ -52,7 +52,7 @@ def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
         ModelError: they differ from the model by more than rounding.
     """
     graph = source.graph
-    images = _random_images(source.image_shape, source.image_dtype)
+    images = random_images(source.image_shape, source.image_dtype)
     boundary = files.tail.inputs
     head = None
     if len(files.reference) < 2 or files.low_precision:
@@ -142,7 +142,8 @@ def _largest_error(got: Sequence[Array], expected: Sequence[Array]) -> tuple[flo
     return max(float(np.abs(np.float64(g) - np.float64(e)).max()) for g, e in pairs), largest
 
 
-def _random_images(shape: Sequence[int], dtype: str) -> list[Array]:
+def random_images(shape: Sequence[int], dtype: str) -> list[Array]:
+    """Return two inputs of this shape, the same each time."""
     random = np.random.default_rng(0)
     if np.issubdtype(np.dtype(dtype), np.integer):
         return [random.integers(0, 256, shape).astype(dtype) for _ in range(2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ from ov_recipro.cut.bundle import (
     new_folder,
     write_manifest,
 )
-from ov_recipro.cut.points import find_cut
+from ov_recipro.cut.points import FoundCut, find_cut
+from ov_recipro.cut.tokens import find_tokens
 from ov_recipro.errors import ModelError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.options import Cut, cut_from
@@ -30,6 +32,7 @@ from ov_recipro.sources.companions import open_companion, stamp
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.source import Source
 from ov_recipro.splitting.costs import costs
+from ov_recipro.splitting.places import prove_places
 from ov_recipro.splitting.proof import prove
 
 _LIBRARIES = ("ov-recipro", "openvino", "onnx", "onnx-ir", "numpy")
@@ -76,10 +79,12 @@ def split(
     before = _stamp(path)
     source = open_source(path, asked)
     beside = [_stamp(each) for each in source.companions]
-    cut = find_cut(source.graph, asked.layer, asked.exact)
+    cut = _find_cut(source, asked)
     with new_folder(folder, force) as work:
         files = source.write_split(cut.point, work)
         proof = prove(source, files, work)
+        if cut.point.layout == "NTC":
+            prove_places(source, work / files.head.file, cut.point)
         for piece in files.reference:
             for file in work.glob(f"{Path(piece.file).stem}.*"):
                 file.unlink()
@@ -118,6 +123,23 @@ def split(
             raise ModelError(f"{path} or its weights changed while the model was split.")
         write_manifest(work, manifest)
     return Bundle(folder, manifest)
+
+
+def _find_cut(source: Source, asked: Cut) -> FoundCut:
+    """Return where a model is cut.
+
+    By default a transformer is cut at the tokens of its first block, which stand for places as no
+    later ones do; but where every cell there would take a run of the whole tail, at its last
+    block.
+    """
+    found = find_cut(source.graph, asked.layer, asked.exact)
+    tokens = find_tokens(source.graph)
+    if asked.layer != "auto" or tokens is None:
+        return found
+    (cost,) = costs(source, [found.point])
+    if cost is None or cost.plan == "tokens":
+        return found
+    return dataclasses.replace(find_cut(source.graph, tokens.blocks[-1]), asked=asked.layer)
 
 
 def open_source(path: Path, cut: Cut = Cut()) -> Source:

@@ -118,7 +118,7 @@ def test_the_gradient_is_the_logits_change(subject: Subject, image: Array) -> No
     for k, u, v in ((0, 0, 0), (17, 3, 6), (640, 6, 2)):
         moved = features.copy()
         moved[k, u, v] += 49
-        change = subject.tail(np.stack([features, moved]), [])[:, 285]
+        change = subject.tail(np.stack([features, moved]))[:, 285]
         assert change[1] - change[0] == pytest.approx(weights[k], abs=1e-4)
 
 

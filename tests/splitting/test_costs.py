@@ -13,7 +13,8 @@ from openvino import opset13 as ops
 from graphs import Builder
 from ov_recipro import Explainer
 from ov_recipro.cut.points import cut_points
-from ov_recipro.plans.rows import NotWorthIt, RowsPlan, build, steps_of
+from ov_recipro.plans.rows import RowsPlan, build, steps_of
+from ov_recipro.plans.verdict import PlanRefused
 from ov_recipro.sources.openvino_models import core
 from ov_recipro.splitting.costs import costs
 from ov_recipro.splitting.split import open_source
@@ -121,7 +122,7 @@ def test_layers_says_what_the_plan_does(net: str, lite0: Path, tmp_path: Path) -
         try:
             _, plan = build(tail, feature.output(0), core(), 64 << 20, plain, True)
             expected: tuple[str, Any, str | None] = ("rows", 1 + plan.macs / plain, None)
-        except NotWorthIt as failure:
+        except PlanRefused as failure:
             expected = ("stream", cost and cost.stream, str(failure))
         assert cost is not None
         found = (cost.plan, pytest.approx(cost.inferences, rel=1e-6), cost.reason)

@@ -267,7 +267,7 @@ def test_channels_last_features(tmp_path: Path) -> None:
     path = b.save(tmp_path / "m.onnx")
     bundle = split(path, tmp_path / "b.recipro")
     assert bundle.manifest.cut.tensor == "last"
-    assert bundle.manifest.cut.channels_last
+    assert bundle.manifest.cut.layout == "NHWC"
     assert bundle.manifest.cut.shape == (7, 4, 4)
     explainer = Explainer(bundle, score="none")
     image = np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)
@@ -278,18 +278,3 @@ def test_channels_last_features(tmp_path: Path) -> None:
     expected = tail.run(None, {"last": masked})[0][0]
     raw = explainer.explain_tensor(image, list(range(5))).raw[:, 2, 3]
     np.testing.assert_allclose(raw, expected, atol=1e-5)
-
-
-def test_vision_transformers_are_refused_with_the_reason(tmp_path: Path) -> None:
-    b = Builder()
-    patches = b.conv("image", 8, kernel=4, pads=[0] * 4, strides=[4, 4], output="patches")
-    tokens = b.add("Reshape", patches, b.constant([1, 8, 16], np.int64))
-    x = b.add("Transpose", tokens, perm=[0, 2, 1])
-    for _ in range(8):
-        weight = b.constant(b.random.normal(size=(8, 8)) / 3)
-        x = b.add("Add", x, b.add("Tanh", b.add("MatMul", x, weight)))
-    b.linear(b.add("ReduceMean", x, axes=[1], keepdims=0), 8)
-    path = b.save(tmp_path / "m.onnx")
-    with pytest.raises(ReciproError, match=r"tokens \[1, 16, 8\].*not supported yet"):
-        split(path, tmp_path / "b.recipro")
-    check(path, "patches")

@@ -7,49 +7,19 @@ output on zeros. Which pixels are active follows from the graph alone, so all in
 constants. What no rule covers is computed densely from there on.
 """
 
-from ov_recipro.plans.rows.compiler import Lowered, NotWorthIt
-from ov_recipro.plans.rows.rows_cost import (
-    NO_SAVING,
-    downstream,
-    estimate,
-    key_of,
-    macs_of,
-    steps_of,
-)
-from ov_recipro.plans.rows.rows_plan import (
-    FROZEN_BATCH,
-    TOLERANCE,
-    Logits,
-    RowsPlan,
-    Verdict,
-    applies,
-    build,
-    inapplicable,
-    keep_verdict,
-    largest_error,
-    read_verdict,
-    verdict_file,
-)
+from ov_recipro.plans.rows.compiler import Lowered
+from ov_recipro.plans.rows.rows_cost import NO_SAVING, downstream, estimate, steps_of
+from ov_recipro.plans.rows.rows_plan import FROZEN_BATCH, RowsPlan, applies, build, inapplicable
 
 __all__ = [
     "FROZEN_BATCH",
     "NO_SAVING",
-    "TOLERANCE",
-    "Logits",
     "Lowered",
-    "NotWorthIt",
     "RowsPlan",
-    "Verdict",
     "applies",
     "build",
     "downstream",
     "estimate",
     "inapplicable",
-    "keep_verdict",
-    "key_of",
-    "largest_error",
-    "macs_of",
-    "read_verdict",
     "steps_of",
-    "verdict_file",
 ]

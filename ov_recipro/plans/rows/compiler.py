@@ -10,27 +10,31 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
-from openvino._offline_transformations import apply_moc_transformations
 
+from ov_recipro.plans.nodes import (
+    ELEMENTWISE,
+    Array,
+    Key,
+    Port,
+    constant,
+    key_of,
+    rebuild,
+    reshape,
+    sources_of,
+)
 from ov_recipro.plans.rows import convolution, patches, pixelwise, pooling
 from ov_recipro.plans.rows.rows_cost import (
     MAX_SHARE_OF_DENSE,
     NO_SAVING,
-    Key,
     downstream,
     estimate,
-    key_of,
-    sources_of,
     steps_of,
 )
-from ov_recipro.plans.rows.tensors import Array, PerCell, Port, Rows, constant, densified, reshape
+from ov_recipro.plans.rows.tensors import PerCell, Rows, densified
 from ov_recipro.plans.rows.windows import window_of
+from ov_recipro.plans.verdict import PlanRefused
 
 _F32 = {"INFERENCE_PRECISION_HINT": "f32"}
-
-
-class NotWorthIt(Exception):
-    """The plan does not apply to a tail, or would not be clearly cheaper; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,6 @@ class Lowered:
     dense_from: str | None
 
 
-def prepared(tail: ov.Model) -> ov.Model:
-    """Fuse what OpenVINO can fuse offline, and give every operation a name of its own."""
-    apply_moc_transformations(tail, cf=True)
-    for number, node in enumerate(tail.get_ordered_ops()):
-        node.set_friendly_name(f"{number}:{node.get_friendly_name()}")
-    return tail
-
-
 def lower(
     tail: ov.Model, feature: Port, core: ov.Core, memory: int, plain_macs: int, plain: bool
 ) -> Lowered:
@@ -72,7 +68,7 @@ def lower(
             map's is treated as one more, so that large weights are read once for all.
 
     Raises:
-        NotWorthIt: rows don't apply or save too little.
+        PlanRefused: rows don't apply or save too little.
     """
     unmasked = _attached(tail, feature) if plain else {}
     return _Compiler(tail, core, memory, plain_macs, unmasked).run(feature)
@@ -98,7 +94,7 @@ class _Compiler:
         nodes = [step.node for step in steps]
         cost = estimate(steps, key_of(parameter.output(0)), (height, width))
         if not cost.is_worth_it(self.plain_macs):
-            raise NotWorthIt(NO_SAVING)
+            raise PlanRefused(NO_SAVING)
         self.backgrounds = _backgrounds(self.tail, nodes, self.core)
         port = ops.transpose(feature, constant([0, 2, 3, 1], np.int32)).output(0)
         one_cell = np.eye(cells, dtype=bool).reshape(cells, height, width)
@@ -205,7 +201,7 @@ class _Compiler:
         background = backgrounds[0]
         if background is None:
             return None
-        if kind in pixelwise.ELEMENTWISE and background.ndim == 3:
+        if kind in ELEMENTWISE and background.ndim == 3:
             inputs = [
                 value if isinstance(value, Rows) else self._constant(source)
                 for value, source in zip(values, sources, strict=True)
@@ -311,7 +307,7 @@ class _Compiler:
     def _divisors(self, node: ov.Node, window: Any) -> Array:
         """Return what an average pool divides by at each pixel, found by running it on ones."""
         source = constant(np.ones((1, 1, *window.source)))
-        made = pixelwise.rebuild(node, [source])
+        made = rebuild(node, [source])
         means = self._evaluate(made).reshape(window.target)
         inside = np.ones((1, *window.source), np.int64)
         counts = sum(window.pick(inside, tap, 0)[0] for tap in window.taps())

@@ -7,15 +7,8 @@ from math import prod
 import numpy as np
 from openvino import opset13 as ops
 
-from ov_recipro.plans.rows.tensors import (
-    Array,
-    Rows,
-    constant,
-    differences,
-    gather,
-    plus_background,
-    reshape,
-)
+from ov_recipro.plans.nodes import Array, constant, gather, reshape
+from ov_recipro.plans.rows.tensors import Rows, differences, plus_background
 from ov_recipro.plans.rows.windows import Window
 
 

@@ -10,17 +10,13 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.utils.node_factory import NodeFactory
 
+from ov_recipro.plans.nodes import Array, Port, constant, gather, reshape
 from ov_recipro.plans.rows.tensors import (
-    Array,
     Indices,
     Mask,
-    Port,
     Rows,
-    constant,
     differences,
-    gather,
     plus_background,
-    reshape,
     with_background,
 )
 from ov_recipro.plans.rows.windows import Window

@@ -9,22 +9,8 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.utils.node_factory import NodeFactory
 
-from ov_recipro.plans.rows.tensors import Array, Port, Rows, aligned, constant
-
-ELEMENTWISE = frozenset(
-    {
-        "Abs", "Add", "Clamp", "Convert", "Divide", "Elu", "Erf", "Exp", "Gelu", "HSigmoid",
-        "HSwish", "HardSigmoid", "Log", "Maximum", "Minimum", "Mish", "Multiply", "Negative",
-        "PRelu", "Power", "Relu", "Selu", "Sigmoid", "SoftPlus", "SoftSign", "Sqrt",
-        "SquaredDifference", "Subtract", "Swish", "Tanh",
-    }
-)  # fmt: skip
-
-
-def rebuild(node: ov.Node, inputs: list[Port]) -> Port:
-    """Return the same operation on other inputs."""
-    factory = NodeFactory(node.get_type_info().version_id)
-    return factory.create(node.get_type_name(), inputs, node.get_attributes()).output(0)
+from ov_recipro.plans.nodes import Array, Port, constant, rebuild
+from ov_recipro.plans.rows.tensors import Rows, aligned
 
 
 def elementwise(node: ov.Node, values: list[Rows | Array], background: Array) -> Rows | None:

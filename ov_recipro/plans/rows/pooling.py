@@ -7,17 +7,8 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_recipro.plans.rows.tensors import (
-    Array,
-    PerCell,
-    Port,
-    Rows,
-    constant,
-    differences,
-    gather,
-    reshape,
-    summed_per_cell,
-)
+from ov_recipro.plans.nodes import Array, Port, constant, gather, reshape
+from ov_recipro.plans.rows.tensors import PerCell, Rows, differences, summed_per_cell
 
 
 def global_average(rows: Rows, shape: list[int]) -> PerCell:

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import openvino as ov
 
-from ov_recipro.plans.rows import patches, pixelwise, pooling
+from ov_recipro.plans.nodes import ELEMENTWISE, Key, key_of, macs_of, sources_of
+from ov_recipro.plans.rows import patches, pooling
 from ov_recipro.plans.rows.convolution import convolution_macs
-from ov_recipro.plans.rows.tensors import Mask, Port
+from ov_recipro.plans.rows.tensors import Mask
 from ov_recipro.plans.rows.windows import Window, fused_pad, padded, window_of
 
 MAX_SHARE_OF_DENSE = 0.7  # share of the dense plan's cost above which rows are not worth it, ...
 CHEAP = 0.25  # ... unless both cost less than this share of one plain inference
 NO_SAVING = "rows would cost about as much as the dense plan"
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Walk:
         kind = node.get_type_name()
         if kind == "Pad":
             return first if node.output(0).shape == node.input_value(0).shape else None
-        if kind in pixelwise.ELEMENTWISE or kind in ("FakeQuantize", "BatchNormInference"):
+        if kind in ELEMENTWISE or kind in ("FakeQuantize", "BatchNormInference"):
             if any(r.pixels != first.pixels for r in reached):
                 return None
             return _union(reached)
@@ -204,27 +204,3 @@ def _reached_lines(lines: Mask, window: Window, axis: int) -> Mask:
         inside = (places >= 0) & (places < window.source[axis])
         result[:, inside] |= lines[:, places[inside]]
     return result
-
-
-def macs_of(node: ov.Node) -> int:
-    """Return the multiply-accumulates of a convolution or linear layer at the model's shapes."""
-    kind = node.get_type_name()
-    if kind not in ("Convolution", "GroupConvolution", "MatMul"):
-        return 0
-    out = int(np.prod(list(node.output(0).shape)))
-    weight = list(node.input_value(1).shape)
-    if kind == "Convolution":
-        return out * int(np.prod(weight[1:]))
-    if kind == "GroupConvolution":
-        return out * int(np.prod(weight[2:]))
-    return out * int(weight[-1 if node.get_attributes()["transpose_b"] else -2])
-
-
-def key_of(port: Port) -> Key:
-    """Return what identifies a tensor in a model and in its copies."""
-    return port.get_node().get_friendly_name(), port.get_index()
-
-
-def sources_of(node: ov.Node) -> list[Port]:
-    """Return the tensors that a node reads."""
-    return [port.get_source_output() for port in node.inputs()]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 from openvino import opset13 as ops
 
-Port: TypeAlias = ov.Output
+from ov_recipro.plans.nodes import Array, Port, constant, gather, reshape
+
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Indices: TypeAlias = npt.NDArray[np.int64]
-Array: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -67,21 +66,6 @@ class PerCell:
 
     port: Port
     whole: bool = False
-
-
-def constant(values: npt.ArrayLike, dtype: Any = np.float32) -> Port:
-    """Return a constant."""
-    return ops.constant(np.ascontiguousarray(np.asarray(values, dtype))).output(0)
-
-
-def gather(table: Port, rows: npt.NDArray[Any]) -> Port:
-    """Return table[rows]."""
-    return ops.gather(table, constant(rows, np.int32), constant(0, np.int32)).output(0)
-
-
-def reshape(port: Port, shape: list[int]) -> Port:
-    """Reshape to exactly these sizes."""
-    return ops.reshape(port, constant(shape, np.int64), False).output(0)
 
 
 def aligned(rows: Rows, active: Mask) -> Port:

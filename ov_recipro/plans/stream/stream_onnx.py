@@ -90,23 +90,44 @@ def add_mask(
     mask: Mask,
     cells: str = CELLS,
 ) -> None:
-    """Append the masking of a feature map [1,C,H,W] by the cell numbers `cells` [b]."""
-    height, width = manifest.cut.grid
-    channels = manifest.cut.shape[0]
-    last = manifest.cut.channels_last
+    """Append the masking of a feature map at batch 1 by the cell numbers `cells` [b]."""
+    cut = manifest.cut
+    height, width = cut.grid
+    count, channels = height * width, cut.shape[0]
     values = graph.constant([0, 1], np.float32)
-    one_hot = graph.add("OneHot", cells, graph.constant(height * width), values, axis=-1)
+    one_hot = graph.add("OneHot", cells, graph.constant(count), values, axis=-1)
     plane = graph.add("Reshape", one_hot, graph.constant([-1, 1, height, width]))
     if mask != "cell":
         kernel = graph.constant(GAUSSIAN[None, None], np.float32)
         plane = graph.add("Conv", plane, kernel, pads=[1, 1, 1, 1])
-    if last:
-        plane = graph.add("Reshape", plane, graph.constant([-1, height, width, 1]))
+    if cut.layout != "NCHW":
+        sizes = [-1, height, width, 1] if cut.layout == "NHWC" else [-1, count, 1]
+        plane = graph.add("Reshape", plane, graph.constant(sizes))
+    prefix = None
+    if cut.prefix:
+        ends = [graph.constant([n]) for n in (0, cut.prefix, cut.prefix + count)]
+        axis = graph.constant([1])
+        prefix = graph.add("Slice", feature, ends[0], ends[1], axis)
+        feature = graph.add("Slice", feature, ends[1], ends[2], axis)
+        batch = graph.add("Shape", cells)
+        size = graph.add("Concat", batch, graph.constant([cut.prefix, channels]), axis=0)
+        prefix = graph.add("Expand", prefix, size)
     if mask == "spread":
-        rows = feature if last else graph.add("Transpose", feature, perm=[0, 2, 3, 1])
-        table = graph.add("Reshape", rows, graph.constant([height * width, channels]))
+        rows = feature
+        if cut.layout == "NCHW":
+            rows = graph.add("Transpose", feature, perm=[0, 2, 3, 1])
+        table = graph.add("Reshape", rows, graph.constant([count, channels]))
         centre = graph.add("MatMul", one_hot, graph.add("Cast", table, to=TensorProto.FLOAT))
-        shape = [-1, 1, 1, channels] if last else [-1, channels, 1, 1]
+        shape = {
+            "NCHW": [-1, channels, 1, 1],
+            "NHWC": [-1, 1, 1, channels],
+            "NTC": [-1, 1, channels],
+        }[cut.layout]
         centre = graph.add("Reshape", centre, graph.constant(shape))
         feature = graph.add("Cast", centre, to=kind)
-    graph.add("Mul", feature, graph.add("Cast", plane, to=kind), output=output)
+    mask_values = graph.add("Cast", plane, to=kind)
+    if prefix is None:
+        graph.add("Mul", feature, mask_values, output=output)
+    else:
+        masked = graph.add("Mul", feature, mask_values)
+        graph.add("Concat", prefix, masked, axis=1, output=output)

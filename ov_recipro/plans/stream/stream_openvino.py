@@ -10,6 +10,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Manifest
+from ov_recipro.cut.points import CutPoint
 from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask, is_batched
 
 
@@ -19,8 +20,6 @@ def masked(tail: ov.Model, manifest: Manifest, batch: int, mask: Mask) -> ov.Mod
     Its inputs become the feature map of one image, that image's bypass tensors, and the cell
     numbers int32 [batch], so that no masked copy of the feature map is ever made outside.
     """
-    height, width = manifest.cut.grid
-    channels_last = manifest.cut.channels_last
     cells = ops.parameter([batch], np.int32, name="cells")
     parameters = []
     for index, shape in enumerate(manifest.boundary_shapes):
@@ -28,8 +27,9 @@ def masked(tail: ov.Model, manifest: Manifest, batch: int, mask: Mask) -> ov.Mod
         new = ops.parameter(list(shape), old.get_element_type(), name=old.get_friendly_name())
         parameters.append(new)
         if index == 0:
-            one_hot = ops.one_hot(cells, height * width, np.float32(1), np.float32(0), axis=1)
-            value = _mask_feature(new, one_hot, (height, width), channels_last, mask)
+            count = manifest.cut.cells.count
+            one_hot = ops.one_hot(cells, count, np.float32(1), np.float32(0), axis=1)
+            value = _mask_feature(new, one_hot, manifest.cut, mask)
         elif is_batched(shape) and batch > 1:
             value = ops.broadcast(new, _int64([batch, *shape[1:]]))
         else:
@@ -40,30 +40,36 @@ def masked(tail: ov.Model, manifest: Manifest, batch: int, mask: Mask) -> ov.Mod
 
 
 def _mask_feature(
-    feature: ov.Node,
-    one_hot: ov.Node,
-    grid: tuple[int, int],
-    channels_last: bool,
-    mask: Mask,
+    feature: ov.Node | ov.Output, one_hot: ov.Node, cut: CutPoint, mask: Mask
 ) -> ov.Node:
-    """Return the masked feature maps [batch,C,H,W] (or [batch,H,W,C])."""
+    """Return the masked feature maps, one for each row of `one_hot` [batch,N]."""
     batch = one_hot.output(0).shape[0]
-    plane = ops.reshape(one_hot, _int64([batch, 1, *grid]), False)
+    plane = ops.reshape(one_hot, _int64([batch, 1, *cut.grid]), False)
     kind = feature.get_element_type()
     if mask != "cell":
         kernel = ops.constant(GAUSSIAN[None, None])
         plane = ops.convolution(plane, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
-    if channels_last:
-        plane = ops.reshape(plane, _int64([batch, *grid, 1]), False)
+    cells, channels, layout = cut.cells.count, cut.shape[0], cut.layout
+    if layout != "NCHW":
+        sizes = [batch, *cut.grid, 1] if layout == "NHWC" else [batch, cells, 1]
+        plane = ops.reshape(plane, _int64(sizes), False)
+    prefix: ov.Node | None = None
+    if cut.prefix:
+        ends = ops.variadic_split(feature, np.int64(1), _int64([cut.prefix, cells]))
+        prefix = ops.broadcast(ends.output(0), _int64([batch, cut.prefix, channels]))
+        feature = ends.output(1)
     if mask == "spread":
-        axis = 3 if channels_last else 1
-        channels = feature.output(0).shape[axis]
-        rows = feature if channels_last else ops.transpose(feature, _int64([0, 2, 3, 1]))
-        table = ops.reshape(rows, _int64([grid[0] * grid[1], channels]), False)
+        rows = ops.transpose(feature, _int64([0, 2, 3, 1])) if layout == "NCHW" else feature
+        table = ops.reshape(rows, _int64([cells, channels]), False)
         centre = ops.matmul(one_hot, ops.convert(table, ov.Type.f32), False, False)
-        shape = [batch, 1, 1, channels] if channels_last else [batch, channels, 1, 1]
+        shape = {
+            "NCHW": [batch, channels, 1, 1],
+            "NHWC": [batch, 1, 1, channels],
+            "NTC": [batch, 1, channels],
+        }[layout]
         feature = ops.convert(ops.reshape(centre, _int64(shape), False), kind)
-    return ops.multiply(feature, ops.convert(plane, kind))
+    masked = ops.multiply(feature, ops.convert(plane, kind))
+    return masked if prefix is None else ops.concat([prefix, masked], 1)
 
 
 def _int64(values: Sequence[int]) -> npt.NDArray[np.int64]:

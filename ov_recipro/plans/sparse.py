@@ -1,0 +1,71 @@
+"""The sparse plan of a cut: `rows` for feature maps, `tokens` for tokens."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import openvino as ov
+
+from ov_recipro.cut.bundle import Manifest
+from ov_recipro.plans import rows, tokens
+from ov_recipro.plans.nodes import Port
+from ov_recipro.plans.rows import RowsPlan
+from ov_recipro.plans.stream import Mask
+from ov_recipro.plans.tokens import TokensPlan
+from ov_recipro.plans.verdict import Logits, largest_error
+
+SparsePlan: TypeAlias = RowsPlan | TokensPlan
+
+
+def applies(manifest: Manifest, mask: Mask, plan: str = "auto") -> str | None:
+    """Return why no sparse plan, or not the one named, can be used; None where it can."""
+    on_tokens = manifest.cut.layout == "NTC"
+    if plan == "rows" or (plan == "auto" and not on_tokens):
+        return rows.applies(manifest, mask)
+    return tokens.applies(manifest)
+
+
+def build(
+    manifest: Manifest,
+    mask: Mask,
+    tail: ov.Model,
+    feature: Port,
+    core: ov.Core,
+    memory: int,
+    plain_macs: int,
+    plain: bool,
+) -> tuple[Port, SparsePlan]:
+    """Compile a tail at batch 1 into a graph built on the feature map or tokens `feature`.
+
+    Args:
+        manifest: of the bundle; `mask`: what is kept of the feature map.
+        tail: the tail; it is used up.
+        feature: what it reads.
+        core: to evaluate constants with.
+        memory: bytes that the activations may take at once.
+        plain_macs: multiply-accumulates of one plain inference.
+        plain: also give the logits of the whole feature map, last.
+
+    Raises:
+        PlanRefused: the plan does not apply, or saves too little.
+    """
+    if manifest.cut.layout == "NTC":
+        return tokens.build(tail, feature, manifest.cut, mask, plain_macs, plain)
+    lowered, plan = rows.build(tail, feature, core, memory, plain_macs, plain)
+    return lowered.logits, plan
+
+
+def checked_cells(manifest: Manifest) -> list[int]:
+    """Return the cells for which a plan is compared with the dense one."""
+    if manifest.cut.layout == "NTC":
+        return tokens.sample(manifest)
+    return list(range(manifest.cut.cells.count))
+
+
+def error_of(manifest: Manifest, sparse: Logits, dense: Logits) -> float:
+    """Compare a plan with the dense plan, which gives `checked_cells` (see `largest_error`)."""
+    shape = manifest.boundary_shapes[0]
+    if manifest.cut.layout == "NTC":
+        cells = checked_cells(manifest)
+        return largest_error(sparse, dense, shape, 2, cells, tokens.ROUNDING)
+    return largest_error(sparse, dense, shape)

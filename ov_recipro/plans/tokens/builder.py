@@ -1,0 +1,314 @@
+"""The tail on tokens: one table of rows through the original operations, masks inside attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from ov_recipro.cut.points import CutPoint
+from ov_recipro.plans.nodes import Key, Port, constant, key_of, rebuild, reshape, sources_of
+from ov_recipro.plans.stream import Mask
+from ov_recipro.plans.tokens.demand import Demand, demand_of
+from ov_recipro.plans.tokens.placement import masking_of, table_at_cut
+from ov_recipro.plans.tokens.roles import (
+    REDUCTIONS,
+    Counts,
+    Pairs,
+    PerMask,
+    PerToken,
+    Role,
+    roles_of,
+)
+from ov_recipro.plans.tokens.tables import Entries, Layouter, PairTables, Table, joined
+from ov_recipro.plans.verdict import PlanRefused
+
+Value: TypeAlias = Table | PairTables | Entries
+
+
+def merged(
+    tail: ov.Model, feature: Port, cut: CutPoint, mask: Mask = "cell", own: bool = True
+) -> Port:
+    """Compile a prepared tail of one input [1,T,C] into one run over all masks.
+
+    The tail's operations are used up.
+
+    Args:
+        tail: the tail at batch 1.
+        feature: the tokens [1,T,C] to read.
+        cut: where they are.
+        mask: what is kept of them.
+        own: also give the whole image's logits.
+
+    Returns:
+        Logits [N,classes] of each mask, or [N+1,classes] with the image's own last.
+
+    Raises:
+        PlanRefused: an operation tells tokens apart.
+    """
+    (parameter,) = tail.get_parameters()
+    start = key_of(parameter.output(0))
+    counts = Counts(cut.prefix + cut.cells.count, cut.prefix)
+    nodes, roles = roles_of(tail.get_ordered_ops(), start, counts)
+    end = tail.get_results()[0].input_value(0)
+    classes = int(np.prod(list(end.shape)))
+    demand = demand_of(nodes, roles, end, start)
+    masking = masking_of(cut, mask)
+    table = Table(table_at_cut(feature, cut, masking.weights), masking.at_cut)
+    builder = _Builder(Layouter(counts, masking, own), roles, demand, {start: table})
+    for node in nodes:
+        builder.visit(node)
+    value = builder.values[key_of(end)]
+    if not isinstance(value, Entries):
+        raise PlanRefused("its scores are those of tokens")
+    return reshape(value.port, [builder.layouter.entries, classes])
+
+
+@dataclass
+class _Builder:
+    layouter: Layouter
+    roles: dict[Key, Role]
+    demand: dict[Key, Demand]
+    values: dict[Key, Value]
+
+    def visit(self, node: ov.Node) -> None:
+        """Rebuild one operation, unless nothing reads it."""
+        kind = node.get_type_name()
+        outputs = [key_of(port) for port in node.outputs()]
+        read = [self.demand.get(key, Demand.NONE) for key in outputs]
+        if kind == "Result" or max(read) is Demand.NONE:
+            return
+        sources = sources_of(node)
+        values = [self.values.get(key_of(port)) for port in sources]
+        known = [self.roles.get(key_of(port)) for port in sources]
+        made = self.roles[outputs[0]]
+        sizes = [list(port.shape) for port in node.outputs()]
+        results = self._rebuilt(node, kind, values, known, made, sizes, max(read))
+        self.values |= dict(zip(outputs, results, strict=True))
+
+    def _rebuilt(
+        self,
+        node: ov.Node,
+        kind: str,
+        values: Sequence[Value | None],
+        known: Sequence[Role | None],
+        made: Role,
+        sizes: list[list[int]],
+        demand: Demand,
+    ) -> Sequence[Value]:
+        if all(value is None or isinstance(value, Entries) for value in values):
+            return self._per_mask(node, kind, values, sizes)
+        if kind == "ScaledDotProductAttention":
+            return [self._attention(node, values, known, demand)]
+        if any(isinstance(value, PairTables) for value in values):
+            return [self._on_pairs(node, kind, values, known, made, sizes[0], demand)]
+        if isinstance(made, Pairs) and kind == "MatMul":
+            return [self._scores(node, values, known, demand)]
+        (value, role) = next((v, r) for v, r in zip(values, known, strict=True) if v is not None)
+        if not isinstance(value, Table) or not isinstance(role, PerToken):
+            raise PlanRefused(f"{kind} reads no tokens")
+        if isinstance(made, Pairs):  # constants ask
+            masks, own = self.layouter.group(value, role.axis), self.layouter.own(value, role.axis)
+            return [self._softmax(PairTables(masks, own), made, len(sizes[0]))]
+        if isinstance(made, PerMask):
+            return [self._readout(node, kind, value, role, made, sizes[0])]
+        if isinstance(made, PerToken) and made.first != role.first:
+            return [value]  # a slice of the cells' tokens: readers skip the prefix
+        return self._token_by_token(node, kind, values, known, made, sizes, demand)
+
+    def _token_by_token(
+        self,
+        node: ov.Node,
+        kind: str,
+        values: Sequence[Value | None],
+        known: Sequence[Role | None],
+        made: Role,
+        sizes: list[list[int]],
+        demand: Demand,
+    ) -> Sequence[Value]:
+        """Keep the operation in its place, on rows."""
+        at_cut = self.layouter.masking.at_cut
+        tables = [value for value in values if isinstance(value, Table)]
+        shared = all(table.placement is at_cut for table in tables)
+        placement = at_cut if shared else self.layouter.behind(demand)
+        for index, (value, role) in enumerate(zip(values, known, strict=True)):
+            if isinstance(value, Table) and isinstance(role, PerToken):
+                port = self.layouter.moved(value, role.axis, placement).port
+                node.input(index).replace_source_output(port)
+        if kind in ("Reshape", "Squeeze", "Unsqueeze") and isinstance(made, PerToken):
+            shape = list(sizes[0])
+            shape[made.axis] = placement.count
+            return [Table(reshape(node.input_value(0), shape), placement)]
+        node.validate_and_infer_types()
+        return [Table(port, placement) for port in node.outputs()]
+
+    def _per_mask(
+        self, node: ov.Node, kind: str, values: Sequence[Value | None], sizes: list[list[int]]
+    ) -> Sequence[Value]:
+        for index, value in enumerate(values):
+            if isinstance(value, Entries):
+                node.input(index).replace_source_output(value.port)
+        if kind in ("Reshape", "Squeeze", "Unsqueeze"):
+            return [Entries(reshape(node.input_value(0), [self.layouter.entries, *sizes[0][1:]]))]
+        node.validate_and_infer_types()
+        return [Entries(port) for port in node.outputs()]
+
+    def _attention(
+        self,
+        node: ov.Node,
+        values: Sequence[Value | None],
+        known: Sequence[Role | None],
+        demand: Demand,
+    ) -> Value:
+        sources = sources_of(node)
+        axis = len(sources[1].shape) - 2
+        keys, held = (_table(values[index]) for index in (1, 2))
+        masks = [self.layouter.group(table, axis) for table in (keys, held)]
+        scale = sources[4:5]
+        if values[0] is None:
+            asking = ops.broadcast(
+                sources[0], constant([self.layouter.cells, *list(sources[0].shape)[1:]], np.int64)
+            ).output(0)
+            own_query: Port | None = sources[0]
+        else:
+            table = _table(values[0])
+            asking = self.layouter.group(table, axis, demand)
+            own_query = self.layouter.own(table, axis, demand)
+        bias = constant(np.log(self._multiplicity(-1)).reshape([1] * (axis + 1) + [-1]))
+        port = ops.scaled_dot_product_attention(asking, *masks, bias, *scale).output(0)
+        own = None
+        if self.layouter.wants_own:
+            inputs = [own_query, self.layouter.own(keys, axis), self.layouter.own(held, axis)]
+            for index, source in enumerate(inputs):
+                node.input(index).replace_source_output(source)
+            node.validate_and_infer_types()
+            own = node.output(0)
+        if known[0] is None:
+            return joined(port, own)
+        return self.layouter.ungrouped(port, own, list(node.output(0).shape), axis, demand)
+
+    def _scores(
+        self,
+        node: ov.Node,
+        values: Sequence[Value | None],
+        known: Sequence[Role | None],
+        demand: Demand,
+    ) -> Value:
+        (asking, query), (asked, key) = (
+            (_table(value), _axis(role)) for value, role in zip(values[:2], known[:2], strict=True)
+        )
+        masks = _product(
+            node, self.layouter.group(asking, query, demand), self.layouter.group(asked, key)
+        )
+        own = None
+        if self.layouter.wants_own:
+            own = _product(
+                node, self.layouter.own(asking, query, demand), self.layouter.own(asked, key)
+            )
+        return PairTables(masks, own)
+
+    def _on_pairs(
+        self,
+        node: ov.Node,
+        kind: str,
+        values: Sequence[Value | None],
+        known: Sequence[Role | None],
+        made: Role,
+        sizes: list[int],
+        demand: Demand,
+    ) -> Value:
+        pairs = next(value for value in values if isinstance(value, PairTables))
+        if kind == "Softmax" and isinstance(made, Pairs):
+            return self._softmax(pairs, made, len(sizes))
+        if kind == "MatMul":
+            held, axis = _table(values[1]), _axis(known[1])
+            masks = _product(node, pairs.masks, self.layouter.group(held, axis))
+            own = None
+            if pairs.own is not None:
+                own = _product(node, pairs.own, self.layouter.own(held, axis))
+            if isinstance(made, PerToken):
+                return self.layouter.ungrouped(masks, own, sizes, made.axis, demand)
+            return joined(masks, own)
+
+        def applied(port: Port) -> Port:
+            inputs = [
+                port if isinstance(value, PairTables) else source
+                for value, source in zip(values, sources_of(node), strict=True)
+            ]
+            return rebuild(node, inputs)
+
+        own = None if pairs.own is None else applied(pairs.own)
+        if not isinstance(made, Pairs) or not made.weights:
+            return PairTables(applied(pairs.masks), own)
+        times = constant(self._multiplicity(made.keys - len(sizes)))
+        of_one_token = applied(ops.divide(pairs.masks, times).output(0))
+        return PairTables(ops.multiply(of_one_token, times).output(0), own)
+
+    def _softmax(self, pairs: PairTables, made: Pairs, rank: int) -> PairTables:
+        from_right = made.keys - rank
+        axis = len(pairs.masks.shape) + from_right
+        # a key that stands for several tokens is asked as often
+        biased = ops.add(pairs.masks, constant(np.log(self._multiplicity(from_right))))
+        own = None if pairs.own is None else ops.softmax(pairs.own, made.keys).output(0)
+        return PairTables(ops.softmax(biased, axis).output(0), own)
+
+    def _multiplicity(self, from_right: int) -> np.ndarray:
+        """Return for how many tokens each key stands, along an axis counted from the right."""
+        return self.layouter.masking.multiplicity.reshape([-1, *[1] * (-from_right - 1)])
+
+    def _readout(
+        self,
+        node: ov.Node,
+        kind: str,
+        table: Table,
+        role: PerToken,
+        made: PerMask,
+        sizes: list[int],
+    ) -> Value:
+        if role.axis == 0 or table.port.shape[0] != 1:
+            raise PlanRefused("what the scores come from is not batch first")
+        if kind in REDUCTIONS:
+            return self._pooled(node, kind, table, role)
+        return self.layouter.picked(table, role.axis, made.picked, sizes)
+
+    def _pooled(self, node: ov.Node, kind: str, table: Table, role: PerToken) -> Value:
+        axis, first = role.axis, role.first
+        masks = self.layouter.group(table, axis, first=first)
+        keeps = bool(node.get_attributes()["keep_dims"])
+        over = constant([axis], np.int64)
+        if kind == "ReduceMax":
+            port = ops.reduce_max(masks, over, keeps).output(0)
+        else:
+            share = self.layouter.masking.multiplicity[first:]
+            if kind == "ReduceMean":
+                share = share / (self.layouter.counts.tokens - first)
+            sizes = [-1 if each == axis else 1 for each in range(len(masks.shape))]
+            weighted = ops.multiply(masks, constant(share.reshape(sizes)))
+            port = ops.reduce_sum(weighted, over, keeps).output(0)
+        own = None
+        if self.layouter.wants_own:
+            node.input(0).replace_source_output(self.layouter.own(table, axis, first=first))
+            node.validate_and_infer_types()
+            own = node.output(0)
+        return joined(port, own)
+
+
+def _table(value: Value | None) -> Table:
+    if not isinstance(value, Table):
+        raise PlanRefused("attention reads what is not a tensor of tokens")
+    return value
+
+
+def _axis(role: Role | None) -> int:
+    if not isinstance(role, PerToken):
+        raise PlanRefused("attention reads what is not a tensor of tokens")
+    return role.axis
+
+
+def _product(node: ov.Node, left: Port | None, right: Port | None) -> Port:
+    settings = node.get_attributes()
+    return ops.matmul(left, right, settings["transpose_a"], settings["transpose_b"]).output(0)
