@@ -23,7 +23,7 @@ from ov_recipro.images.reading import ImageFile, read_file
 from ov_recipro.options import Cut, Running, cut_and_running_from
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
-from ov_recipro.runtimes import open_runtime
+from ov_recipro.runtimes import open_runtime, runs_on_openvino
 from ov_recipro.saliency import (
     Floats,
     Score,
@@ -90,15 +90,14 @@ class Explainer:
         **options: Any,
     ) -> None:
         cut, self.running = cut_and_running_from(layer, device, options)
-        sparse = self.running.plan != "stream" and mask == "cell"
         if isinstance(model, Bundle):
             self.bundle = model
-            _check_cost(self.bundle, sparse, self.running.max_cost, None)
+            _check_cost(self.bundle, self.running, mask, None)
         else:
             with as_file(default_model() if model is None else model) as path:
                 self.bundle = _open(path, cut)
                 source = None if path.is_dir() else (path, cut)
-                _check_cost(self.bundle, sparse, self.running.max_cost, source)
+                _check_cost(self.bundle, self.running, mask, source)
         manifest = self.bundle.manifest
         self.mask: Mask = mask
         self.score: Score = score or default_score(manifest.activation, manifest.classes)
@@ -325,23 +324,22 @@ def _open(path: Path, cut: Cut) -> Bundle:
 
 
 def _check_cost(
-    bundle: Bundle,
-    sparse: bool,
-    max_cost: float | None,
-    source: tuple[Path, Cut] | None,
+    bundle: Bundle, running: Running, mask: Mask, source: tuple[Path, Cut] | None
 ) -> None:
     """Raise ReciproError where an explanation costs more than `max_cost` inferences.
 
     Args:
         bundle: what to explain.
-        sparse: whether the plan `rows` may be used.
-        max_cost: the limit, if there is one.
+        running: how it is run, and the limit, if there is one.
+        mask: what is kept of the feature map.
         source: the model's file and how it is cut, to name a cheaper layer; None for a bundle.
     """
-    cost = bundle.manifest.cost
+    cost, max_cost = bundle.manifest.cost, running.max_cost
     if max_cost is None or cost is None:
         return
-    expected = cost.inferences if sparse else cost.stream
+    on_tokens = bundle.manifest.cut.layout == "NTC"
+    covers = runs_on_openvino(running.device) if on_tokens else mask == "cell"
+    expected = cost.inferences if covers and running.plan != "stream" else cost.stream
     if expected <= max_cost:
         return
     hint = "'ov-recipro layers' lists what other layers cost"

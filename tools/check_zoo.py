@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino as ov
+import onnxruntime
 
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.cut.bundle import Bundle
@@ -32,9 +32,8 @@ from ov_recipro.cut.points import CutPoint, cut_points
 from ov_recipro.sources.source import Source
 from ov_recipro.splitting.split import open_source, split
 
-F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 SAMPLED_CELLS = 6
-ORDER = ("tf2onnx", "torchscript", "dynamo-dynamic", "torchscript-dynamic", "dynamo")
+ORDER = ("tf2onnx", "torchscript", "dynamo-dynamic", "torchscript-dynamic", "dynamo", "dynamo-23")
 FIRST = ORDER[:2]  # the exporters whose clean layers are split
 
 
@@ -45,6 +44,7 @@ class Row:
     architecture: str
     exporter: str
     auto: str = ""
+    plan: str = ""
     grid: str = ""
     clean_all: int = 0
     clean: int = 0
@@ -59,45 +59,49 @@ class Row:
 
 
 class WholeModel:
-    """The model with a mask multiplied into one tensor: the slow oracle, on OpenVINO."""
+    """The model with a mask multiplied into one tensor, in ONNX Runtime: the slow oracle."""
 
-    def __init__(self, source: Source, point: CutPoint, folder: Path) -> None:
-        path = source.path
-        if path.suffix == ".xml":
-            model = ov.Core().read_model(path)
-        else:
-            proto = onnx.load(path)
-            masked = f"{point.tensor}/masked"
-            for node in proto.graph.node:
-                node.input[:] = [masked if n == point.tensor else n for n in node.input]
-            made = next(i for i, n in enumerate(proto.graph.node) if point.tensor in n.output)
-            node = onnx.helper.make_node("Mul", [point.tensor, "mask"], [masked])
-            proto.graph.node.insert(made + 1, node)
-            shape = [1, *point.grid, 1] if point.channels_last else [1, 1, *point.grid]
-            proto.graph.input.append(
-                onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, shape)
-            )
-            if source.graph.scores != source.graph.output:
-                proto.graph.output.append(
-                    onnx.helper.make_tensor_value_info(
-                        source.graph.scores, onnx.TensorProto.FLOAT, None
-                    )
-                )
-            onnx.save(proto, folder / "masked.onnx")
-            model = ov.Core().read_model(folder / "masked.onnx")
-        model.reshape({model.inputs[0]: list(source.image_shape)})
-        self._compiled = ov.Core().compile_model(model, "CPU", F32)
-        self._shape = [1, *point.grid, 1] if point.channels_last else [1, 1, *point.grid]
-        self._output = source.graph.scores
+    def __init__(self, source: Source, point: CutPoint) -> None:
+        proto = onnx.load(source.path)
+        masked = f"{point.tensor}/masked"
+        for node in proto.graph.node:
+            node.input[:] = [masked if n == point.tensor else n for n in node.input]
+        made = next(i for i, n in enumerate(proto.graph.node) if point.tensor in n.output)
+        node = onnx.helper.make_node("Mul", [point.tensor, "mask"], [masked])
+        proto.graph.node.insert(made + 1, node)
+        count = point.prefix + point.cells.count
+        shapes = {
+            "NCHW": [1, 1, *point.grid],
+            "NHWC": [1, *point.grid, 1],
+            "NTC": [1, count, 1],
+        }
+        self._shape = shapes[point.layout]
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, self._shape)
+        )
+        if source.graph.scores != source.graph.output:
+            kind = onnx.TensorProto.FLOAT
+            value = onnx.helper.make_tensor_value_info(source.graph.scores, kind, None)
+            proto.graph.output.append(value)
+        self._session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        self._prefix, self._image, self._output = (
+            point.prefix,
+            source.graph.image,
+            source.graph.scores,
+        )
 
     def logits(self, image: np.ndarray, cell: int) -> np.ndarray:
-        """Return the logits [classes] with one cell kept."""
+        """Return the logits [classes] with one cell, and the prefix tokens, kept."""
         mask = np.zeros(self._shape, np.float32)
-        mask.reshape(-1)[cell] = 1
-        return np.array(self._compiled([image, mask])[self._output]).reshape(-1)
+        mask.reshape(-1)[: self._prefix] = 1
+        mask.reshape(-1)[self._prefix + cell] = 1
+        feeds = {self._image: image, "mask": mask}
+        return np.array(self._session.run([self._output], feeds)[0]).reshape(-1)
 
 
-def compare(source: Source, bundle: Bundle, folder: Path) -> tuple[float, float]:
+def compare(source: Source, bundle: Bundle) -> tuple[float, float]:
     """Return max |ours - oracle| over sampled cells, of the largest score and of the spread.
 
     The second is 0 where the scores of the cells differ by less than a thousandth of their size:
@@ -108,7 +112,7 @@ def compare(source: Source, bundle: Bundle, folder: Path) -> tuple[float, float]
     image = np.random.default_rng(1).standard_normal(source.image_shape).astype(np.float32)
     raw = explainer.explain_tensor(image, range(bundle.manifest.classes)).raw
     ours = raw.reshape(len(raw), -1).T
-    oracle = WholeModel(source, point, folder)
+    oracle = WholeModel(source, point)
     cells = np.random.default_rng(2).choice(len(ours), min(SAMPLED_CELLS, len(ours)), False)
     theirs = np.stack([oracle.logits(image, int(cell)) for cell in cells])
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
@@ -130,6 +134,7 @@ def check(path: Path, most: int, folder: Path) -> Row:
         return row
     point = bundle.manifest.cut
     row.auto, row.grid = point.tensor, f"{point.grid[0]}x{point.grid[1]}"
+    row.plan = Explainer(bundle).plan.name
     clean = [p for p in points if p.clean]
     row.clean_all = len(clean)
     leaky = [p for p in points if not p.clean]
@@ -159,7 +164,7 @@ def check(path: Path, most: int, folder: Path) -> Row:
         row.parity = max(row.parity, bundle.manifest.parity)
         small = p.grid[0] * p.grid[1] <= 800
         if path.suffix == ".onnx" and p.tensor in compared and small:
-            score, spread = compare(source, bundle, folder)
+            score, spread = compare(source, bundle)
             row.oracle = max(row.oracle, float(score))
             row.map = max(row.map, float(spread))
     row.clean = len({p.tensor for p in chosen} | ({point.tensor} if chosen else set()))
@@ -189,21 +194,21 @@ def complete(path: Path, row: Row, folder: Path) -> None:
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| architecture | exporter | `auto` cuts at | clean layers | leaky convs (`--exact`) | "
-        "parity | oracle, scores | oracle, maps |",
-        "|---|---|---|---|---|---|---|---|",
+        "| architecture | exporter | `auto` cuts at | plan | clean layers | leaky convs "
+        "(`--exact`) | parity | oracle, scores | oracle, maps |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if row.refused:
             lines.append(
-                f"| {row.architecture} | {row.exporter} | refused: {row.refused} | | | | | |"
+                f"| {row.architecture} | {row.exporter} | refused: {row.refused} | | | | | | |"
             )
             continue
         clean = f"{row.clean_done}/{row.clean} of {row.clean_all}" if row.clean else "not tried"
         frozen = f" ({row.frozen} cell by cell)" if row.frozen else ""
         lines.append(
-            f"| {row.architecture} | {row.exporter} | `{row.auto}` {row.grid} | {clean} | "
-            f"{row.leaky_done}/{row.leaky}{frozen} | {row.parity:.1e} | {row.oracle:.1e} | "
+            f"| {row.architecture} | {row.exporter} | `{row.auto}` {row.grid} | {row.plan} | "
+            f"{clean} | {row.leaky_done}/{row.leaky}{frozen} | {row.parity:.1e} | {row.oracle:.1e} | "
             f"{row.map:.1e} |"
         )
     return "\n".join(lines)

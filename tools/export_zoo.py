@@ -1,8 +1,8 @@
 """Export many architectures with randomised weights, as people's exporters do.
 
 Weights AND batch-norm statistics are random: a network fresh from its constructor gives exactly
-zero on a zero input, and would hide every error about what masked cells become. Run it in the
-environment of ``tools/export-requirements.txt``:
+zero on a zero input, and would hide every error about what masked cells become. The transformers
+are in `export_transformers.py`. Run it in the environment of ``tools/export-requirements.txt``:
 
     python tools/export_zoo.py build/zoo
 """
@@ -13,10 +13,10 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from export_transformers import TRANSFORMERS, Builder, Size, imitate_training
 
 TORCHVISION = {
     "alexnet": 224,
@@ -35,7 +35,6 @@ TORCHVISION = {
     "shufflenet_v2_x1_0": 96,
     "convnext_tiny": 96,
     "swin_t": 224,
-    "vit_b_16": 224,
 }
 TIMM = {
     "hrnet_w18_small": 96,
@@ -60,10 +59,9 @@ TIMM = {
     "edgenext_xx_small": 96,
     "efficientformer_l1": 224,
     "coatnet_nano_rw_224": 224,
-    "deit_tiny_patch16_224": 224,
-    "mixer_s16_224": 224,
 }
 EXPORTERS = ("torchscript", "torchscript-dynamic", "dynamo", "dynamo-dynamic")
+OF_TRANSFORMERS = (*EXPORTERS, "dynamo-23")  # opset 23 has attention as one operator
 
 
 def randomise(network: torch.nn.Module) -> None:
@@ -77,7 +75,7 @@ def randomise(network: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             uniform(module.running_mean, -0.3, 0.3)
             uniform(module.running_var, 0.6, 1.4)
-        if type(module).__name__.endswith(("Norm", "Norm2d", "BatchNorm2d", "BatchNormAct2d")):
+        if type(module).__name__.endswith(("Norm", "Norm1d", "Norm2d", "BatchNormAct2d")):
             if getattr(module, "weight", None) is not None:
                 uniform(module.weight, 0.7, 1.3)
             if getattr(module, "bias", None) is not None:
@@ -97,36 +95,41 @@ def import_torchvision() -> object:
     return torchvision
 
 
-def builders() -> dict[str, tuple[Callable[[], torch.nn.Module], int]]:
+def builders() -> dict[str, tuple[Builder, Size]]:
     """Return each architecture's constructor and image size."""
     torchvision = import_torchvision()
     import timm  # imports torchvision in its turn
 
-    made: dict[str, tuple[Callable[[], torch.nn.Module], int]] = {}
+    made: dict[str, tuple[Builder, Size]] = {}
     for name, size in TORCHVISION.items():
         more = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
         constructor = getattr(torchvision.models, name)
-        made[name] = (lambda c=constructor, m=more: c(weights=None, num_classes=100, **m), size)
+        made[name] = (
+            lambda _size, c=constructor, m=more: c(weights=None, num_classes=100, **m),
+            (size, size),
+        )
     for name, size in TIMM.items():
-        made[name] = (lambda n=name: timm.create_model(n, num_classes=100), size)
-    return made
+        made[name] = (lambda _size, n=name: timm.create_model(n, num_classes=100), (size, size))
+    return made | TRANSFORMERS
 
 
-def export(network: torch.nn.Module, size: int, exporter: str, path: Path) -> None:
-    """Write `network` with one of the four ways of PyTorch's two exporters."""
-    image = torch.randn(1, 3, size, size)
+def export(network: torch.nn.Module, size: Size, exporter: str, path: Path) -> None:
+    """Write `network` with one of the ways of PyTorch's two exporters."""
+    image = torch.randn(1, 3, *size)
     common = {"input_names": ["image"], "output_names": ["scores"], "verbose": False}
     if exporter.startswith("torchscript"):
         free = {"image": {0: "N"}, "scores": {0: "N"}} if exporter.endswith("dynamic") else None
         torch.onnx.export(network, (image,), str(path), dynamo=False, opset_version=17,
                           dynamic_axes=free, **common)  # fmt: skip
-    elif exporter == "dynamo":
-        torch.onnx.export(network, (image,), str(path), dynamo=True, external_data=False, **common)
-    else:
+    elif exporter == "dynamo-dynamic":
         pair = torch.cat([image, image])
         shapes = ({0: torch.export.Dim("N")},)
         torch.onnx.export(network, (pair,), str(path), dynamo=True, external_data=False,
                           dynamic_shapes=shapes, **common)  # fmt: skip
+    else:
+        opset = 23 if exporter == "dynamo-23" else None
+        torch.onnx.export(network, (image,), str(path), dynamo=True, external_data=False,
+                          opset_version=opset, **common)  # fmt: skip
 
 
 def main() -> None:
@@ -137,23 +140,26 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    for name, (build, size) in builders().items():
+    for name, (build, own_size) in builders().items():
         if arguments.only and name not in arguments.only:
             continue
+        size = (arguments.size, arguments.size) if arguments.size else own_size
         torch.manual_seed(0)
-        network = build().eval()
+        network = build(size).eval()
         randomise(network)
-        for exporter in EXPORTERS:
+        if name in TRANSFORMERS:
+            imitate_training(network, size)
+        for exporter in OF_TRANSFORMERS if name in TRANSFORMERS else EXPORTERS:
             path = arguments.folder / f"{name}.{exporter}.onnx"
-            size = arguments.size or size
             started = time.time()
             try:
                 export(network, size, exporter, path)
                 print(f"{path.name}: {time.time() - started:.1f} s", flush=True)
             except Exception as error:  # the exporter's own failure is a row of the table
                 path.unlink(missing_ok=True)
-                path.with_suffix(".failed").write_text(type(error).__name__)
-                print(f"{path.name}: failed: {type(error).__name__}", file=sys.stderr, flush=True)
+                reason = f"{type(error).__name__}: {error}"
+                path.with_suffix(".failed").write_text(f"{reason}\n")
+                print(f"{path.name}: failed: {reason[:300]}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

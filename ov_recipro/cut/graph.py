@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import TypeAlias
 
 from ov_recipro.saliency import Activation
@@ -105,6 +106,31 @@ class Graph:
             if len(alive) == 1:
                 clean.extend(alive.difference(clean[-1:]))
         return tuple(clean)
+
+    @cached_property
+    def heads(self) -> frozenset[str]:
+        """Tensors of four axes and more, one of which counts the heads of attention.
+
+        They have no height and width: a reshape has divided the channels of tokens [1,T,C].
+        """
+        tokens: dict[str, int] = {}
+        for node in self.nodes:
+            held = next((tokens[name] for name in node.inputs if name in tokens), 0)
+            for name in node.outputs:
+                after = self.shapes.get(name, ())
+                if node.op != "Reshape":
+                    count = held
+                elif held:
+                    count = held if held in after else 0
+                else:
+                    source = next((name for name in node.inputs if name in self.shapes), "")
+                    *front, channels = self.shapes.get(source, (0,))
+                    count = prod(front) if len(front) in (1, 2) else 0
+                    divided = (1, count, channels) == (*after[:2], prod(after[2:]))
+                    count = count if divided else 0
+                if count > 1 and len(after) >= 4:
+                    tokens[name] = count
+        return frozenset(tokens)
 
     def bypass(self, tensor: str) -> tuple[str, ...]:
         """Return the tensors that carry the image around `tensor`, as late as possible.

@@ -281,7 +281,7 @@ def _end_of_block(graph: Graph, tokens: Tokens | None, layer: str, named: str) -
 
 def _is_feature_map(graph: Graph, name: str) -> bool:
     shape = graph.shapes.get(name)
-    if shape is None or len(shape) != 4 or shape[0] != 1:
+    if shape is None or len(shape) != 4 or shape[0] != 1 or name in graph.heads:
         return False
     _, height, width = chw(shape, name in graph.channels_last)
     return height * width > 1

@@ -121,6 +121,7 @@ def _is_map(graph: Graph, name: str) -> bool:
         len(shape) == 4
         and shape[0] == 1
         and min(chw(shape, name in graph.channels_last)) > 1
+        and name not in graph.heads
         and name != graph.image
     )
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import openvino as ov
@@ -27,15 +26,15 @@ from ov_recipro.embedding.common import (
     model_info,
     score_of,
 )
+from ov_recipro.embedding.pinning import pinned
 from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, cut_from
 from ov_recipro.plans import sparse
-from ov_recipro.plans.nodes import ELEMENTWISE
 from ov_recipro.plans.stream.stream_openvino import masked
 from ov_recipro.runtimes.openvino_runtime import sparse_model, sparse_refusal, stream_plan, tail_at
 from ov_recipro.saliency import Score
-from ov_recipro.sources.openvino_models import as_file, core, name_of, ports, read, reason
+from ov_recipro.sources.openvino_models import as_file, name_of, ports, read, reason
 from ov_recipro.splitting.bundle_cache import cached_split
 
 _FLOATS = (ov.Type.f32, ov.Type.f16)
@@ -96,8 +95,9 @@ def embed(
         sources.append(_find(known, manifest.output, path))
     score = score or score_of(manifest)
     branch, names = _branch(bundle, classes, scaling, score, feature_vector, batch_memory)
+    branch = pinned(branch)
     _share_weights(branch, extended)
-    for result in _attached(_pinned(branch), names, sources):
+    for result in _attached(branch, names, sources):
         extended.add_results([result])
     extended.validate_nodes_and_infer_types()
     _complete(extended, manifest, score)
@@ -260,69 +260,32 @@ def _share_weights(branch: ov.Model, model: ov.Model) -> None:
             same = np.asarray(theirs.T if transposed else theirs, np.float32).reshape(-1)
             if not np.array_equal(same, values.reshape(-1)):
                 continue
-            port = ops.convert(ops.constant(theirs), ov.Type.f32)
-            if transposed:
-                port = ops.transpose(port, np.array([1, 0]))
-            port = ops.reshape(port, _shape(*values.shape), False)
+            port = ops.constant(theirs).output(0)
+            if theirs.dtype != np.float32:
+                port = ops.convert(port, ov.Type.f32).output(0)
             for reader in list(node.output(0).get_target_inputs()):
-                reader.replace_source_output(port.output(0))
+                _read_shared(reader, port, transposed, values.shape)
             break
 
 
-def _pinned(branch: ov.Model) -> ov.Model:
-    """Return the model with every operation marked to keep its precision, as in an IR.
-
-    A device that runs the rest in bfloat16 or float16 then computes these in float32.
-    """
-    for node in branch.get_ordered_ops():
-        if node.get_type_name() == "MatMul":
-            _keep_bias_apart(node)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "branch.xml"
-        ov.save_model(branch, path, compress_to_fp16=False)
-        tree = ElementTree.parse(path)  # noqa: S314 - just written
-        for layer in tree.iter("layer"):
-            if layer.get("type") in ("Const", "Parameter", "Result"):
-                continue
-            info = layer.find("rt_info")
-            if info is None:
-                info = ElementTree.Element("rt_info")
-                place = 1 if layer.find("data") is not None else 0
-                layer.insert(place, info)
-            ElementTree.SubElement(info, "attribute", name="precise", version="0")
-        xml = ElementTree.tostring(tree.getroot())
-        return core().read_model(xml, path.with_suffix(".bin").read_bytes())
-
-
-def _keep_bias_apart(product: ov.Node) -> None:
-    """Add an axis between a product and the addition behind it, and remove it afterwards.
-
-    OpenVINO 2026.4 loses an operation's mark when it fuses the two, and when it moves an
-    activation in front of the removal, so the removal comes behind the activation.
-    """
-    for reader in list(product.output(0).get_target_inputs()):
-        node = reader.get_node()
-        sizes = list(node.output(0).shape)
-        if node.get_type_name() != "Add" or len(sizes) != 2:
-            continue
-        wide = [ops.reshape(value, _shape(*value.shape, 1), False) for value in node.input_values()]
-        end = ops.add(*wide)
-        later = list(node.output(0).get_target_inputs())
-        while len(later) == 1 and _acts_by_value(after := later[0].get_node()):
-            later[0].replace_source_output(end.output(0))
-            after.validate_and_infer_types()
-            end, later = after, list(after.output(0).get_target_inputs())
-        narrow = ops.reshape(end, _shape(*sizes), False)
-        for each in later:
-            each.replace_source_output(narrow.output(0))
-
-
-def _acts_by_value(node: ov.Node) -> bool:
-    """Whether an operation changes each number by itself, everywhere in one way."""
-    others = [value.get_node() for value in node.input_values()][1:]
-    return node.get_type_name() in ELEMENTWISE and all(
-        other.get_type_name() == "Constant" and other.data.size == 1 for other in others
-    )
+def _read_shared(
+    reader: ov.Input, port: ov.Output, transposed: bool, shape: tuple[int, ...]
+) -> None:
+    """Let an operation read a constant of the same numbers, in another order or shape."""
+    product = reader.get_node()
+    if transposed and product.get_type_name() == "MatMul":  # a Transpose would cost it its mark
+        side = "ab"[reader.get_index()]
+        product.set_attribute(
+            f"transpose_{side}", not product.get_attributes()[f"transpose_{side}"]
+        )
+        reader.replace_source_output(port)
+        product.validate_and_infer_types()
+        return
+    if transposed:
+        port = ops.transpose(port, np.array([1, 0])).output(0)
+    if tuple(port.shape) != shape:
+        port = ops.reshape(port, _shape(*shape), False).output(0)
+    reader.replace_source_output(port)
 
 
 def _attached(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeAlias
 
 from ov_recipro.errors import OptionError
-from ov_recipro.methods import activation, perturbation, sanity
+from ov_recipro.methods import activation, attention, perturbation, sanity
 from ov_recipro.methods.subject import NotApplicable, Subject
 from ov_recipro.plans.stream import Mask
 from ov_recipro.saliency import Floats, Score
@@ -38,6 +38,8 @@ METHODS: dict[str, Method] = {
     "smooth-grad-cam++": activation.smooth_grad_cam_plus_plus,
     "eigen-cam": activation.eigen_cam,
     "ablation-cam": activation.ablation_cam,
+    "attention": attention.class_attention,
+    "rollout": attention.rollout,
     "score-cam": perturbation.score_cam,
     "rise": perturbation.rise,
     "fake-cam": sanity.fake_cam,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Event, Lock
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ImageError, OptionError, ReciproError
 from ov_recipro.explainer import Explainer
 from ov_recipro.images.preprocess import Image, Window, prepare
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import runs_on_openvino
-from ov_recipro.runtimes.openvino_parts import CompiledPieces
+from ov_recipro.runtimes.openvino_parts import CompiledPieces, shared_runner
 from ov_recipro.saliency import Array, Floats, Score, class_scores, default_score
+from ov_recipro.sources.openvino_models import Runner, compiled
 
 
 class NotApplicable(OptionError):
@@ -74,6 +77,7 @@ class Subject:
         self._lock = Lock()
         self._explainers = {(explainer.mask, explainer.score): explainer}
         self._linear: Floats | NotApplicable | None = None
+        self._models: dict[Callable[[Bundle], ov.Model], Runner] = {}
 
     def prepare(self, pixels: Image) -> tuple[Floats, Window]:
         """Return pixels [h,w,3] BGR as an image [C,H,W], and the part of them that it covers."""
@@ -141,6 +145,21 @@ class Subject:
         elif self._cut.layout == "NHWC":
             maps = features.transpose(0, 2, 3, 1)
         return self._pieces.tail(maps, [] if run is None else run.boundary[1:])
+
+    def outputs_of(self, make: Callable[[Bundle], ov.Model], image: Floats) -> list[Floats]:
+        """Return what another model of the same image gives.
+
+        Args:
+            make: makes that model from the bundle; it is compiled once.
+            image: the image.
+        """
+        with self._lock:
+            if make not in self._models:
+                running = self.explainer.running
+                model = compiled(make(self.explainer.bundle), running.device)
+                self._models[make] = shared_runner(model)
+        values = self._models[make]([self.tensor(image)])
+        return [np.asarray(value, np.float32) for value in values]
 
     def reciprocal(self, image: Floats, index: int, mask: Mask, score: Score | None) -> Floats:
         """Return the Recipro-CAM map [H,W] of a class; by the explainer's score by default."""

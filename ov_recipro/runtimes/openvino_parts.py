@@ -42,12 +42,12 @@ class CompiledPieces:
         check_device(running.device)
         model = compiled(whole_model(bundle), running.device, running.precision, running.hint)
         self.parallel = parallel_requests(model, running.hint)
-        self._whole = _shared(model)
+        self._whole = shared_runner(model)
         self._shapes = bundle.manifest.boundary_shapes
         self._classes = bundle.manifest.classes
         fitting = max(1, running.batch_memory // max(1, activation_bytes(tail_at(bundle, batch=1))))
         self._batch = min(64, fitting) if bundle.manifest.any_batch else 1
-        self._tail = _shared(compiled(tail_at(bundle, self._batch), running.device))
+        self._tail = shared_runner(compiled(tail_at(bundle, self._batch), running.device))
 
     def infer(self, image: Array) -> tuple[list[Array], Floats]:
         """Run the whole model on one image.
@@ -82,7 +82,7 @@ class CompiledPieces:
         return np.concatenate(found)
 
 
-def _shared(model: ov.CompiledModel) -> Runner:
+def shared_runner(model: ov.CompiledModel) -> Runner:
     """Return a function from a model's inputs to its outputs that any thread may call."""
     free: SimpleQueue[ov.InferRequest] = SimpleQueue()
 

@@ -16,6 +16,7 @@ import pytest
 from command import COMMAND, fails, run
 from graphs import Builder, residual
 from ov_recipro.images.reading import read_image
+from places import SCENE_VIT
 
 
 def test_explain_with_the_bundled_model(tmp_path: Path, cat: Path) -> None:
@@ -97,6 +98,35 @@ def test_layers(tmp_path: Path, lite0: Path) -> None:
     assert "  rows    1.16  yes" in table
     assert (inner["plan"], rows[-1]["plan"]) == ("stream", "rows")
     assert (inner["plan_reason"], rows[-1]["plan_reason"]) == ("tensors bypass the cut", None)
+
+
+def test_layers_of_a_transformer(tmp_path: Path) -> None:
+    model = SCENE_VIT / "textures.onnx"
+    lines = run("layers", model, cwd=tmp_path).stdout.splitlines()
+    assert lines[0].split()[:4] == ["index", "block", "prefix", "tensor"]
+    assert lines[2].split()[:4] == ["1", "blocks.0", "1", "/Add_output_0"]
+    assert "The deeper the block" in lines[-1]
+    rows = json.loads(run("layers", model, "--json", cwd=tmp_path).stdout)
+    assert [row["layout"] for row in rows] == ["NCHW", *["NTC"] * 6]
+    assert [row["block"] for row in rows] == [None, *range(6)]
+    assert {row["plan"] for row in rows[1:]} == {"tokens"}
+    costs = [row["cost"] for row in rows[1:]]
+    assert costs == sorted(costs, reverse=True)
+    assert 2 < costs[0] < 3
+
+
+def test_explaining_a_transformer(tmp_path: Path, cat: Path) -> None:
+    model = SCENE_VIT / "textures.onnx"
+    options = ("-m", model, "--save-maps", "--mean", "0,0,0", "--scale", "255,255,255")
+    run("explain", cat, *options, cwd=tmp_path)
+    record = json.loads((tmp_path / "explanations" / "explanations.json").read_text())
+    assert record["layer"] == "/Add_output_0"
+    assert record["plan"] == "tokens"
+    (target,) = record["images"][0]["targets"]
+    assert target["next_layer"] == "blocks.3"
+    assert np.load(tmp_path / "explanations" / "chelsea.npz")["maps"].shape == (1, 10, 10)
+    result = run("explain", cat, *options, "--max-cost", "1.5", "-o", "other", cwd=tmp_path)
+    fails(result, "the limit is 1.5", "'/blocks/blocks.3/Add_1_output_0', further on", code=2)
 
 
 def test_a_costly_layer_is_refused_and_a_cheaper_one_named(tmp_path: Path, cat: Path) -> None:

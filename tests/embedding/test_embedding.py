@@ -21,13 +21,14 @@ from ov_recipro.images.reading import read_image
 from ov_recipro.runtimes.openvino_runtime import dense_logits
 from ov_recipro.saliency import class_scores, saliency_maps
 from ov_recipro.sources.openvino_models import core, keep_outputs
+from places import SCENE_VIT
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 def infer(model: Any, x: np.ndarray, **config: Any) -> dict[str, np.ndarray]:
     results = core().compile_model(model, "CPU", config or F32)(x)
-    return {port.get_any_name(): np.array(value) for port, value in results.items()}
+    return {name: np.array(results[port]) for port in results for name in port.get_names()}
 
 
 def at_batch_1(path: Path) -> ov.Model:
@@ -154,6 +155,39 @@ def test_the_explaining_part_keeps_float32(
     part = reading(embedded, name, own, batch)
     maps = infer(part, features, **native)["saliency_map"][0]
     np.testing.assert_allclose(maps, maps_of(bundle, features), atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["blocks.0", "blocks.-1"])
+@pytest.mark.parametrize("name", ["textures", "textures-mean"])
+def test_tokens(name: str, layer: str) -> None:
+    """In OpenVINO and ONNX maps are the explainer's; under bfloat16, those of the same tokens."""
+    path = SCENE_VIT / f"{name}.onnx"
+    x = np.random.default_rng(5).standard_normal((1, 3, 80, 80)).astype(np.float32)
+    expected = Explainer(path, layer=layer).explain_tensor(x, range(6)).raw
+    options: dict[str, Any] = {"layer": layer, "scaling": "raw", "feature_vector": True}
+    embedded = embed(path, **options)
+    got = infer(embedded, x)
+    np.testing.assert_allclose(got["saliency_map"][0], expected, atol=1e-5)
+    assert got["feature_vector"].shape == (1, 48)
+    in_onnx = embed_onnx(path, **options).SerializeToString()
+    session = ort.InferenceSession(in_onnx, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    values = dict(zip(names, session.run(names, {"image": x}), strict=True))
+    np.testing.assert_allclose(values["saliency_map"][0], expected, atol=1e-5)
+    np.testing.assert_allclose(values["feature_vector"], got["feature_vector"], atol=1e-4)
+
+    native = {"PERFORMANCE_HINT": "LATENCY"}
+    model = core().read_model(path)
+    own = {node.get_friendly_name() for node in model.get_ordered_ops()}
+    again = embed(model, layer=layer, scaling="float")
+    added = {node.get_friendly_name() for node in again.get_ordered_ops()} - own
+    kinds = precisions(core().compile_model(again, "CPU", native), added)
+    assert "bf16" not in kinds.values(), kinds
+    (tokens,) = Explainer(path, layer=layer).bundle.manifest.head.outputs
+    features = as_bfloat16(infer(keep_outputs(model, [tokens]), x, **native)[tokens])
+    part = reading(again, tokens, own, 1)
+    maps = infer(part, features, **native)["saliency_map"][0]
+    np.testing.assert_allclose(maps, infer(part, features)["saliency_map"][0], atol=1e-4)
 
 
 def precisions(model: ov.CompiledModel, names: set[str]) -> dict[str, str]:

@@ -18,6 +18,9 @@ from ov_recipro.methods import METHODS, NotApplicable, Subject, find_methods
 from ov_recipro.methods.perturbation import RISE_MASKS, _random_masks
 from ov_recipro.metrics import correlation, upsampled
 from ov_recipro.saliency import saliency_maps
+from places import SCENE_VIT
+from transformers import Form
+from transformers import save as save_transformer
 
 Array = npt.NDArray[Any]
 
@@ -225,3 +228,66 @@ def test_names() -> None:
 def test_a_device_of_another_runtime(lite0: Path) -> None:
     with pytest.raises(ReciproError, match="'ort-cpu' is not one of them"):
         Subject(Explainer(lite0, device="ort-cpu"))
+
+
+def attention_by_hand(path: Path, image: Array) -> list[Array]:
+    """Return every block's attention [T,T], averaged over the heads, from the file's Softmaxes."""
+    model = onnx.load(path)
+    names = [node.output[0] for node in model.graph.node if node.op_type == "Softmax"]
+    values = [onnx.helper.make_tensor_value_info(name, 1, None) for name in names]
+    model.graph.output.extend(values)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return [each[0].mean(axis=0) for each in session.run(names, {"image": image[None]})]
+
+
+def test_attention_and_rollout() -> None:
+    path = SCENE_VIT / "textures.onnx"
+    subject = Subject(Explainer(path, layer="blocks.-1"))
+    image = np.random.default_rng(5).standard_normal((3, 80, 80)).astype(np.float32)
+    matrices = attention_by_hand(path, image)
+    got = METHODS["attention"](subject, image, 0)
+    np.testing.assert_allclose(got, matrices[-1][0, 1:].reshape(10, 10), rtol=1e-3, atol=1e-6)
+    product = np.eye(101)
+    for matrix in matrices:
+        product = (0.5 * matrix + 0.5 * np.eye(101)) @ product
+    np.testing.assert_allclose(product.sum(axis=1), 1, atol=1e-5)
+    got = METHODS["rollout"](subject, image, 3)
+    np.testing.assert_allclose(got, product[0, 1:].reshape(10, 10), rtol=1e-3, atol=1e-7)
+
+
+def test_attention_inside_one_operation(tmp_path: Path) -> None:
+    """Weights that a graph does not hold are calculated from its queries and keys."""
+    image = np.random.default_rng(5).standard_normal((3, 12, 16)).astype(np.float32)
+    maps = []
+    for attention in ("operator", "separate"):
+        path = save_transformer(tmp_path / f"{attention}.onnx", Form(attention=attention))
+        maps.append(METHODS["rollout"](Subject(Explainer(path)), image, 0))
+    np.testing.assert_allclose(maps[0], maps[1], rtol=1e-4)  # the same weights, drawn in one order
+
+
+def test_methods_on_tokens() -> None:
+    subject = Subject(Explainer(SCENE_VIT / "textures-mean.onnx"))
+    image = np.random.default_rng(5).standard_normal((3, 80, 80)).astype(np.float32)
+    for name in ("cam", "grad-cam", "grad-cam++", "smooth-grad-cam++"):
+        with pytest.raises(NotApplicable, match="the cut is tokens"):
+            METHODS[name](subject, image, 0)
+    with pytest.raises(NotApplicable, match="no class token"):
+        METHODS["attention"](subject, image, 0)
+    for name in ("recipro", "recipro-weight", "eigen-cam", "ablation-cam", "rollout", "random"):
+        assert METHODS[name](subject, image, 0).shape == (10, 10), name
+
+
+def test_the_tail_of_tokens_keeps_the_prefix() -> None:
+    subject = Subject(Explainer(SCENE_VIT / "textures.onnx", layer="blocks.3"))
+    image = np.random.default_rng(5).standard_normal((3, 80, 80)).astype(np.float32)
+    run = subject.forward(image)
+    assert run.features.shape == (48, 10, 10)
+    logits = subject.tail(np.stack([run.features, 0 * run.features]), run)
+    np.testing.assert_allclose(logits[0], run.logits, rtol=1e-4, atol=1e-5)
+    assert np.abs(logits[1] - run.logits).max() > 0.1
+
+
+def test_no_attention_over_feature_maps(subject: Subject, image: Array) -> None:
+    for name in ("attention", "rollout"):
+        with pytest.raises(NotApplicable, match="a feature map, not tokens"):
+            METHODS[name](subject, image, 0)

@@ -264,6 +264,9 @@ def test_remarks() -> None:
     weak = replace(good, range=(0.00100, 0.00101))
     assert "differ by 0.99 %" in weak.remarks(49, "softmax")[0]
     assert weak.remarks(49, "none") == []
+    deeper = replace(weak, next_layer="blocks.6")
+    assert deeper.remarks(49, "softmax")[0].endswith("Try --layer blocks.6.")
+    assert replace(deeper, flat=True).remarks(49, "softmax")[0].endswith("Try --layer blocks.6.")
 
 
 def test_250_images_stay_below_40_mb(folder: Path, cat: Path) -> None:

@@ -6,6 +6,7 @@ it in float32 at batch 1 once for each cell.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ from ov_recipro.sources.openvino_models import read, runner
 
 
 class Oracle:
-    """Runs `model` with `tensor` multiplied by a mask."""
+    """Runs `model` with `tensor` multiplied by a mask.
 
-    def __init__(self, model: Path, tensor: str, output: str | None = None) -> None:
+    Tokens [1,T,C] are masked behind `prefix` ones, which are always kept.
+    """
+
+    def __init__(
+        self, model: Path, tensor: str, output: str | None = None, prefix: int | None = None
+    ) -> None:
         proto = onnx.load(model)
         graph = proto.graph
         masked = f"{tensor}/masked"
@@ -31,9 +37,13 @@ class Oracle:
         made = next(i for i, node in enumerate(graph.node) if tensor in node.output)
         multiply = onnx.helper.make_node("Mul", [tensor, "mask"], [masked], name="masking")
         graph.node.insert(made + 1, multiply)
+        shape: list[str | int | None] = [1, 1, "h", "w"]
+        if prefix is not None:
+            shape = [1, "t", 1]
         graph.input.append(
-            onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, [1, 1, "h", "w"])
+            onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, shape)
         )
+        self._prefix = prefix
         self._session = ort.InferenceSession(
             proto.SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -41,16 +51,29 @@ class Oracle:
         self._output = output or self._session.get_outputs()[0].name
 
     def logits(
-        self, image: npt.NDArray[np.float32], grid: tuple[int, int]
+        self,
+        image: npt.NDArray[np.float32],
+        grid: tuple[int, int],
+        cells: Iterable[int] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Return the logits [H*W, classes] of each cell alone."""
+        """Return the logits [n, classes] of each cell alone; of all H*W by default."""
+        count = grid[0] * grid[1]
         rows = []
-        for cell in range(grid[0] * grid[1]):
-            mask = np.zeros(grid, np.float32)
-            mask.flat[cell] = 1
-            feed = {self._image: image, "mask": mask[None, None]}
+        for cell in range(count) if cells is None else cells:
+            mask = np.eye(count, dtype=np.float32)[cell]
+            if self._prefix is None:
+                mask = mask.reshape(1, 1, *grid)
+            else:
+                mask = np.append(np.ones(self._prefix, np.float32), mask)[None, :, None]
+            feed = {self._image: image, "mask": mask}
             rows.append(self._session.run([self._output], feed)[0].reshape(-1))
         return np.stack(rows)
+
+    def plain(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the logits [classes] of the whole image, of a model of tokens."""
+        mask = np.ones((1, 1, 1), np.float32)
+        (logits,) = self._session.run([self._output], {self._image: image, "mask": mask})
+        return np.asarray(logits).reshape(-1)
 
     def maps(
         self, image: npt.NDArray[np.float32], grid: tuple[int, int], classes: list[int]

@@ -10,4 +10,5 @@ import onnx.backend.test
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("OV_RECIPRO_SAMPLES", ROOT.parent / "shared" / "imagenet-sample"))
 LITE1 = ROOT / "build" / "efficientnet-lite1" / "efficientnet-lite1.onnx"
+SCENE_VIT = ROOT / "tests" / "assets" / "scene-vit"
 LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"

@@ -168,7 +168,6 @@ class _Builder:
         axis = len(sources[1].shape) - 2
         keys, held = (_table(values[index]) for index in (1, 2))
         masks = [self.layouter.group(table, axis) for table in (keys, held)]
-        scale = sources[4:5]
         if values[0] is None:
             asking = ops.broadcast(
                 sources[0], constant([self.layouter.cells, *list(sources[0].shape)[1:]], np.int64)
@@ -178,8 +177,10 @@ class _Builder:
             table = _table(values[0])
             asking = self.layouter.group(table, axis, demand)
             own_query = self.layouter.own(table, axis, demand)
-        bias = constant(np.log(self._multiplicity(-1)).reshape([1] * (axis + 1) + [-1]))
-        port = ops.scaled_dot_product_attention(asking, *masks, bias, *scale).output(0)
+        keys_of, values_of = masks
+        scores = ops.matmul(asking, keys_of, False, True).output(0)
+        weights = self._weights(scores, -1, _scale_of(node))
+        port = ops.matmul(weights, values_of, False, False).output(0)
         own = None
         if self.layouter.wants_own:
             inputs = [own_query, self.layouter.own(keys, axis), self.layouter.own(held, axis)]
@@ -249,12 +250,28 @@ class _Builder:
         return PairTables(ops.multiply(of_one_token, times).output(0), own)
 
     def _softmax(self, pairs: PairTables, made: Pairs, rank: int) -> PairTables:
-        from_right = made.keys - rank
-        axis = len(pairs.masks.shape) + from_right
-        # a key that stands for several tokens is asked as often
-        biased = ops.add(pairs.masks, constant(np.log(self._multiplicity(from_right))))
+        masks = self._weights(pairs.masks, made.keys - rank)
         own = None if pairs.own is None else ops.softmax(pairs.own, made.keys).output(0)
-        return PairTables(ops.softmax(biased, axis).output(0), own)
+        return PairTables(masks, own)
+
+    def _weights(self, scores: Port, from_right: int, scale: Port | None = None) -> Port:
+        """Return the softmax of the masks' scores, where a key counts for all that it stands for.
+
+        Spelled out: in bfloat16, OpenVINO 2026.4's own attention gives wrong results for a bias
+        that is the same for all queries, and its Softmax loses the mark that keeps float32.
+
+        Args:
+            scores: of the masks; `from_right`: the axis of the keys, counted from the right.
+            scale: what the scores are multiplied by.
+        """
+        over = constant([len(scores.shape) + from_right], np.int64)
+        times = constant(np.log(self._multiplicity(from_right)))
+        lower = ops.subtract(scores, ops.reduce_max(scores, over, True))
+        if scale is not None:
+            lower = ops.multiply(lower, scale)
+        lower = ops.add(lower, times)
+        total = ops.reduce_sum(ops.exp(lower), over, True)
+        return ops.exp(ops.subtract(lower, ops.log(total))).output(0)
 
     def _multiplicity(self, from_right: int) -> np.ndarray:
         """Return for how many tokens each key stands, along an axis counted from the right."""
@@ -307,6 +324,13 @@ def _axis(role: Role | None) -> int:
     if not isinstance(role, PerToken):
         raise PlanRefused("attention reads what is not a tensor of tokens")
     return role.axis
+
+
+def _scale_of(node: ov.Node) -> Port:
+    """Return what an operation that does all of attention multiplies its scores by."""
+    if node.get_input_size() > 4:
+        return node.input_value(4)
+    return constant(int(node.input_value(1).shape[-1]) ** -0.5)
 
 
 def _product(node: ov.Node, left: Port | None, right: Port | None) -> Port:

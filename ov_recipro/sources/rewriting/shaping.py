@@ -13,6 +13,7 @@ from onnx_ir.passes import common as passes
 
 _MAX_ROUNDS = 50
 _MAX_ELEMENTS = 4096  # of a value that shape arithmetic works on
+_ARITHMETIC = frozenset({"Add", "Cast", "Ceil", "Clip", "Div", "Floor", "Mul", "Sub"})
 _GROWING = frozenset({"ConstantOfShape", "Expand", "Range", "Tile", "OneHot", "Pad", "Resize"})
 
 
@@ -129,7 +130,8 @@ def _computed_from_shapes(node: ir.Node, folded: set[str]) -> list[np.ndarray] |
         end = node.attributes.get_int("end", len(shape))
         return [np.array(shape[begin:end], np.int64)]
     from_shapes = any(value is not None and value.name in folded for value in node.inputs)
-    if not (from_shapes or all(_is_integer(value) for value in node.outputs)):
+    integers = all(_is_integer(value) for value in node.outputs)
+    if not (from_shapes or integers or _is_of_literals(node, folded)):
         return None  # arithmetic on weights is not ours to fold
     if any(not _is_small(value, node.op_type not in _GROWING) for value in node.outputs):
         return None
@@ -146,6 +148,20 @@ def _computed_from_shapes(node: ir.Node, folded: set[str]) -> list[np.ndarray] |
             return None
         arrays[str(value.name)] = tensor.numpy()
     return _evaluate(node, arrays)
+
+
+def _is_of_literals(node: ir.Node, folded: set[str]) -> bool:
+    """Whether a node calculates with single numbers in the graph, as sizes of padding are found."""
+
+    def is_literal(value: ir.Value | None) -> bool:
+        producer = None if value is None else value.producer()
+        if value is None or value.name in folded:
+            return True
+        tensor = ir.convenience.get_const_tensor(value)
+        is_constant = producer is not None and producer.op_type == "Constant"
+        return is_constant and tensor is not None and tensor.size == 1
+
+    return node.op_type in _ARITHMETIC and all(map(is_literal, node.inputs))
 
 
 def _is_integer(value: ir.Value) -> bool:
