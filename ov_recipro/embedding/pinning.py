@@ -27,13 +27,12 @@ def pinned(branch: ov.Model) -> ov.Model:
 
     A device that runs the rest in bfloat16 or float16 then computes these in float32.
     """
+    _repeat_numbers(branch)
     for node in branch.get_ordered_ops():
         if node.get_type_name() == "MatMul":
             _keep_apart(node)
     apply_moc_transformations(branch, cf=False)  # what these would replace loses no mark later
-    for node in branch.get_ordered_ops():
-        if node.get_type_name() in _WITH_NUMBERS:
-            _repeat_number(node)
+    _repeat_numbers(branch)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "branch.xml"
         ov.save_model(branch, path, compress_to_fp16=False)
@@ -98,11 +97,14 @@ def _acts_by_value(node: ov.Node, place: int) -> bool:
     )
 
 
-def _repeat_number(node: ov.Node) -> None:
-    """Repeat a single number along the last axis: OpenVINO has another operation for those."""
-    last = [size for size in list(node.output(0).shape)[-1:] if size > 1]
-    for index, port in enumerate(node.input_values()):
-        source = port.get_node()
-        if source.get_type_name() == "Constant" and source.data.size == 1 and last:
-            repeated = np.full(last, np.ravel(source.data)[0], source.data.dtype)
-            node.input(index).replace_source_output(ops.constant(repeated).output(0))
+def _repeat_numbers(branch: ov.Model) -> None:
+    """Repeat single numbers along the last axis: OpenVINO has other operations for those."""
+    for node in branch.get_ordered_ops():
+        if node.get_type_name() not in _WITH_NUMBERS:
+            continue
+        last = [size for size in list(node.output(0).shape)[-1:] if size > 1]
+        for index, port in enumerate(node.input_values()):
+            source = port.get_node()
+            if source.get_type_name() == "Constant" and source.data.size == 1 and last:
+                repeated = np.full(last, np.ravel(source.data)[0], source.data.dtype)
+                node.input(index).replace_source_output(ops.constant(repeated).output(0))

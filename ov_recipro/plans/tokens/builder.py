@@ -24,7 +24,7 @@ from ov_recipro.plans.tokens.roles import (
     Role,
     roles_of,
 )
-from ov_recipro.plans.tokens.tables import Entries, Layouter, PairTables, Table, joined
+from ov_recipro.plans.tokens.tables import Entries, Layouter, PairTables, Table
 from ov_recipro.plans.verdict import PlanRefused
 
 Value: TypeAlias = Table | PairTables | Entries
@@ -169,9 +169,8 @@ class _Builder:
         keys, held = (_table(values[index]) for index in (1, 2))
         masks = [self.layouter.group(table, axis) for table in (keys, held)]
         if values[0] is None:
-            asking = ops.broadcast(
-                sources[0], constant([self.layouter.cells, *list(sources[0].shape)[1:]], np.int64)
-            ).output(0)
+            shape = list(sources[0].shape)
+            asking = reshape(sources[0], [*shape[:-2], 1, *shape[-2:]])
             own_query: Port | None = sources[0]
         else:
             table = _table(values[0])
@@ -188,9 +187,10 @@ class _Builder:
                 node.input(index).replace_source_output(source)
             node.validate_and_infer_types()
             own = node.output(0)
+        sizes = list(node.output(0).shape)
         if known[0] is None:
-            return joined(port, own)
-        return self.layouter.ungrouped(port, own, list(node.output(0).shape), axis, demand)
+            return self.layouter.entries_of(port, own, sizes, axis)
+        return self.layouter.ungrouped(port, own, sizes, axis, demand)
 
     def _scores(
         self,
@@ -233,20 +233,24 @@ class _Builder:
                 own = _product(node, pairs.own, self.layouter.own(held, axis))
             if isinstance(made, PerToken):
                 return self.layouter.ungrouped(masks, own, sizes, made.axis, demand)
-            return joined(masks, own)
+            return self.layouter.entries_of(masks, own, sizes, len(sizes) - 2)
 
-        def applied(port: Port) -> Port:
-            inputs = [
-                port if isinstance(value, PairTables) else source
-                for value, source in zip(values, sources_of(node), strict=True)
-            ]
-            return rebuild(node, inputs)
+        def applied(port: Port, others: Sequence[Port]) -> Port:
+            return rebuild(
+                node,
+                [
+                    port if isinstance(value, PairTables) else other
+                    for value, other in zip(values, others, strict=True)
+                ],
+            )
 
-        own = None if pairs.own is None else applied(pairs.own)
+        others = sources_of(node)
+        own = None if pairs.own is None else applied(pairs.own, others)
+        others = [_beside_masks(other) for other in others]
         if not isinstance(made, Pairs) or not made.weights:
-            return PairTables(applied(pairs.masks), own)
+            return PairTables(applied(pairs.masks, others), own)
         times = constant(self._multiplicity(made.keys - len(sizes)))
-        of_one_token = applied(ops.divide(pairs.masks, times).output(0))
+        of_one_token = applied(ops.divide(pairs.masks, times).output(0), others)
         return PairTables(ops.multiply(of_one_token, times).output(0), own)
 
     def _softmax(self, pairs: PairTables, made: Pairs, rank: int) -> PairTables:
@@ -289,29 +293,30 @@ class _Builder:
         if role.axis == 0 or table.port.shape[0] != 1:
             raise PlanRefused("what the scores come from is not batch first")
         if kind in REDUCTIONS:
-            return self._pooled(node, kind, table, role)
+            return self._pooled(node, kind, table, role, sizes)
         return self.layouter.picked(table, role.axis, made.picked, sizes)
 
-    def _pooled(self, node: ov.Node, kind: str, table: Table, role: PerToken) -> Value:
+    def _pooled(
+        self, node: ov.Node, kind: str, table: Table, role: PerToken, sizes: list[int]
+    ) -> Value:
         axis, first = role.axis, role.first
         masks = self.layouter.group(table, axis, first=first)
-        keeps = bool(node.get_attributes()["keep_dims"])
-        over = constant([axis], np.int64)
+        from_right = axis - len(table.port.shape)
+        over = constant([from_right], np.int64)
         if kind == "ReduceMax":
-            port = ops.reduce_max(masks, over, keeps).output(0)
+            port = ops.reduce_max(masks, over, False).output(0)
         else:
             share = self.layouter.masking.multiplicity[first:]
             if kind == "ReduceMean":
                 share = share / (self.layouter.counts.tokens - first)
-            sizes = [-1 if each == axis else 1 for each in range(len(masks.shape))]
-            weighted = ops.multiply(masks, constant(share.reshape(sizes)))
-            port = ops.reduce_sum(weighted, over, keeps).output(0)
+            share = share.reshape([-1, *[1] * (-from_right - 1)])
+            port = ops.reduce_sum(ops.multiply(masks, constant(share)), over, False).output(0)
         own = None
         if self.layouter.wants_own:
             node.input(0).replace_source_output(self.layouter.own(table, axis, first=first))
             node.validate_and_infer_types()
             own = node.output(0)
-        return joined(port, own)
+        return self.layouter.entries_of(port, own, sizes, len(table.port.shape) - 2)
 
 
 def _table(value: Value | None) -> Table:
@@ -324,6 +329,14 @@ def _axis(role: Role | None) -> int:
     if not isinstance(role, PerToken):
         raise PlanRefused("attention reads what is not a tensor of tokens")
     return role.axis
+
+
+def _beside_masks(port: Port) -> Port:
+    """Return what acts on scores [...,T,T] in a shape that acts on the masks' [...,N,L,L]."""
+    shape = list(port.shape)
+    if len(shape) < 3 or port.get_node().get_type_name() != "Constant":
+        return port
+    return reshape(port, [*shape[:-2], 1, *shape[-2:]])
 
 
 def _scale_of(node: ov.Node) -> Port:

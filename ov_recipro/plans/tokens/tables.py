@@ -79,45 +79,52 @@ class Layouter:
         return Table(gather(table.port, rows, axis), placement)
 
     def group(self, table: Table, axis: int, demand: Demand = Demand.ALL, first: int = 0) -> Port:
-        """Return the masks' rows [N, ..., L, ...]; a leading axis of size 1 gives way to N.
+        """Return the masks' rows [..., N, L, d], or [..., N, d, L], as products batch them.
 
         Args:
-            table: the rows; `axis`: where they are.
+            table: the rows; `axis`: where they are, the last or the last but one.
             demand: which of a mask's tokens; `first`: how many of these to leave out in front.
         """
         shape = list(table.port.shape)
+        if axis < len(shape) - 2:
+            raise PlanRefused("an axis of tokens is not one of the last two")
         placement, each = table.placement, self._each(demand)
         if placement.block is not None and placement.block[1] == each:
             port = sliced(table.port, placement.block[0], placement.count, axis)
         else:
             port = gather(table.port, placement.masks[:, :each].ravel(), axis)
         port = reshape(port, [*shape[:axis], self.cells, each, *shape[axis + 1 :]])
-        port = transposed(port, [axis, *range(axis), *range(axis + 1, len(shape) + 1)])
-        place = axis + 1
-        if axis > 0 and shape[0] == 1:
-            port = reshape(port, [self.cells, *shape[1:axis], each, *shape[axis + 1 :]])
-            place = axis
-        return sliced(port, first, each, place)
+        port = sliced(port, first, each, axis + 1)
+        if axis == len(shape) - 2:
+            return port
+        return transposed(port, [*range(axis - 1), axis, axis - 1, axis + 1])
 
     def ungrouped(
         self, masks: Port, own: Port | None, sizes: list[int], axis: int, demand: Demand
     ) -> Table:
-        """Return the inverse of `group`, behind the image's own rows.
+        """Return the rows of what attention gives [..., N, L, d], behind the image's own.
 
         Args:
             masks: the masks' rows; `own`: the image's.
             sizes: of the tensor, apart from the axis of tokens; `axis`: that axis.
             demand: which tokens there are.
         """
-        each = self._each(demand)
-        if axis > 0 and sizes[0] == 1:
-            masks = reshape(masks, [self.cells, *sizes[:axis], each, *sizes[axis + 1 :]])
-        order = [*range(1, axis + 1), 0, *range(axis + 1, len(sizes) + 1)]
-        rows = [*sizes[:axis], self.cells * each, *sizes[axis + 1 :]]
-        port = reshape(transposed(masks, order), rows)
+        rows = [*sizes[:axis], self.cells * self._each(demand), *sizes[axis + 1 :]]
+        port = reshape(masks, rows)
         if own is not None:
             port = ops.concat([own, port], axis).output(0)
         return Table(port, self.behind(demand))
+
+    def entries_of(self, masks: Port, own: Port | None, sizes: list[int], place: int) -> Entries:
+        """Return the masks' entries [N,...], of which N is axis `place`, and the image's last.
+
+        Args:
+            masks: what the masks give; `own`: what the image gives.
+            sizes: of one entry [1,...]; `place`: the axis of N.
+        """
+        order = [place, *(axis for axis in range(len(masks.shape)) if axis != place)]
+        port = reshape(transposed(masks, order), [self.cells, *sizes[1:]])
+        return Entries(port if own is None else ops.concat([port, own], 0).output(0))
 
     def own(
         self, table: Table, axis: int, demand: Demand = Demand.ALL, first: int = 0
@@ -141,11 +148,6 @@ class Layouter:
 
     def _each(self, demand: Demand) -> int:
         return self.masking.per_mask if demand is Demand.ALL else self.counts.prefix
-
-
-def joined(masks: Port, own: Port | None) -> Entries:
-    """Return the masks' entries and, last, the image's."""
-    return Entries(masks if own is None else ops.concat([masks, own], 0).output(0))
 
 
 def transposed(port: Port, order: list[int]) -> Port:
