@@ -15,7 +15,7 @@ import pytest
 
 from command import run
 from ov_recipro.images.reading import read_image
-from places import ROOT
+from places import ROOT, SCENE_VIT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(
@@ -40,6 +40,7 @@ def folder(
     folder = tmp_path_factory.mktemp("docs")
     shutil.copy(lite0, folder / "model.onnx")
     shutil.copy(models["float"], folder / "float.onnx")
+    shutil.copy(SCENE_VIT / "textures.onnx", folder / "vit.onnx")
     shutil.copy(models["qdq"], folder / "int8.onnx")
     for name in ("image.jpg", "cat.jpg", "photos/n02124075/cat.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
