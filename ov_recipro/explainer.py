@@ -337,9 +337,14 @@ def _check_cost(
     cost, max_cost = bundle.manifest.cost, running.max_cost
     if max_cost is None or cost is None:
         return
-    on_tokens = bundle.manifest.cut.layout == "NTC"
-    covers = runs_on_openvino(running.device) if on_tokens else mask == "cell"
-    expected = cost.inferences if covers and running.plan != "stream" else cost.stream
+    cut = bundle.manifest.cut
+    on_tokens = cut.layout == "NTC"
+    sparse_applies = runs_on_openvino(running.device) if on_tokens else mask == "cell"
+    expected = cost.stream
+    if sparse_applies and running.plan != "stream":
+        expected = cost.inferences
+        if mask != "cell":  # nine cells instead of one, beside the prefix and the rest
+            expected = 1 + (expected - 1) * (cut.prefix + 10) / (cut.prefix + 2)
     if expected <= max_cost:
         return
     hint = "'ov-recipro layers' lists what other layers cost"

@@ -22,7 +22,7 @@ from ov_recipro.errors import TargetError
 from ov_recipro.images import drawing as draw
 from ov_recipro.images.preprocess import Image, Window
 from ov_recipro.output import SCHEMA_VERSION, open_folder, write_whole
-from ov_recipro.saliency import Score
+from ov_recipro.saliency import Score, saliency_maps
 from ov_recipro.sources.labels import find_class
 
 _FEW = 0.5  # share of different scores below which a map is coarse
@@ -95,7 +95,6 @@ class Explanation:
         maps: saliency maps, float32 [T,H,W], 0..1 (Eq. 6 of the paper).
         raw: class scores y_c per cell before scaling, float32 [T,H,W].
         feature_shape: (C, H, W) of the feature map that was masked.
-        layout: the order of its axes in the model; "NTC" for tokens, whose maps are drawn softly.
         provenance: what the maps depend on besides the image and the targets: the model and its
             weights (SHA-256), layer, plan, options and versions, as `explanations.json` holds it.
         milliseconds: time for inference and maps.
@@ -103,6 +102,7 @@ class Explanation:
         window: the part of the image that the model saw, in pixels.
         path: path or URL of the image's file; None where pixels or a tensor were explained.
         sha256: of that file's bytes, in hexadecimal; None likewise.
+        layout: the order of the feature map's axes; "NTC" for tokens, whose maps are drawn softly.
     """
 
     predictions: tuple[Prediction, ...]
@@ -112,11 +112,11 @@ class Explanation:
     feature_shape: tuple[int, int, int]
     provenance: Mapping[str, Any] = field(repr=False)
     milliseconds: float
-    layout: Layout = "NCHW"
     image: Image | None = field(default=None, repr=False)
     window: Window | None = None
     path: str | None = None
     sha256: str | None = None
+    layout: Layout = "NCHW"
 
     @cached_property
     def id(self) -> str:
@@ -151,13 +151,14 @@ class Explanation:
         if self.image is None or self.window is None:
             raise TargetError("A tensor was explained, not an image: nothing to draw onto.")
         position = self._position(target)
-        saliency = self.maps[position]
+        saliency, scores = self.maps[position], self.targets[position].range
         if self.layout == "NTC" and not style.cells:
-            saliency = draw.softened(saliency)
+            raw = draw.softened(self.raw[position])
+            saliency, scores = saliency_maps(raw[None])[0], (float(raw.min()), float(raw.max()))
         drawn = draw.overlay(self.image, saliency, self.window, style)
         if not style.legend:
             return drawn
-        strip = draw.legend(drawn.shape[1], self.targets[position].range, style)
+        strip = draw.legend(drawn.shape[1], scores, style)
         return np.vstack([drawn, strip])
 
     def save(

@@ -25,7 +25,8 @@ class Cut:
     Attributes:
         layer: Where to cut: a tensor, node or module name (in full, its end, or a glob), an index
             from 'layers' (-1 is the last), conv1 to conv5, blocks.0 to blocks.-1, the tokens that a
-            transformer's block reads, or auto: the last feature map, or blocks.0.
+            transformer's block reads, or auto: the last feature map; in a transformer blocks.0, or
+            where plan tokens does not apply to it, the last block.
         exact: Cut at the named tensor even if other tensors bypass it; these are carried along.
         output_name: The model output with the class scores, if there are several outputs.
         input_shape: Shape of the image input, if the file leaves it open, such as 1,3,224,224.
@@ -51,8 +52,8 @@ class Running:
         hint: One image at a time (latency), or several at once (throughput).
         plan: How the tail runs over the cells: rows, on the pixels that a cell can change; tokens,
             for transformers, on the few tokens that differ; stream, the whole tail on batches of
-            masked maps; or auto, rows or tokens where they apply, save time and pass their check.
-            ONNX Runtime has neither, but the closed form for tails that have one.
+            masked maps; or auto, rows or tokens where they apply and pass their check, and rows
+            save time. ONNX Runtime has neither, but the closed form for tails that have one.
         batch_memory: Memory for the tail's activations, in bytes.
         max_cost: Refuse a layer where explaining an image is estimated to cost more than this many
             plain inferences, before anything is compiled.

@@ -24,6 +24,7 @@ from ov_recipro.images.drawing import Style, softened
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_file, read_image
 from ov_recipro.report.saved import read_cards
+from ov_recipro.saliency import saliency_maps
 from ov_recipro.splitting.proof import prove
 from places import SCENE_VIT
 
@@ -221,7 +222,8 @@ def test_a_report_refuses_an_image_that_has_changed(
 def test_maps_of_tokens_are_drawn_softly(cat: Path) -> None:
     explanation = Explainer(SCENE_VIT / "textures.onnx")(cat)
     assert explanation.layout == "NTC"
-    softly = replace(explanation, maps=softened(explanation.maps[0])[None], layout="NCHW")
+    soft = softened(explanation.raw[0])[None]
+    softly = replace(explanation, maps=saliency_maps(soft), layout="NCHW")
     np.testing.assert_array_equal(explanation.overlay(), softly.overlay())
     sharply = replace(explanation, layout="NCHW")
     assert (explanation.overlay() != sharply.overlay()).any()
@@ -233,6 +235,6 @@ def test_softened() -> None:
     saliency = np.zeros((5, 5), np.float32)
     saliency[2, 2] = 1
     soft = softened(saliency)
-    np.testing.assert_allclose(soft[1:4, 1:4], np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 4)
+    np.testing.assert_allclose(soft[1:4, 1:4], np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16)
     assert soft[0].max() == 0
     assert softened(np.zeros((3, 3), np.float32)).max() == 0

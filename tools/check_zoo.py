@@ -208,8 +208,8 @@ def table(rows: list[Row]) -> str:
         frozen = f" ({row.frozen} cell by cell)" if row.frozen else ""
         lines.append(
             f"| {row.architecture} | {row.exporter} | `{row.auto}` {row.grid} | {row.plan} | "
-            f"{clean} | {row.leaky_done}/{row.leaky}{frozen} | {row.parity:.1e} | {row.oracle:.1e} | "
-            f"{row.map:.1e} |"
+            f"{clean} | {row.leaky_done}/{row.leaky}{frozen} | {row.parity:.1e} | "
+            f"{row.oracle:.1e} | {row.map:.1e} |"
         )
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ import onnxruntime
 from scenes import HELD_OUT_SEED, IMAGE_SIZE, Box, make_scenes
 
 from ov_recipro import Explainer
-from ov_recipro.cut.tokens import find_tokens
+from ov_recipro.cut.tokens import Tokens, find_tokens
 from ov_recipro.images.drawing import softened
 from ov_recipro.methods import METHODS, Subject
 from ov_recipro.plans.stream.stream_plan import GAUSSIAN
@@ -51,11 +51,10 @@ def judge(saliency: np.ndarray, box: Box, others: list[Box], single: bool) -> Po
     row, column = np.unravel_index(int(saliency.argmax()), saliency.shape)
     point = (centres[row], centres[column])
     inside = np.array([[box.contains(y, x) for x in centres] for y in centres]).ravel()
-    ranks = saliency.ravel().argsort().argsort()
-    pairs = inside.sum() * (~inside).sum()
-    lower = ranks[inside].sum() - inside.sum() * (inside.sum() - 1) / 2
+    on, off = saliency.ravel()[inside][:, None], saliency.ravel()[~inside][None]
+    area = float(np.mean((on > off) + 0.5 * (on == off)))
     hits = [each.contains(*point, margin=cell / 2) for each in (box, *others)]
-    return Pointing(single, hits[0], any(hits[1:]), lower / pairs, float(np.ptp(saliency)))
+    return Pointing(single, hits[0], any(hits[1:]), area, float(np.ptp(saliency)))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -79,6 +78,13 @@ def of_method(subject: Subject, name: str) -> Maps:
     return lambda image: np.stack([METHODS[name](subject, image[0], 0)] * classes)
 
 
+def tokens_of(path: Path) -> Tokens:
+    tokens = find_tokens(open_source(path).graph)
+    if tokens is None:
+        raise SystemExit(f"{path} has no tokens")
+    return tokens
+
+
 def of_normalisation(path: Path, block: int, with_skip: bool, use_softmax: bool) -> Maps:
     """Return maps of Gaussian masks on the output of a block's first normalisation.
 
@@ -88,8 +94,7 @@ def of_normalisation(path: Path, block: int, with_skip: bool, use_softmax: bool)
         with_skip: mask the residual connection too.
         use_softmax: compare softmax scores instead of logits.
     """
-    tokens = find_tokens(open_source(path).graph)
-    assert tokens is not None
+    tokens = tokens_of(path)
     height, width = tokens.grid
     proto = onnx.load(path)
     stream = tokens.blocks[block]
@@ -122,8 +127,7 @@ def of_normalisation(path: Path, block: int, with_skip: bool, use_softmax: bool)
 
 def definitions(path: Path) -> Iterator[tuple[str, int | None, Maps]]:
     """Yield what is measured: its name, the block, and what makes the maps."""
-    tokens = find_tokens(open_source(path).graph)
-    assert tokens is not None
+    tokens = tokens_of(path)
     for block in range(len(tokens.cuts)):
         for mask in ("cell", "weight", "spread"):
             explainer = Explainer(path, layer=f"blocks.{block}", mask=mask, score="none")

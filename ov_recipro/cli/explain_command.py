@@ -200,13 +200,19 @@ def _hint(engine: Engine, inputs: Sequence[Input]) -> Hint:
 def _say_how(explainer: Explainer, quiet: bool) -> None:
     """Note what a user would want to know before trusting the maps."""
     manifest = explainer.bundle.manifest
+    if manifest.layer == "auto" and manifest.cut.block:
+        note(
+            f"Explaining at blocks.{manifest.cut.block}: at blocks.0, where maps of transformers "
+            "point best, each cell would take a run of the whole tail.",
+            quiet,
+        )
     if manifest.named != manifest.cut.tensor:
         note(
             f"'{manifest.named}' is not a clean cut; explaining at the end of its block: "
             f"'{manifest.cut.tensor}'.",
             quiet,
         )
-    if not manifest.any_batch:
+    if not manifest.any_batch and explainer.plan.name == "stream":
         note("The tail's batch is frozen at 1: the tail runs cell by cell, which is slow.", quiet)
     if "assumed" in explainer.preprocessing.source:
         note(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 _DRIFT = (
-    "The deeper the block, the less a token's place is where its evidence lies: maps at blocks.0, "
-    "the default, point best."
+    "The deeper the block, the less a token's place is where its evidence lies. auto is blocks.0 "
+    "where plan 'tokens' applies to it, else the last block."
 )
 
 

@@ -57,7 +57,7 @@ def command(
         note(
             f"'{manifest.named}' is not a clean cut; cut at the end of its block: '{point.tensor}'."
         )
-    if not manifest.any_batch:
+    if not manifest.any_batch and (manifest.cost is None or manifest.cost.plan != "tokens"):
         note("The tail's batch is frozen at 1: explaining runs it cell by cell, which is slow.")
     channels, height, width = point.shape
     click.echo(f"cut      {point.tensor} ({point.op}), {channels} x {height} x {width}")

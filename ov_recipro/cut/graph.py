@@ -18,6 +18,21 @@ from ov_recipro.saliency import Activation
 
 Shape: TypeAlias = tuple[int, ...]
 
+_ON_MAPS = frozenset(
+    {
+        "AveragePool",
+        "AvgPool",
+        "BatchNormalization",
+        "Conv",
+        "ConvTranspose",
+        "Convolution",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "GroupConvolution",
+        "MaxPool",
+        "Resize",
+    }
+)
 SHAPE_READERS = frozenset({"Shape", "Size", "ShapeOf"})
 
 
@@ -108,29 +123,39 @@ class Graph:
         return tuple(clean)
 
     @cached_property
-    def heads(self) -> frozenset[str]:
+    def attention_heads(self) -> frozenset[str]:
         """Tensors of four axes and more, one of which counts the heads of attention.
 
-        They have no height and width: a reshape has divided the channels of tokens [1,T,C].
+        They have no height and width: a reshape has divided the channels of tokens [1,T,C]. What
+        leads from such a reshape to a convolution or pool is a feature map all the same.
         """
-        tokens: dict[str, int] = {}
+        made_by = {name: node.op for node in self.nodes for name in node.outputs}
+        origin: dict[str, str] = {}  # the output of the reshape that each tensor comes from
+        maps: set[str] = set()
         for node in self.nodes:
-            held = next((tokens[name] for name in node.inputs if name in tokens), 0)
+            starts = {origin[name] for name in node.inputs if name in origin}
+            if node.op in _ON_MAPS:
+                maps |= starts
+                continue
             for name in node.outputs:
                 after = self.shapes.get(name, ())
-                if node.op != "Reshape":
-                    count = held
-                elif held:
-                    count = held if held in after else 0
-                else:
+                if len(after) < 4:
+                    continue
+                if starts and (node.op != "Reshape" or self.shapes[min(starts)][1] in after):
+                    origin[name] = min(starts)
+                elif node.op == "Reshape":
                     source = next((name for name in node.inputs if name in self.shapes), "")
-                    *front, channels = self.shapes.get(source, (0,))
-                    count = prod(front) if len(front) in (1, 2) else 0
-                    divided = (1, count, channels) == (*after[:2], prod(after[2:]))
-                    count = count if divided else 0
-                if count > 1 and len(after) >= 4:
-                    tokens[name] = count
-        return frozenset(tokens)
+                    if made_by.get(source) != "Transpose" and self._divides_channels(source, name):
+                        origin[name] = name
+        return frozenset(name for name, start in origin.items() if start not in maps)
+
+    def _divides_channels(self, source: str, made: str) -> bool:
+        """Whether a reshape turns tokens [1,T,C] or [T,C] into [1,T,...] with C divided."""
+        *front, channels = self.shapes.get(source, (0,))
+        after = self.shapes[made]
+        tokens = prod(front)
+        divided = (1, tokens, channels) == (*after[:2], prod(after[2:]))
+        return len(front) in (1, 2) and tokens > 1 and divided and after[2] > 1
 
     def bypass(self, tensor: str) -> tuple[str, ...]:
         """Return the tensors that carry the image around `tensor`, as late as possible.

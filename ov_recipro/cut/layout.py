@@ -52,6 +52,9 @@ def channels_last(
     """
     last = {image: shapes[image][1] != 3}
     for node in nodes:
+        if node.op == "Reshape" and _spreads_tokens(node, shapes):
+            last.update(dict.fromkeys(node.outputs, True))
+            continue
         sources = [n for n in node.inputs if n in carried and len(shapes.get(n, ())) == 4]
         if not sources:
             continue
@@ -67,6 +70,16 @@ def channels_last(
         elif any(last.get(name, False) for name in sources):
             last.update(dict.fromkeys(node.outputs, _same_rank(node, shapes)))
     return frozenset(name for name, is_last in last.items() if is_last)
+
+
+def _spreads_tokens(node: Node, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a reshape spreads tokens [1,T,C] over height and width, [1,H,W,C]."""
+    before = next((shapes[name] for name in node.inputs if name in shapes), ())
+    after = shapes.get(node.outputs[0], ())
+    if len(before) != 3 or len(after) != 4:
+        return False
+    batch, count, channels = before
+    return (batch, count, channels) == (after[0], after[1] * after[2], after[3]) and after[2] > 1
 
 
 def _same_rank(node: Node, shapes: Mapping[str, Shape]) -> bool:

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ov_recipro.cut.cells import Cells
-from ov_recipro.cut.graph import Graph
+from ov_recipro.cut.graph import Graph, descendants
 from ov_recipro.cut.layout import Layout, chw
-from ov_recipro.cut.tokens import Tokens, find_tokens
+from ov_recipro.cut.tokens import MAX_PREFIX, Tokens, find_tokens
 from ov_recipro.errors import ModelError, OptionError
 
 CONVOLUTIONS = frozenset(
     {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}
 )
+_FEWEST_PRODUCTS = 8  # two blocks; a convolutional network may end in fewer
 _STAGE = re.compile(r"conv([1-5])")
 _BLOCK = re.compile(r"blocks\.(-?\d+)")
 
@@ -143,6 +144,8 @@ def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> FoundCut
     if layer == "auto":
         if not clean:
             raise ModelError(_why_no_clean_cut(points))
+        if tokens is None:
+            _refuse_tokens(graph, clean[-1])
         point = clean[-1] if tokens is None else _point(graph, tokens, tokens.blocks[0])
         return FoundCut(layer, point.tensor, point)
     named = _resolve(graph, tokens, layer, points)
@@ -281,7 +284,7 @@ def _end_of_block(graph: Graph, tokens: Tokens | None, layer: str, named: str) -
 
 def _is_feature_map(graph: Graph, name: str) -> bool:
     shape = graph.shapes.get(name)
-    if shape is None or len(shape) != 4 or shape[0] != 1 or name in graph.heads:
+    if shape is None or len(shape) != 4 or shape[0] != 1 or name in graph.attention_heads:
         return False
     _, height, width = chw(shape, name in graph.channels_last)
     return height * width > 1
@@ -328,6 +331,33 @@ def _image_height(graph: Graph) -> int:
 def _is_stride(graph: Graph, point: CutPoint, stride: int) -> bool:
     """Whether the point's stride rounds to `stride` among powers of two (borders shift it)."""
     return round(math.log2(_image_height(graph) / point.shape[1])) == math.log2(stride)
+
+
+def _refuse_tokens(graph: Graph, last: CutPoint) -> None:
+    """Raise for a transformer or mixer whose tokens are laid out in a way that is not known.
+
+    Its last feature map is the patch embedding: it can be masked, but the map would say next to
+    nothing about what the network made of the image.
+    """
+    cells = last.grid[0] * last.grid[1]
+    tail = descendants(graph.path_nodes, {last.tensor})
+    tokens = [
+        graph.shapes[node.outputs[0]]
+        for node in graph.path_nodes
+        if node.op in ("MatMul", "Gemm") and node.outputs[0] in tail & graph.shapes.keys()
+    ]
+    tokens = [
+        shape
+        for shape in tokens
+        if len(shape) == 3 and any(cells <= size <= cells + MAX_PREFIX for size in shape)
+    ]
+    if len(tokens) >= _FEWEST_PRODUCTS:
+        raise ModelError(
+            f"After '{last.tensor}', its patch embedding, this model works on tokens "
+            f"{list(tokens[-1])} (a vision transformer or mixer) that can't be masked: only those "
+            f"laid out [1,T,C], with at most {MAX_PREFIX} tokens in front, can. --layer "
+            f"'{last.tensor}' explains at the patch embedding."
+        )
 
 
 def _why_no_clean_cut(points: tuple[CutPoint, ...]) -> str:

@@ -83,6 +83,7 @@ def find_tokens(graph: Graph) -> Tokens | None:
     ((count, _),) = counts.most_common(1)
     held = [name for name in later if graph.shapes.get(name, ())[:2] == (1, count)]
     held = [name for name in held if len(graph.shapes[name]) == 3]
+    held = [name for name in held if not _is_flattened(graph, name)]
     order = {name: index for index, name in enumerate(clean)}
     blocks: dict[str, None] = {}  # what each block reads
     is_read, last = False, 0
@@ -120,9 +121,27 @@ def _is_map(graph: Graph, name: str) -> bool:
     return (
         len(shape) == 4
         and shape[0] == 1
-        and min(chw(shape, name in graph.channels_last)) > 1
-        and name not in graph.heads
+        and _has_area(chw(shape, name in graph.channels_last))
+        and name not in graph.attention_heads
         and name != graph.image
+    )
+
+
+def _has_area(sizes: tuple[int, int, int]) -> bool:
+    channels, height, width = sizes
+    return channels > 1 and height * width > 1
+
+
+def _is_flattened(graph: Graph, name: str) -> bool:
+    """Whether a tensor is a feature map with its height and width joined, [1,C,HW]."""
+    node = graph.producers[name]
+    source = next((each for each in node.inputs if each in graph.path_tensors), "")
+    shape = graph.shapes.get(source, ())
+    return (
+        node.op in ("Reshape", "Flatten")
+        and len(shape) == 4
+        and source not in graph.channels_last
+        and graph.shapes[name][1] == shape[1]
     )
 
 

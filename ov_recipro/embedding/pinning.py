@@ -72,8 +72,8 @@ def _keep_apart(product: ov.Node) -> None:
                     after.input(index).replace_source_output(_with_axis(source))
                 else:
                     after.input(index).replace_source_output(end)
-            later = list(after.output(0).get_target_inputs())
             after.validate_and_infer_types()
+            later = list(after.output(0).get_target_inputs())
             end = after.output(0)
         narrow = ops.reshape(end, np.array(sizes, np.int64), False)
         for each in later:
@@ -91,10 +91,10 @@ def _with_axis(port: ov.Output) -> ov.Output:
 def _acts_by_value(node: ov.Node, place: int) -> bool:
     """Whether an operation changes each number of the input at `place`, all else being constant."""
     others = [value.get_node() for i, value in enumerate(node.input_values()) if i != place]
-    kind = node.get_type_name()
-    return kind in ELEMENTWISE - {"PRelu"} and all(
-        other.get_type_name() == "Constant" for other in others
-    )
+    same_shape = node.output(0).shape == node.input_value(place).shape
+    is_elementwise = node.get_type_name() in ELEMENTWISE - {"PRelu"}
+    constant = all(other.get_type_name() == "Constant" for other in others)
+    return is_elementwise and same_shape and constant
 
 
 def _repeat_numbers(branch: ov.Model) -> None:
@@ -102,7 +102,8 @@ def _repeat_numbers(branch: ov.Model) -> None:
     for node in branch.get_ordered_ops():
         if node.get_type_name() not in _WITH_NUMBERS:
             continue
-        last = [size for size in list(node.output(0).shape)[-1:] if size > 1]
+        shape = list(node.output(0).shape)
+        last = [*[1] * (len(shape) - 1), *shape[-1:]] if shape and shape[-1] > 1 else []
         for index, port in enumerate(node.input_values()):
             source = port.get_node()
             if source.get_type_name() == "Constant" and source.data.size == 1 and last:

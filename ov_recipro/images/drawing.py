@@ -83,13 +83,11 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
     return drawn
 
 
-def softened(saliency: Floats) -> Floats:
-    """Return a map [h,w] averaged over 3x3 cells (1, 2, 1 each way) and scaled to 0..1 again."""
-    soft = cv2.sepFilter2D(
-        np.asarray(saliency, np.float32), -1, _SOFT, _SOFT, borderType=cv2.BORDER_REPLICATE
-    )
-    low, span = soft.min(), float(np.ptp(soft))
-    return np.asarray((soft - low) / span if span > 0 else soft - low, np.float32)
+def softened(scores: Floats) -> Floats:
+    """Return scores [h,w] averaged over 3x3 cells, weighted 1, 2, 1 each way."""
+    values = np.asarray(scores, np.float32)
+    soft = cv2.sepFilter2D(values, -1, _SOFT, _SOFT, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(soft, np.float32)
 
 
 def shrink(image: Image, longest: int) -> Image:

@@ -60,6 +60,8 @@ def attention_model(bundle: Bundle) -> ov.Model:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Softmax":
             weights = node
+            if int(node.get_attributes()["axis"]) % len(node.output(0).shape) < 2:
+                continue
         elif node.get_type_name() == "ScaledDotProductAttention":
             weights = _weights(node)
         else:
@@ -68,17 +70,21 @@ def attention_model(bundle: Bundle) -> ov.Model:
         if sizes[-2:] == [count, count]:
             heads = np.arange(len(sizes) - 2)
             found.append(ops.result(ops.reduce_mean(weights, heads, False)))
-    if not found:
-        raise NotApplicable("no attention over all tokens was found")
+    if len(found) != cut.blocks:
+        raise NotApplicable(
+            f"attention over all tokens was found in {len(found)} of {cut.blocks} blocks"
+        )
     return ov.Model(found, model.get_parameters(), "attention")
 
 
 def _weights(node: ov.Node) -> ov.Node:
     """Return the weights inside an operation that does all of attention."""
-    query, key, *more = (port.get_source_output() for port in node.inputs())
+    query, key, _, *more = (port.get_source_output() for port in node.inputs())
     scale = np.float32(int(query.shape[-1]) ** -0.5)
     scores = ops.matmul(query, key, False, True)
-    scores = ops.multiply(scores, more[2] if len(more) > 2 else scale)
-    if len(more) > 1:
-        scores = ops.add(scores, more[1])
+    scores = ops.multiply(scores, more[1] if len(more) > 1 else scale)
+    if len(more) > 0 and more[0].get_element_type() == ov.Type.boolean:
+        scores = ops.select(more[0], scores, ops.constant(np.float32(-np.inf)))
+    elif len(more) > 0:
+        scores = ops.add(scores, more[0])
     return ops.softmax(scores, len(scores.output(0).shape) - 1)

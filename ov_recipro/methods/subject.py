@@ -139,7 +139,9 @@ class Subject:
         maps = features
         if self._cut.layout == "NTC":
             maps = features.reshape(*features.shape[:2], -1).transpose(0, 2, 1)
-            if run is not None and self._cut.prefix:
+            if self._cut.prefix:
+                if run is None:
+                    raise ValueError("tokens need the run that their prefix comes from")
                 prefix = run.boundary[0][:, : self._cut.prefix]
                 maps = np.concatenate([np.repeat(prefix, len(maps), axis=0), maps], axis=1)
         elif self._cut.layout == "NHWC":

@@ -47,7 +47,7 @@ def build(
         plain: also give the logits of the whole feature map, last.
 
     Raises:
-        PlanRefused: the plan does not apply, or saves too little.
+        PlanRefused: the plan does not apply, or `rows` saves too little.
     """
     if manifest.cut.layout == "NTC":
         return tokens.build(tail, feature, manifest.cut, mask, plain_macs, plain)

@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 
 
 class PlanRefused(Exception):
-    """A plan does not apply to a tail, or is not clearly cheaper; the message says why."""
+    """A plan can't be used for a tail, or is not worth it; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def _sparse_error(bundle: Bundle, mask: Mask, device: str, memory: int) -> float
     error = sparse.error_of(bundle.manifest, of_plan, of_tail)
     if not error <= TOLERANCE:
         raise PlanRefused(
-            f"{plan.name} differ from the dense tail by {error:.1e} of the logits' spread"
+            f"plan '{plan.name}' differs from the dense tail by {error:.1e} of the logits' spread"
         )
     return error
 

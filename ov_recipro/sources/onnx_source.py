@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import openvino as ov
 
@@ -29,6 +30,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _IDENTITIES = frozenset({"Dropout", "Identity"})
 _INLINE = 64 << 20  # most bytes of weights inside a written file; more go into one beside it
 _OUTLINED = 4096  # bytes beyond which a weight is left out of the outline
+_LARGEST_MASK = 16 << 20  # bytes of a constant that may be an attention mask
 _LARGE = 1 << 30  # bytes of weights beyond which the proof runs a model in pieces
 _PIECE = 96 << 20  # bytes of weights after which a piece ends, at the next clean tensor
 
@@ -78,6 +80,11 @@ class OnnxSource:
         model = _extract(self.model, [self.graph.image], [self.graph.scores])
         for name, value in list(model.graph.initializers.items()):
             if value.const_value is not None and value.const_value.nbytes > _OUTLINED:
+                if _is_idle_mask(value):
+                    sizes = [1] * len(value.const_value.shape)
+                    value.const_value = ir.tensor(np.zeros(sizes, np.float32), name=name)
+                    value.shape = ir.Shape(sizes)
+                    continue
                 del model.graph.initializers[name]
                 value.const_value = None
                 model.graph.inputs.append(value)
@@ -242,6 +249,16 @@ def _sizes(value: ir.Value) -> list[int | None] | None:
     if value.shape is None:
         return None
     return [size if isinstance(size, int) and size > 0 else None for size in value.shape]
+
+
+def _is_idle_mask(value: ir.Value) -> bool:
+    """Whether a large constant is an attention mask [...,T,T] of zeros, which masks nothing."""
+    tensor, shape = value.const_value, shaping.static_shape(value)
+    if tensor is None or shape is None or len(shape) < 2 or shape[-1] != shape[-2]:
+        return False
+    if tensor.nbytes > _LARGEST_MASK or tensor.dtype != ir.DataType.FLOAT:
+        return False
+    return {node.op_type for node, _ in value.uses()} == {"Add"} and not tensor.numpy().any()
 
 
 def _neutral(node: ir.Node, operations: Mapping[str | None, str]) -> Node:

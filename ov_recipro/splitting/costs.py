@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import openvino as ov
+from openvino._offline_transformations import apply_moc_transformations
 
 from ov_recipro.cut.bundle import Cost
 from ov_recipro.cut.points import CutPoint, cut_points
@@ -19,6 +20,7 @@ from ov_recipro.plans.rows import (
     steps_of,
 )
 from ov_recipro.plans.verdict import PlanRefused
+from ov_recipro.sources.openvino_models import tensor_names
 from ov_recipro.sources.source import Source
 
 
@@ -34,6 +36,7 @@ def costs(source: Source, points: Sequence[CutPoint], any_batch: bool = True) ->
         None for a tensor that the model, as OpenVINO reads it, does not have.
     """
     model, tensors = source.outline()
+    on_tokens = _TokensOutline(model) if any(point.layout == "NTC" for point in points) else None
     # shapes are constants at batch 1
     steps = [step for step in steps_of(model) if step.node.get_type_name() != "ShapeOf"]
     plain = sum(step.macs for step in steps)
@@ -47,8 +50,8 @@ def costs(source: Source, points: Sequence[CutPoint], any_batch: bool = True) ->
         start = key_of(port)
         tail = downstream(steps, [start])
         stream = 1 + height * width * sum(step.macs for step in tail) / plain
-        if point.layout == "NTC":
-            found.append(_on_tokens(model, tensors, source, point, plain, stream))
+        if on_tokens is not None and point.layout == "NTC":
+            found.append(on_tokens.cost(point, source.graph.scores, plain, stream))
             continue
         reason = inapplicable(point) if any_batch else FROZEN_BATCH
         if reason is None:
@@ -61,27 +64,28 @@ def costs(source: Source, points: Sequence[CutPoint], any_batch: bool = True) ->
     return found
 
 
-def _on_tokens(
-    model: ov.Model,
-    tensors: Mapping[str, ov.Output],
-    source: Source,
-    point: CutPoint,
-    plain: int,
-    stream: float,
-) -> Cost:
-    """Return the cost at a cut of tokens."""
-    reason = tokens.inapplicable(point)
-    if reason is None:
-        start, end = key_of(tensors[point.tensor]), tensors[source.graph.scores]
-        if end.get_node().get_type_name() == "Result":  # it bears the names of what it reads
-            end = end.get_node().input_value(0)
-        try:
-            added = tokens.estimate(model.get_ordered_ops(), start, end, point)
-        except PlanRefused as failure:
-            reason = str(failure)
-        else:
+class _TokensOutline:
+    """A model's outline, as plan `tokens` reads it: with what OpenVINO can fuse fused."""
+
+    def __init__(self, model: ov.Model) -> None:
+        self._model = model.clone()
+        apply_moc_transformations(self._model, cf=True)
+        self._tensors = tensor_names(self._model)
+
+    def cost(self, point: CutPoint, scores: str, plain: int, stream: float) -> Cost:
+        """Return the cost at a cut of tokens."""
+        reason = tokens.inapplicable(point)
+        start, end = self._tensors.get(point.tensor), self._tensors.get(scores)
+        if reason is None and (start is None or end is None):
+            reason = "OpenVINO fuses the tensor with others"
+        if reason is None and start is not None and end is not None:
+            try:
+                added = tokens.added_macs(self._model, start, end, point)
+            except PlanRefused as failure:
+                reason = str(failure)
+        if reason is None:
             return Cost("tokens", 1 + added / plain, stream, None)
-    return Cost("stream", stream, stream, reason)
+        return Cost("stream", stream, stream, reason)
 
 
 def cheaper_layer(source: Source, tensor: str, max_cost: float) -> tuple[str, Cost] | None:

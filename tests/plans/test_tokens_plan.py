@@ -22,6 +22,7 @@ FORMS = {
     "mean": Form(prefix=0, readout="mean"),
     "mean beside a class token": Form(readout="mean"),
     "class token and mean": Form(readout="both"),
+    "split": Form(readout="split"),
     "pooled by attention": Form(prefix=0, readout="query"),
     "queries, keys and values apart": Form(attention="separate", norm_operator=False),
     "heads as the batch": Form(attention="heads first"),

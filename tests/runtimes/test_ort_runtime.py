@@ -151,7 +151,7 @@ def _split_anyhow(path: Path) -> Bundle:
     """Split with images for the proof that are positive."""
     patch = pytest.MonkeyPatch()
     ones = [np.full((1, 3, 16, 16), value, np.float32) for value in (1, 2)]
-    patch.setattr("ov_recipro.splitting.proof._random_images", lambda *_: ones)
+    patch.setattr("ov_recipro.splitting.proof.random_images", lambda *_: ones)
     try:
         return split(path, path.with_suffix(".recipro"), layer="feature")
     finally:

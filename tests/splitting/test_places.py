@@ -39,5 +39,5 @@ def test_a_prefix_that_depends_on_the_image_is_refused(tmp_path: Path) -> None:
     model.graph.node.insert(place, added)
     model.graph.node.insert(place, mean)
     onnx.save(model, path)
-    with pytest.raises(ModelError, match="first 2 of its 14 tokens should be the same"):
+    with pytest.raises(ModelError, match="of its 14 tokens, the first ones"):
         split(path, tmp_path / "b.recipro")

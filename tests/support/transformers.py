@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from onnx import helper
 
 from graphs import Builder
 
-Attention = Literal["fused", "separate", "heads first", "operator", "relative", "rotary", "mixer"]
-Readout = Literal["class", "mean", "both", "query"]
+Attention = Literal[
+    "fused", "separate", "heads first", "operator", "relative", "rotary", "mixer", "sequence first"
+]
+Readout = Literal["class", "mean", "both", "query", "neck", "split"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,11 @@ class Form:
         attention: queries, keys and values from one product ("fused") or three ("separate"); with
             the axis of heads as the batch, as torch's MultiheadAttention has it; as ONNX's own
             operator; with a bias for each pair of tokens ("relative") or with positions turned into
-            queries and keys ("rotary"); or a product over tokens ("mixer").
-        readout: the first token, the mean over all or over both, or attention asked by a constant.
+            queries and keys ("rotary"); or a product over tokens ("mixer"). "sequence first" is
+            "mixer" on tokens laid out [T,1,C].
+        readout: the first token, the mean over all or over both, attention with a constant query,
+            a convolution on the cells' tokens as a feature map, or a split of first token and
+            others, whose mean is read too.
         clipped: clip attention's weights, as 8-bit models do.
         norm_operator: LayerNormalization as one operator instead of its parts.
     """
@@ -123,6 +129,10 @@ class _Writer(Builder):
         return self.dense(joined, WIDTH, WIDTH)
 
     def mixed(self, x: str) -> str:
+        if self.form.attention == "sequence first":
+            turned = self.add("Transpose", x, perm=[1, 2, 0])
+            hidden = self.add("Tanh", self.dense(turned, self.form.count, 8))
+            return self.add("Transpose", self.dense(hidden, 8, self.form.count), perm=[2, 0, 1])
         if self.form.attention != "mixer":
             return self.attended(x)
         turned = self.add("Transpose", x, perm=[0, 2, 1])
@@ -131,6 +141,22 @@ class _Writer(Builder):
 
     def read_out(self, x: str) -> str:
         form = self.form
+        if form.attention == "sequence first":
+            return self.add("ReduceMean", x, axes=[0], keepdims=0)
+        if form.readout == "neck":
+            height, width = form.grid
+            turned = self.add("Transpose", x, perm=[0, 2, 1])
+            back = self.add("Reshape", turned, self.ints(1, WIDTH, height, width))
+            self.channels[back] = WIDTH
+            neck = self.add("Relu", self.conv(back, WIDTH), output="neck")
+            return self.add("Flatten", self.add("GlobalAveragePool", neck))
+        if form.readout == "split":
+            names = ["split_first", "split_others"]
+            sizes = self.ints(1, form.count - 1)
+            self.nodes.append(helper.make_node("Split", [x, sizes], names, axis=1))
+            mean = self.add("ReduceMean", names[1], axes=[1], keepdims=1)
+            both = self.add("Concat", names[0], mean, axis=2)
+            return self.add("Reshape", both, self.ints(1, 2 * WIDTH))
         first = self.add("Gather", x, self.constant(0, np.int64), axis=1)
         if form.readout == "class":
             return first
@@ -161,12 +187,16 @@ def save(path: Path, form: Form = Form()) -> Path:
     if form.prefix:
         front = b.constant(b.random.normal(size=(1, form.prefix, WIDTH)))
         x = b.add("Concat", front, x, axis=1)
+    if form.attention == "sequence first":
+        x = b.add("Transpose", x, perm=[1, 0, 2])
     positions = b.constant(0.7 * b.random.normal(size=(1, form.count, WIDTH)))
+    if form.attention == "sequence first":
+        positions = b.add("Transpose", positions, perm=[1, 0, 2])
     x = b.add("Add", x, positions, output="stream_0")
     for number in range(form.blocks):
         x = b.add("Add", x, b.mixed(b.norm(x)), output=f"middle_{number}")
         hidden = b.add("Tanh", b.dense(b.norm(x), WIDTH, 2 * WIDTH))
         x = b.add("Add", x, b.dense(hidden, 2 * WIDTH, WIDTH), output=f"stream_{number + 1}")
-    width = 2 * WIDTH if form.readout == "both" else WIDTH
+    width = 2 * WIDTH if form.readout in ("both", "split") else WIDTH
     b.linear(b.read_out(b.norm(x)), width)
     return b.save(path)

@@ -5,14 +5,14 @@ tokens, the cell's, and one token that stands for all others and counts as often
 image's own tokens and those of all masks go through the tail in one run, as rows of one table.
 """
 
-from ov_recipro.plans.tokens.tokens_cost import estimate
 from ov_recipro.plans.tokens.tokens_plan import (
     ROUNDING,
     TokensPlan,
+    added_macs,
     applies,
     build,
     inapplicable,
     sample,
 )
 
-__all__ = ["ROUNDING", "TokensPlan", "applies", "build", "estimate", "inapplicable", "sample"]
+__all__ = ["ROUNDING", "TokensPlan", "added_macs", "applies", "build", "inapplicable", "sample"]

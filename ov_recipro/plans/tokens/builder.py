@@ -11,21 +11,36 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.points import CutPoint
-from ov_recipro.plans.nodes import Key, Port, constant, key_of, rebuild, reshape, sources_of
+from ov_recipro.plans.nodes import (
+    Key,
+    Port,
+    constant,
+    key_of,
+    rebuild,
+    reshape,
+    sources_of,
+)
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.tokens.demand import Demand, demand_of
 from ov_recipro.plans.tokens.placement import masking_of, table_at_cut
 from ov_recipro.plans.tokens.roles import (
+    BY_VALUE,
     REDUCTIONS,
+    SPLITS,
     Counts,
     Pairs,
     PerMask,
     PerToken,
     Role,
     roles_of,
+    same_for_all,
 )
-from ov_recipro.plans.tokens.tables import Entries, Layouter, PairTables, Table
+from ov_recipro.plans.tokens.tables import Entries, PairTables, Regrouper, Table
 from ov_recipro.plans.verdict import PlanRefused
+
+_SCALED_ALIKE = frozenset(
+    {"Convert", "ConvertLike", "Divide", "Identity", "IsNaN", "Multiply", "Select"}
+)
 
 Value: TypeAlias = Table | PairTables | Entries
 
@@ -59,18 +74,18 @@ def merged(
     demand = demand_of(nodes, roles, end, start)
     masking = masking_of(cut, mask)
     table = Table(table_at_cut(feature, cut, masking.weights), masking.at_cut)
-    builder = _Builder(Layouter(counts, masking, own), roles, demand, {start: table})
+    builder = _Builder(Regrouper(counts, masking, own), roles, demand, {start: table})
     for node in nodes:
         builder.visit(node)
     value = builder.values[key_of(end)]
     if not isinstance(value, Entries):
         raise PlanRefused("its scores are those of tokens")
-    return reshape(value.port, [builder.layouter.entries, classes])
+    return reshape(value.port, [builder.regrouper.entries, classes])
 
 
 @dataclass
 class _Builder:
-    layouter: Layouter
+    regrouper: Regrouper
     roles: dict[Key, Role]
     demand: dict[Key, Demand]
     values: dict[Key, Value]
@@ -111,14 +126,32 @@ class _Builder:
         (value, role) = next((v, r) for v, r in zip(values, known, strict=True) if v is not None)
         if not isinstance(value, Table) or not isinstance(role, PerToken):
             raise PlanRefused(f"{kind} reads no tokens")
-        if isinstance(made, Pairs):  # constants ask
-            masks, own = self.layouter.group(value, role.axis), self.layouter.own(value, role.axis)
+        if isinstance(made, Pairs):  # constants are the queries
+            masks, own = (
+                self.regrouper.group(value, role.axis),
+                self.regrouper.own(value, role.axis),
+            )
             return [self._softmax(PairTables(masks, own), made, len(sizes[0]))]
+        if kind in SPLITS and any(self.roles[key_of(port)] != role for port in node.outputs()):
+            return self._divided(node, value, role, sizes)
         if isinstance(made, PerMask):
             return [self._readout(node, kind, value, role, made, sizes[0])]
         if isinstance(made, PerToken) and made.first != role.first:
             return [value]  # a slice of the cells' tokens: readers skip the prefix
         return self._token_by_token(node, kind, values, known, made, sizes, demand)
+
+    def _divided(
+        self, node: ov.Node, table: Table, role: PerToken, sizes: list[list[int]]
+    ) -> Sequence[Value]:
+        """Return the parts of a split along the tokens: prefix tokens, and the cells'."""
+        divided: list[Value] = []
+        for port, size in zip(node.outputs(), sizes, strict=True):
+            made = self.roles[key_of(port)]
+            if isinstance(made, PerMask):
+                divided.append(self.regrouper.picked(table, role.axis, made.picked, size))
+            else:
+                divided.append(table)
+        return divided
 
     def _token_by_token(
         self,
@@ -131,13 +164,17 @@ class _Builder:
         demand: Demand,
     ) -> Sequence[Value]:
         """Keep the operation in its place, on rows."""
-        at_cut = self.layouter.masking.at_cut
+        at_cut = self.regrouper.masking.at_cut
         tables = [value for value in values if isinstance(value, Table)]
         shared = all(table.placement is at_cut for table in tables)
-        placement = at_cut if shared else self.layouter.behind(demand)
+        placement = at_cut if shared else self.regrouper.behind(demand)
+        rank = len(sizes[0])
         for index, (value, role) in enumerate(zip(values, known, strict=True)):
             if isinstance(value, Table) and isinstance(role, PerToken):
-                port = self.layouter.moved(value, role.axis, placement).port
+                port = self.regrouper.moved(value, role.axis, placement).port
+                node.input(index).replace_source_output(port)
+            elif kind in BY_VALUE and isinstance(made, PerToken):
+                port = same_for_all(node.input_value(index), [rank - made.axis])
                 node.input(index).replace_source_output(port)
         if kind in ("Reshape", "Squeeze", "Unsqueeze") and isinstance(made, PerToken):
             shape = list(sizes[0])
@@ -153,7 +190,7 @@ class _Builder:
             if isinstance(value, Entries):
                 node.input(index).replace_source_output(value.port)
         if kind in ("Reshape", "Squeeze", "Unsqueeze"):
-            return [Entries(reshape(node.input_value(0), [self.layouter.entries, *sizes[0][1:]]))]
+            return [Entries(reshape(node.input_value(0), [self.regrouper.entries, *sizes[0][1:]]))]
         node.validate_and_infer_types()
         return [Entries(port) for port in node.outputs()]
 
@@ -167,30 +204,30 @@ class _Builder:
         sources = sources_of(node)
         axis = len(sources[1].shape) - 2
         keys, held = (_table(values[index]) for index in (1, 2))
-        masks = [self.layouter.group(table, axis) for table in (keys, held)]
+        masks = [self.regrouper.group(table, axis) for table in (keys, held)]
         if values[0] is None:
             shape = list(sources[0].shape)
             asking = reshape(sources[0], [*shape[:-2], 1, *shape[-2:]])
             own_query: Port | None = sources[0]
         else:
             table = _table(values[0])
-            asking = self.layouter.group(table, axis, demand)
-            own_query = self.layouter.own(table, axis, demand)
+            asking = self.regrouper.group(table, axis, demand)
+            own_query = self.regrouper.own(table, axis, demand)
         keys_of, values_of = masks
         scores = ops.matmul(asking, keys_of, False, True).output(0)
         weights = self._weights(scores, -1, _scale_of(node))
         port = ops.matmul(weights, values_of, False, False).output(0)
         own = None
-        if self.layouter.wants_own:
-            inputs = [own_query, self.layouter.own(keys, axis), self.layouter.own(held, axis)]
+        if self.regrouper.wants_own:
+            inputs = [own_query, self.regrouper.own(keys, axis), self.regrouper.own(held, axis)]
             for index, source in enumerate(inputs):
                 node.input(index).replace_source_output(source)
             node.validate_and_infer_types()
             own = node.output(0)
         sizes = list(node.output(0).shape)
         if known[0] is None:
-            return self.layouter.entries_of(port, own, sizes, axis)
-        return self.layouter.ungrouped(port, own, sizes, axis, demand)
+            return self.regrouper.entries_of(port, own, sizes, axis)
+        return self.regrouper.ungrouped(port, own, sizes, axis, demand)
 
     def _scores(
         self,
@@ -203,12 +240,12 @@ class _Builder:
             (_table(value), _axis(role)) for value, role in zip(values[:2], known[:2], strict=True)
         )
         masks = _product(
-            node, self.layouter.group(asking, query, demand), self.layouter.group(asked, key)
+            node, self.regrouper.group(asking, query, demand), self.regrouper.group(asked, key)
         )
         own = None
-        if self.layouter.wants_own:
+        if self.regrouper.wants_own:
             own = _product(
-                node, self.layouter.own(asking, query, demand), self.layouter.own(asked, key)
+                node, self.regrouper.own(asking, query, demand), self.regrouper.own(asked, key)
             )
         return PairTables(masks, own)
 
@@ -227,31 +264,34 @@ class _Builder:
             return self._softmax(pairs, made, len(sizes))
         if kind == "MatMul":
             held, axis = _table(values[1]), _axis(known[1])
-            masks = _product(node, pairs.masks, self.layouter.group(held, axis))
+            masks = _product(node, pairs.masks, self.regrouper.group(held, axis))
             own = None
             if pairs.own is not None:
-                own = _product(node, pairs.own, self.layouter.own(held, axis))
+                own = _product(node, pairs.own, self.regrouper.own(held, axis))
             if isinstance(made, PerToken):
-                return self.layouter.ungrouped(masks, own, sizes, made.axis, demand)
-            return self.layouter.entries_of(masks, own, sizes, len(sizes) - 2)
-
-        def applied(port: Port, others: Sequence[Port]) -> Port:
-            return rebuild(
-                node,
-                [
-                    port if isinstance(value, PairTables) else other
-                    for value, other in zip(values, others, strict=True)
-                ],
-            )
+                return self.regrouper.ungrouped(masks, own, sizes, made.axis, demand)
+            return self.regrouper.entries_of(masks, own, sizes, len(sizes) - 2)
 
         others = sources_of(node)
-        own = None if pairs.own is None else applied(pairs.own, others)
-        others = [_beside_masks(other) for other in others]
-        if not isinstance(made, Pairs) or not made.weights:
-            return PairTables(applied(pairs.masks, others), own)
-        times = constant(self._multiplicity(made.keys - len(sizes)))
-        of_one_token = applied(ops.divide(pairs.masks, times).output(0), others)
-        return PairTables(ops.multiply(of_one_token, times).output(0), own)
+        owns = [value.own if isinstance(value, PairTables) else None for value in values]
+        own = None
+        if pairs.own is not None:
+            own = rebuild(node, [b if a is None else a for a, b in zip(owns, others, strict=True)])
+        times: Port | None = None
+        if isinstance(made, Pairs) and made.weights and kind not in _SCALED_ALIKE:
+            times = constant(self._multiplicity(made.keys - len(sizes)))
+        inputs = []
+        for value, other in zip(values, others, strict=True):
+            if not isinstance(value, PairTables):
+                inputs.append(_beside_masks(other, made, len(sizes)))
+            elif times is None:
+                inputs.append(value.masks)
+            else:  # the weight of one of the tokens that a key stands for
+                inputs.append(ops.divide(value.masks, times).output(0))
+        masks = rebuild(node, inputs)
+        if times is not None:
+            masks = ops.multiply(masks, times).output(0)
+        return PairTables(masks, own)
 
     def _softmax(self, pairs: PairTables, made: Pairs, rank: int) -> PairTables:
         masks = self._weights(pairs.masks, made.keys - rank)
@@ -279,7 +319,7 @@ class _Builder:
 
     def _multiplicity(self, from_right: int) -> np.ndarray:
         """Return for how many tokens each key stands, along an axis counted from the right."""
-        return self.layouter.masking.multiplicity.reshape([-1, *[1] * (-from_right - 1)])
+        return self.regrouper.masking.multiplicity.reshape([-1, *[1] * (-from_right - 1)])
 
     def _readout(
         self,
@@ -294,29 +334,29 @@ class _Builder:
             raise PlanRefused("what the scores come from is not batch first")
         if kind in REDUCTIONS:
             return self._pooled(node, kind, table, role, sizes)
-        return self.layouter.picked(table, role.axis, made.picked, sizes)
+        return self.regrouper.picked(table, role.axis, made.picked, sizes)
 
     def _pooled(
         self, node: ov.Node, kind: str, table: Table, role: PerToken, sizes: list[int]
     ) -> Value:
         axis, first = role.axis, role.first
-        masks = self.layouter.group(table, axis, first=first)
+        masks = self.regrouper.group(table, axis, first=first)
         from_right = axis - len(table.port.shape)
         over = constant([from_right], np.int64)
         if kind == "ReduceMax":
             port = ops.reduce_max(masks, over, False).output(0)
         else:
-            share = self.layouter.masking.multiplicity[first:]
+            share = self.regrouper.masking.multiplicity[first:]
             if kind == "ReduceMean":
-                share = share / (self.layouter.counts.tokens - first)
+                share = share / (self.regrouper.counts.tokens - first)
             share = share.reshape([-1, *[1] * (-from_right - 1)])
             port = ops.reduce_sum(ops.multiply(masks, constant(share)), over, False).output(0)
         own = None
-        if self.layouter.wants_own:
-            node.input(0).replace_source_output(self.layouter.own(table, axis, first=first))
+        if self.regrouper.wants_own:
+            node.input(0).replace_source_output(self.regrouper.own(table, axis, first=first))
             node.validate_and_infer_types()
             own = node.output(0)
-        return self.layouter.entries_of(port, own, sizes, len(table.port.shape) - 2)
+        return self.regrouper.entries_of(port, own, sizes, len(table.port.shape) - 2)
 
 
 def _table(value: Value | None) -> Table:
@@ -331,12 +371,13 @@ def _axis(role: Role | None) -> int:
     return role.axis
 
 
-def _beside_masks(port: Port) -> Port:
+def _beside_masks(port: Port, made: Role, rank: int) -> Port:
     """Return what acts on scores [...,T,T] in a shape that acts on the masks' [...,N,L,L]."""
+    if isinstance(made, Pairs):
+        axes = [axis for axis in (made.queries, made.keys) if axis is not None]
+        port = same_for_all(port, [rank - axis for axis in axes])
     shape = list(port.shape)
-    if len(shape) < 3 or port.get_node().get_type_name() != "Constant":
-        return port
-    return reshape(port, [*shape[:-2], 1, *shape[-2:]])
+    return port if len(shape) < 3 else reshape(port, [*shape[:-2], 1, *shape[-2:]])
 
 
 def _scale_of(node: ov.Node) -> Port:

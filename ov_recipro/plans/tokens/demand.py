@@ -12,10 +12,10 @@ from enum import IntEnum
 import openvino as ov
 
 from ov_recipro.plans.nodes import Key, Port, key_of, sources_of
-from ov_recipro.plans.tokens.roles import Pairs, PerMask, PerToken, Role
+from ov_recipro.plans.tokens.roles import SPLITS, Pairs, PerMask, PerToken, Role
 from ov_recipro.plans.verdict import PlanRefused
 
-UNREAD = "behind this tensor, nothing reads the cells' tokens"
+UNREAD = "behind this tensor the model reads none of the cells' tokens"
 
 
 class Demand(IntEnum):
@@ -56,10 +56,12 @@ def demand_of(
         known = [roles.get(key_of(port)) for port in sources]
         made = roles[key_of(node.output(0))]
         kind = node.get_type_name()
-        if isinstance(made, PerMask):
-            picks = kind in ("Gather", "Slice", "StridedSlice") and isinstance(known[0], PerToken)
+        read = [roles[key_of(port)] for port in node.outputs() if found.get(key_of(port))]
+        if all(isinstance(role, PerMask) and role.picked for role in read):
+            want(sources[0], Demand.PREFIX)
+        elif isinstance(made, PerMask) and kind not in SPLITS:
             for port in sources:
-                want(port, Demand.PREFIX if picks else Demand.ALL)
+                want(port, Demand.ALL)
         elif kind == "ScaledDotProductAttention":
             want(sources[0], demand)
             for port in sources[1:3]:

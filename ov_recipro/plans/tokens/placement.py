@@ -17,6 +17,7 @@ from ov_recipro.cut.points import CutPoint
 from ov_recipro.plans.nodes import Port, constant
 from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask
 from ov_recipro.plans.tokens.demand import Demand
+from ov_recipro.plans.verdict import PlanRefused
 
 Indices = npt.NDArray[np.int64]
 
@@ -29,13 +30,13 @@ class Placement:
         own: [T], the row of each of the image's own tokens, -1 where it is not held.
         masks: [N,L], the row of each token of each mask, -1 where it is not held.
         count: number of rows.
-        block: where the masks' rows stand in order: the first one, and the number for each mask.
+        masks_in_order: where the masks' rows stand in order: the first, and how many for each mask.
     """
 
     own: Indices
     masks: Indices
     count: int
-    block: tuple[int, int] | None = None
+    masks_in_order: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def masking_of(cut: CutPoint, mask: Mask) -> Masking:
     prefix = np.broadcast_to(np.arange(cut.prefix), (cells, cut.prefix))
     masks = np.concatenate([prefix, kept, np.full((cells, 1), zero)], axis=1)
     alike = count - cut.prefix - kept.shape[1]
+    if alike < 0:
+        raise PlanRefused(f"a mask '{mask}' keeps more cells than there are")
     multiplicity = np.append(np.ones(masks.shape[1] - 1), alike)
     if alike == 0:  # every token of the grid is kept: none is left to stand for
         masks, multiplicity = masks[:, :-1], multiplicity[:-1]
@@ -91,12 +94,12 @@ def masking_of(cut: CutPoint, mask: Mask) -> Masking:
 def table_at_cut(feature: Port, cut: CutPoint, weights: tuple[float, ...]) -> Port:
     """Return the rows at the cut [1,R,C] of an image's tokens [1,T,C]."""
     channels, cells = cut.shape[0], cut.cells.count
-    parts = [feature]
+    tables = [feature]
     if weights:
         ends = [constant([n], np.int64) for n in (cut.prefix, cut.prefix + cells, 1, 1)]
         patches = ops.slice(feature, *ends)
-        parts += [ops.multiply(patches, constant(weight)).output(0) for weight in weights]
-    return ops.concat([*parts, constant(np.zeros((1, 1, channels)))], 1).output(0)
+        tables += [ops.multiply(patches, constant(weight)).output(0) for weight in weights]
+    return ops.concat([*tables, constant(np.zeros((1, 1, channels)))], 1).output(0)
 
 
 def behind_attention(masking: Masking, prefix: int, demand: Demand, own: bool) -> Placement:

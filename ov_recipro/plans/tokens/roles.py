@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from ov_recipro.plans.nodes import ELEMENTWISE, Key, Port, key_of, sources_of
+from ov_recipro.plans.nodes import ELEMENTWISE, Key, Port, constant, key_of, sources_of
 from ov_recipro.plans.verdict import PlanRefused
+
+BY_VALUE = ELEMENTWISE | {"ConvertLike", "Identity", "IsNaN", "Select"}
+"""What acts on each number by itself, or on those at one place of several tensors."""
 
 REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceSum"})
 _ALONG_AXES = frozenset({"MVN", "NormalizeL2"})
 _RESHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
-_SPLITS = frozenset({"Split", "VariadicSplit"})
+SPLITS = frozenset({"Split", "VariadicSplit"})
 _SLICES = frozenset({"Slice", "StridedSlice"})
 
 
@@ -37,8 +40,8 @@ class Pairs:
     """The scores of attention.
 
     Attributes:
-        queries: the axis of the tokens that ask; None where constants ask.
-        keys: the axis of those that are asked.
+        queries: the axis of the tokens that are queries; None where constants are.
+        keys: the axis of those that are keys.
         weights: whether the softmax over them was taken.
     """
 
@@ -114,11 +117,16 @@ def _selected(node: ov.Node, tokens: int) -> tuple[int, int, int] | None:
             axes = np.ravel(_value_of(sources[4]))
     else:
         settings = node.get_attributes()
-        if any(any(settings.get(f"{each}_mask") or ()) for each in ("new_axis", "shrink_axis")):
+        if any(any(settings.get(f"{each}_mask") or ()) for each in ("new_axis", "ellipsis")):
             return None
+        shrunk = _flags(settings, "shrink_axis_mask", len(starts))
+        stops = np.where(shrunk, np.where(starts == -1, shape[: len(starts)], starts + 1), stops)
         starts = np.where(_flags(settings, "begin_mask", len(starts)), 0, starts)
-        whole = np.array(shape[: len(stops)])
-        stops = np.where(_flags(settings, "end_mask", len(stops)), whole, stops)
+        ends = [
+            end and not shrinks
+            for end, shrinks in zip(_flags(settings, "end_mask", len(stops)), shrunk, strict=True)
+        ]
+        stops = np.where(ends, np.array(shape[: len(stops)]), stops)
     bounds = []
     for start, stop, step, axis in zip(starts, stops, steps, axes, strict=True):
         size = shape[int(axis)]
@@ -175,7 +183,7 @@ def _roles(node: ov.Node, known: list[Role | None], counts: Counts) -> list[Role
         if len({type(role) for role in roles}) > 1:
             raise PlanRefused(f"{what} joins tokens with what was read from them")
         return [PerMask()] * len(node.outputs())
-    if kind in ELEMENTWISE or kind in ("ConvertLike", "Identity"):
+    if kind in BY_VALUE:
         return [_elementwise(node, known, what)]
     if kind == "ScaledDotProductAttention":
         return [_attention(node, known, what)]
@@ -185,8 +193,10 @@ def _roles(node: ov.Node, known: list[Role | None], counts: Counts) -> list[Role
     if kind == "Softmax":
         axis = int(node.get_attributes()["axis"]) % len(node.output(0).shape)
         return [_softmax(first, axis, what)]
-    if not isinstance(first, PerToken):
+    if isinstance(first, Pairs):
         raise PlanRefused(f"{what} works on the scores of attention")
+    if not isinstance(first, PerToken):
+        raise PlanRefused(f"{what} may tell tokens apart")
     return _on_tokens(node, kind, known, first, counts, what)
 
 
@@ -211,14 +221,19 @@ def _on_tokens(
         if role.axis in axes:
             if kind in REDUCTIONS and axes == {role.axis}:
                 return [PerMask()]
-            raise PlanRefused(f"{what} runs over the tokens and more")
+            raise PlanRefused(f"{what} runs over the tokens in a way that is not covered")
         if kind in _ALONG_AXES or node.get_attributes()["keep_dims"]:
             return [role]
         return [PerToken(role.axis - sum(axis < role.axis for axis in axes), role.first)]
-    if kind in _SPLITS:
-        if int(np.ravel(_value_of(node.input_value(1)))[0]) % rank == role.axis:
-            raise PlanRefused(f"{what} divides the tokens")
-        return [role] * len(outputs)
+    if kind in SPLITS:
+        if int(np.ravel(_value_of(node.input_value(1)))[0]) % rank != role.axis:
+            return [role] * len(outputs)
+        sizes = [int(port.shape[role.axis]) for port in outputs]
+        ends = (np.cumsum(sizes) + role.first).tolist()
+        return [
+            _part(end - size, end, role, counts, what)
+            for size, end in zip(sizes, ends, strict=True)
+        ]
     if kind == "Gather":
         indices, axis = _gathered(node)
         if axis != role.axis:
@@ -233,19 +248,27 @@ def _on_tokens(
         if bounds is None:
             raise PlanRefused(f"{what} is not a slice along one axis")
         start, stop, axis = bounds
+        drops = len(outputs[0].shape) < rank
         if axis != role.axis or (start, stop) == (0, held):
-            return [role]
-        start, stop = start + role.first, stop + role.first
-        if stop <= counts.prefix:
-            return [PerMask(tuple(range(start, stop)))]
-        if (start, stop) == (counts.prefix, counts.tokens):
-            return [PerToken(role.axis, counts.prefix)]
-        raise PlanRefused(f"{what} reads tokens {start} to {stop - 1}")
+            return [PerToken(role.axis - (drops and axis < role.axis), role.first)]
+        part = _part(start + role.first, stop + role.first, role, counts, what)
+        if drops and isinstance(part, PerToken):
+            raise PlanRefused(f"{what} reads a single cell")
+        return [part]
     if kind == "Concat" and int(node.get_attributes()["axis"]) % rank != role.axis:
         if any(each != role for each in known):
             raise PlanRefused(f"{what} joins tokens of different axes")
         return [role]
     raise PlanRefused(f"{what} may tell tokens apart")
+
+
+def _part(start: int, stop: int, role: PerToken, counts: Counts, what: str) -> Role:
+    """Return the role of tokens `start` to `stop`, cut out of a tensor."""
+    if stop <= counts.prefix:
+        return PerMask(tuple(range(start, stop)))
+    if (start, stop) == (counts.prefix, counts.tokens):
+        return PerToken(role.axis, counts.prefix)
+    raise PlanRefused(f"{what} reads tokens {start} to {stop - 1} apart from the others")
 
 
 def _elementwise(node: ov.Node, known: list[Role | None], what: str) -> Role:
@@ -265,8 +288,8 @@ def _elementwise(node: ov.Node, known: list[Role | None], what: str) -> Role:
             if role is None and node.get_type_name() != "ConvertLike":
                 _check_same_for_all(port, place, what)
         return PerToken(rank - place, first)
-    (role,) = roles if len(roles) == 1 else (None,)
-    if not isinstance(role, Pairs):
+    role = roles[0]
+    if not isinstance(role, Pairs) or any(each != role for each in roles):
         raise PlanRefused(f"{what} changes the scores of attention")
     for port, each in zip(ports, known, strict=True):
         for axis in (role.queries, role.keys):
@@ -282,6 +305,8 @@ def _attention(node: ov.Node, known: list[Role | None], what: str) -> Role:
         raise PlanRefused(f"{what} does not ask all tokens")
     if keys != values or (query is not None and query != PerToken(axis)):
         raise PlanRefused(f"{what} joins tokens of different axes")
+    if any(role is not None for role in known[3:]):
+        raise PlanRefused(f"{what} has a mask that depends on the image")
     if node.get_attributes().get("causal"):
         raise PlanRefused(f"{what} is causal")
     if node.get_input_size() > 3:
@@ -328,7 +353,7 @@ def _softmax(role: Role | None, axis: int, what: str) -> Role:
         return Pairs(role.queries, role.keys, True)
     if isinstance(role, PerToken):
         return role if axis != role.axis else Pairs(None, axis, True)
-    raise PlanRefused(f"{what} runs over those who ask, not those who are asked")
+    raise PlanRefused(f"{what} runs over the queries, not the keys")
 
 
 def _axis_after(axis: int, before: list[int], after: list[int], size: int, what: str) -> int:
@@ -340,10 +365,35 @@ def _axis_after(axis: int, before: list[int], after: list[int], size: int, what:
     raise PlanRefused(f"{what} joins tokens with something else ({before} to {after})")
 
 
+def same_for_all(port: Port, places: Sequence[int]) -> Port:
+    """Return a constant without the axes along which its numbers repeat.
+
+    Args:
+        port: the constant.
+        places: axes, counted from the right; there, one number stays for all tokens.
+
+    Raises:
+        PlanRefused: the numbers differ along one of them.
+    """
+    shape = list(port.shape)
+    repeated = [-place for place in places if len(shape) >= place and shape[-place] != 1]
+    if not repeated:
+        return port
+    values = _value_of(port)
+    for axis in repeated:
+        first = np.take(values, [0], axis)
+        if (values != first).any():
+            raise PlanRefused("its numbers differ")
+        values = first
+    return constant(values, values.dtype)
+
+
 def _check_same_for_all(port: Port, place: int, what: str) -> None:
     """Raise where a constant differs along the axis that is `place`-th from the right."""
-    shape = list(port.shape)
-    if len(shape) >= place and shape[-place] != 1:
+    try:
+        same_for_all(port, [place])
+    except PlanRefused:
         raise PlanRefused(
-            f"{what} has a constant for each token {shape}, as relative and rotary positions do"
-        )
+            f"{what} has a constant for each token {list(port.shape)}, as relative and rotary "
+            "positions do"
+        ) from None

@@ -38,7 +38,7 @@ class Entries:
 
 
 @dataclass
-class Layouter:
+class Regrouper:
     """Regroups tables.
 
     Attributes:
@@ -89,8 +89,8 @@ class Layouter:
         if axis < len(shape) - 2:
             raise PlanRefused("an axis of tokens is not one of the last two")
         placement, each = table.placement, self._each(demand)
-        if placement.block is not None and placement.block[1] == each:
-            port = sliced(table.port, placement.block[0], placement.count, axis)
+        if placement.masks_in_order is not None and placement.masks_in_order[1] == each:
+            port = sliced(table.port, placement.masks_in_order[0], placement.count, axis)
         else:
             port = gather(table.port, placement.masks[:, :each].ravel(), axis)
         port = reshape(port, [*shape[:axis], self.cells, each, *shape[axis + 1 :]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,10 @@ from ov_recipro.plans.tokens.tokens_cost import estimate
 from ov_recipro.plans.verdict import PlanRefused
 
 ROUNDING = 0.06
-"""Share of the largest logit that the check adds to the spread: float32's own rounding there."""
+"""Share of the largest logit that the check adds to the spread.
+
+Where cells score nearly alike, float32 rounds by more than a thousandth of their spread.
+"""
 
 _CHECKED_INFERENCES = 20  # about what the check may cost, in plain inferences
 _FEWEST_CHECKED = 8
@@ -50,6 +55,25 @@ def inapplicable(point: CutPoint) -> str | None:
     return "tensors bypass the cut" if point.bypass else None
 
 
+def added_macs(model: ov.Model, start: Port, end: Port, cut: CutPoint, mask: Mask = "cell") -> int:
+    """Count the multiply-accumulates that all masks add (see `tokens_cost.estimate`).
+
+    Raises:
+        PlanRefused: an operation tells tokens apart, or is not covered.
+    """
+    with _refusing():
+        return estimate(model.get_ordered_ops(), key_of(start), end, cut, mask)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what OpenVINO and NumPy raise on a graph of another form into PlanRefused."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
+        raise PlanRefused(f"{type(failure).__name__}: {str(failure).splitlines()[0]}") from failure
+
+
 def build(
     tail: ov.Model, feature: Port, cut: CutPoint, mask: Mask, plain_macs: int, plain: bool
 ) -> tuple[Port, TokensPlan]:
@@ -58,14 +82,11 @@ def build(
     Raises:
         PlanRefused: an operation tells tokens apart, or is not covered.
     """
-    try:
+    with _refusing():
         model = prepared(tail)
-        start = key_of(model.get_parameters()[0].output(0))
-        end = model.get_results()[0].input_value(0)
-        macs = estimate(model.get_ordered_ops(), start, end, cut, mask)
+        start, end = model.get_parameters()[0].output(0), model.get_results()[0].input_value(0)
+        macs = added_macs(model, start, end, cut, mask)
         logits = merged(model, feature, cut, mask, plain)
-    except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
-        raise PlanRefused(f"{type(failure).__name__}: {str(failure).splitlines()[0]}") from failure
     return logits, TokensPlan(cut.cells.count, macs, plain_macs)
 
 
