@@ -28,6 +28,7 @@ FORMS = {
     "heads as the batch": Form(attention="heads first"),
     "attention as an operator": Form(attention="operator"),
     "clipped weights": Form(attention="separate", clipped=True),
+    "guarded weights": Form(grid=(5, 7), attention="separate", guarded=True),
     "square": Form(grid=(4, 4)),
 }
 

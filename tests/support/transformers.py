@@ -33,6 +33,8 @@ class Form:
             a convolution on the cells' tokens as a feature map, or a split of first token and
             others, whose mean is read too.
         clipped: clip attention's weights, as 8-bit models do.
+        guarded: add a mask of zeros to attention's scores and replace weights that are not numbers,
+            as exports of PyTorch's attention do.
         norm_operator: LayerNormalization as one operator instead of its parts.
     """
 
@@ -43,6 +45,7 @@ class Form:
     attention: Attention = "fused"
     readout: Readout = "class"
     clipped: bool = False
+    guarded: bool = False
     norm_operator: bool = True
 
     @property
@@ -115,7 +118,12 @@ class _Writer(Builder):
         if form.attention == "relative":
             bias = self.random.normal(size=(HEADS, count, count))
             scores = self.add("Add", scores, self.constant(bias))
+        if form.guarded:
+            scores = self.add("Add", scores, self.constant(np.zeros((1, 1, count, count))))
         weights = self.add("Softmax", scores, axis=-1)
+        if form.guarded:
+            zero = self.constant(0.0)
+            weights = self.add("Where", self.add("IsNaN", weights), zero, weights)
         if form.clipped:
             limits = [self.constant(value) for value in (0.0, 0.15)]
             weights = self.add("Clip", weights, *limits)
