@@ -26,7 +26,7 @@ from ov_recipro.plans.tokens.placement import masking_of, table_at_cut
 from ov_recipro.plans.tokens.roles import (
     BY_VALUE,
     REDUCTIONS,
-    SPLITS,
+    RESHAPES,
     Counts,
     Pairs,
     PerMask,
@@ -83,6 +83,34 @@ def merged(
     return reshape(value.port, [builder.regrouper.entries, classes])
 
 
+@dataclass(frozen=True)
+class _Operation:
+    """An operation of the tail, before it is rebuilt.
+
+    Attributes:
+        node: the operation; kind: its type.
+        sources: what it reads; values: what was made of that, None for constants.
+        known: the roles of what it reads; made: the roles of its outputs.
+        sizes: its outputs' shapes; demand: what is read of them.
+    """
+
+    node: ov.Node
+    kind: str
+    sources: list[Port]
+    values: list[Value | None]
+    known: list[Role | None]
+    made: list[Role]
+    sizes: list[list[int]]
+    demand: Demand
+
+    def table(self, index: int) -> tuple[Table, int]:
+        """Return an input that is rows of tokens, and their axis."""
+        value, role = self.values[index], self.known[index]
+        if not isinstance(value, Table) or not isinstance(role, PerToken):
+            raise PlanRefused(f"{self.kind} reads what is not a tensor of tokens")
+        return value, role.axis
+
+
 @dataclass
 class _Builder:
     regrouper: Regrouper
@@ -92,203 +120,151 @@ class _Builder:
 
     def visit(self, node: ov.Node) -> None:
         """Rebuild one operation, unless nothing reads it."""
-        kind = node.get_type_name()
         outputs = [key_of(port) for port in node.outputs()]
-        read = [self.demand.get(key, Demand.NONE) for key in outputs]
-        if kind == "Result" or max(read) is Demand.NONE:
+        read = max((self.demand.get(key, Demand.NONE) for key in outputs), default=Demand.NONE)
+        if node.get_type_name() == "Result" or read is Demand.NONE:
             return
         sources = sources_of(node)
-        values = [self.values.get(key_of(port)) for port in sources]
-        known = [self.roles.get(key_of(port)) for port in sources]
-        made = self.roles[outputs[0]]
-        sizes = [list(port.shape) for port in node.outputs()]
-        results = self._rebuilt(node, kind, values, known, made, sizes, max(read))
-        self.values |= dict(zip(outputs, results, strict=True))
+        operation = _Operation(
+            node=node,
+            kind=node.get_type_name(),
+            sources=sources,
+            values=[self.values.get(key_of(port)) for port in sources],
+            known=[self.roles.get(key_of(port)) for port in sources],
+            made=[self.roles[key] for key in outputs],
+            sizes=[list(port.shape) for port in node.outputs()],
+            demand=read,
+        )
+        self.values |= dict(zip(outputs, self._rebuilt(operation), strict=True))
 
-    def _rebuilt(
-        self,
-        node: ov.Node,
-        kind: str,
-        values: Sequence[Value | None],
-        known: Sequence[Role | None],
-        made: Role,
-        sizes: list[list[int]],
-        demand: Demand,
-    ) -> Sequence[Value]:
-        if all(value is None or isinstance(value, Entries) for value in values):
-            return self._per_mask(node, kind, values, sizes)
-        if kind == "ScaledDotProductAttention":
-            return [self._attention(node, values, known, demand)]
-        if any(isinstance(value, PairTables) for value in values):
-            return [self._on_pairs(node, kind, values, known, made, sizes[0], demand)]
-        if isinstance(made, Pairs) and kind == "MatMul":
-            return [self._scores(node, values, known, demand)]
-        (value, role) = next((v, r) for v, r in zip(values, known, strict=True) if v is not None)
-        if not isinstance(value, Table) or not isinstance(role, PerToken):
-            raise PlanRefused(f"{kind} reads no tokens")
+    def _rebuilt(self, op: _Operation) -> Sequence[Value]:
+        made = op.made[0]
+        if all(value is None or isinstance(value, Entries) for value in op.values):
+            return self._per_mask(op)
+        if op.kind == "ScaledDotProductAttention":
+            return [self._attention(op)]
+        if any(isinstance(value, PairTables) for value in op.values):
+            return [self._on_pairs(op)]
+        if isinstance(made, Pairs) and op.kind == "MatMul":
+            return [self._scores(op)]
+        first = next(index for index, value in enumerate(op.values) if value is not None)
+        (table, axis), role = op.table(first), op.known[first]
         if isinstance(made, Pairs):  # constants are the queries
-            masks, own = (
-                self.regrouper.group(value, role.axis),
-                self.regrouper.own(value, role.axis),
-            )
-            return [self._softmax(PairTables(masks, own), made, len(sizes[0]))]
-        if kind in SPLITS and any(self.roles[key_of(port)] != role for port in node.outputs()):
-            return self._divided(node, value, role, sizes)
-        if isinstance(made, PerMask):
-            return [self._readout(node, kind, value, role, made, sizes[0])]
-        if isinstance(made, PerToken) and made.first != role.first:
-            return [value]  # a slice of the cells' tokens: readers skip the prefix
-        return self._token_by_token(node, kind, values, known, made, sizes, demand)
+            pairs = PairTables(self.regrouper.group(table, axis), self.regrouper.own(table, axis))
+            return [self._softmax(pairs, made, len(op.sizes[0]))]
+        if op.kind in REDUCTIONS and isinstance(made, PerMask):
+            return [self._pooled(op)]
+        if isinstance(role, PerToken) and any(_is_part(each, role) for each in op.made):
+            return [
+                self.regrouper.picked(table, axis, each.picked, sizes)
+                if isinstance(each, PerMask)
+                else table  # of the cells' tokens alone: readers skip the prefix
+                for each, sizes in zip(op.made, op.sizes, strict=True)
+            ]
+        return self._token_by_token(op, made)
 
-    def _divided(
-        self, node: ov.Node, table: Table, role: PerToken, sizes: list[list[int]]
-    ) -> Sequence[Value]:
-        """Return the parts of a split along the tokens: prefix tokens, and the cells'."""
-        divided: list[Value] = []
-        for port, size in zip(node.outputs(), sizes, strict=True):
-            made = self.roles[key_of(port)]
-            if isinstance(made, PerMask):
-                divided.append(self.regrouper.picked(table, role.axis, made.picked, size))
-            else:
-                divided.append(table)
-        return divided
-
-    def _token_by_token(
-        self,
-        node: ov.Node,
-        kind: str,
-        values: Sequence[Value | None],
-        known: Sequence[Role | None],
-        made: Role,
-        sizes: list[list[int]],
-        demand: Demand,
-    ) -> Sequence[Value]:
+    def _token_by_token(self, op: _Operation, made: Role) -> Sequence[Value]:
         """Keep the operation in its place, on rows."""
-        at_cut = self.regrouper.masking.at_cut
-        tables = [value for value in values if isinstance(value, Table)]
+        if not isinstance(made, PerToken):
+            raise PlanRefused(f"{op.kind} makes no tensor of tokens")
+        at_cut, node = self.regrouper.masking.at_cut, op.node
+        tables = [value for value in op.values if isinstance(value, Table)]
         shared = all(table.placement is at_cut for table in tables)
-        placement = at_cut if shared else self.regrouper.behind(demand)
-        rank = len(sizes[0])
-        for index, (value, role) in enumerate(zip(values, known, strict=True)):
+        placement = at_cut if shared else self.regrouper.behind(op.demand)
+        for index, (value, role) in enumerate(zip(op.values, op.known, strict=True)):
             if isinstance(value, Table) and isinstance(role, PerToken):
                 port = self.regrouper.moved(value, role.axis, placement).port
                 node.input(index).replace_source_output(port)
-            elif kind in BY_VALUE and isinstance(made, PerToken):
-                port = same_for_all(node.input_value(index), [rank - made.axis])
+            elif op.kind in BY_VALUE:
+                from_right = len(op.sizes[0]) - made.axis
+                port = same_for_all(op.sources[index], [from_right])
                 node.input(index).replace_source_output(port)
-        if kind in ("Reshape", "Squeeze", "Unsqueeze") and isinstance(made, PerToken):
-            shape = list(sizes[0])
+        if op.kind in RESHAPES:
+            shape = list(op.sizes[0])
             shape[made.axis] = placement.count
             return [Table(reshape(node.input_value(0), shape), placement)]
         node.validate_and_infer_types()
         return [Table(port, placement) for port in node.outputs()]
 
-    def _per_mask(
-        self, node: ov.Node, kind: str, values: Sequence[Value | None], sizes: list[list[int]]
-    ) -> Sequence[Value]:
-        for index, value in enumerate(values):
+    def _per_mask(self, op: _Operation) -> Sequence[Value]:
+        for index, value in enumerate(op.values):
             if isinstance(value, Entries):
-                node.input(index).replace_source_output(value.port)
-        if kind in ("Reshape", "Squeeze", "Unsqueeze"):
-            return [Entries(reshape(node.input_value(0), [self.regrouper.entries, *sizes[0][1:]]))]
-        node.validate_and_infer_types()
-        return [Entries(port) for port in node.outputs()]
+                op.node.input(index).replace_source_output(value.port)
+        if op.kind in RESHAPES:
+            sizes = [self.regrouper.entries, *op.sizes[0][1:]]
+            return [Entries(reshape(op.node.input_value(0), sizes))]
+        op.node.validate_and_infer_types()
+        return [Entries(port) for port in op.node.outputs()]
 
-    def _attention(
-        self,
-        node: ov.Node,
-        values: Sequence[Value | None],
-        known: Sequence[Role | None],
-        demand: Demand,
-    ) -> Value:
-        sources = sources_of(node)
-        axis = len(sources[1].shape) - 2
-        keys, held = (_table(values[index]) for index in (1, 2))
-        masks = [self.regrouper.group(table, axis) for table in (keys, held)]
-        if values[0] is None:
-            shape = list(sources[0].shape)
-            asking = reshape(sources[0], [*shape[:-2], 1, *shape[-2:]])
-            own_query: Port | None = sources[0]
+    def _attention(self, op: _Operation) -> Value:
+        node, regrouper = op.node, self.regrouper
+        (keys, axis), (held, _) = op.table(1), op.table(2)
+        own_query: Port | None = op.sources[0]
+        if op.values[0] is None:
+            shape = list(op.sources[0].shape)
+            query = reshape(op.sources[0], [*shape[:-2], 1, *shape[-2:]])
         else:
-            table = _table(values[0])
-            asking = self.regrouper.group(table, axis, demand)
-            own_query = self.regrouper.own(table, axis, demand)
-        keys_of, values_of = masks
-        scores = ops.matmul(asking, keys_of, False, True).output(0)
-        weights = self._weights(scores, -1, _scale_of(node))
-        port = ops.matmul(weights, values_of, False, False).output(0)
+            asking, _ = op.table(0)
+            query = regrouper.group(asking, axis, op.demand)
+            own_query = regrouper.own(asking, axis, op.demand)
+        scores = ops.matmul(query, regrouper.group(keys, axis), False, True).output(0)
+        weights = self._weights(scores, -1, _scale_of(op))
+        port = ops.matmul(weights, regrouper.group(held, axis), False, False).output(0)
         own = None
-        if self.regrouper.wants_own:
-            inputs = [own_query, self.regrouper.own(keys, axis), self.regrouper.own(held, axis)]
+        if regrouper.wants_own:
+            inputs = [own_query, regrouper.own(keys, axis), regrouper.own(held, axis)]
             for index, source in enumerate(inputs):
                 node.input(index).replace_source_output(source)
             node.validate_and_infer_types()
             own = node.output(0)
-        sizes = list(node.output(0).shape)
-        if known[0] is None:
-            return self.regrouper.entries_of(port, own, sizes, axis)
-        return self.regrouper.ungrouped(port, own, sizes, axis, demand)
+        if op.values[0] is None:
+            return regrouper.entries_of(port, own, op.sizes[0], axis)
+        return regrouper.ungrouped(port, own, op.sizes[0], axis, op.demand)
 
-    def _scores(
-        self,
-        node: ov.Node,
-        values: Sequence[Value | None],
-        known: Sequence[Role | None],
-        demand: Demand,
-    ) -> Value:
-        (asking, query), (asked, key) = (
-            (_table(value), _axis(role)) for value, role in zip(values[:2], known[:2], strict=True)
-        )
+    def _scores(self, op: _Operation) -> Value:
+        regrouper = self.regrouper
+        (queries, row), (keys, column) = op.table(0), op.table(1)
         masks = _product(
-            node, self.regrouper.group(asking, query, demand), self.regrouper.group(asked, key)
+            op.node, regrouper.group(queries, row, op.demand), regrouper.group(keys, column)
         )
         own = None
-        if self.regrouper.wants_own:
+        if regrouper.wants_own:
             own = _product(
-                node, self.regrouper.own(asking, query, demand), self.regrouper.own(asked, key)
+                op.node, regrouper.own(queries, row, op.demand), regrouper.own(keys, column)
             )
         return PairTables(masks, own)
 
-    def _on_pairs(
-        self,
-        node: ov.Node,
-        kind: str,
-        values: Sequence[Value | None],
-        known: Sequence[Role | None],
-        made: Role,
-        sizes: list[int],
-        demand: Demand,
-    ) -> Value:
-        pairs = next(value for value in values if isinstance(value, PairTables))
-        if kind == "Softmax" and isinstance(made, Pairs):
+    def _on_pairs(self, op: _Operation) -> Value:
+        pairs = next(value for value in op.values if isinstance(value, PairTables))
+        made, sizes = op.made[0], op.sizes[0]
+        if op.kind == "Softmax" and isinstance(made, Pairs):
             return self._softmax(pairs, made, len(sizes))
-        if kind == "MatMul":
-            held, axis = _table(values[1]), _axis(known[1])
-            masks = _product(node, pairs.masks, self.regrouper.group(held, axis))
+        if op.kind == "MatMul":
+            held, axis = op.table(1)
+            masks = _product(op.node, pairs.masks, self.regrouper.group(held, axis))
             own = None
             if pairs.own is not None:
-                own = _product(node, pairs.own, self.regrouper.own(held, axis))
+                own = _product(op.node, pairs.own, self.regrouper.own(held, axis))
             if isinstance(made, PerToken):
-                return self.regrouper.ungrouped(masks, own, sizes, made.axis, demand)
+                return self.regrouper.ungrouped(masks, own, sizes, made.axis, op.demand)
             return self.regrouper.entries_of(masks, own, sizes, len(sizes) - 2)
-
-        others = sources_of(node)
-        owns = [value.own if isinstance(value, PairTables) else None for value in values]
         own = None
         if pairs.own is not None:
-            own = rebuild(node, [b if a is None else a for a, b in zip(owns, others, strict=True)])
+            owns = [each.own if isinstance(each, PairTables) else None for each in op.values]
+            inputs = [b if a is None else a for a, b in zip(owns, op.sources, strict=True)]
+            own = rebuild(op.node, inputs)
         times: Port | None = None
-        if isinstance(made, Pairs) and made.weights and kind not in _SCALED_ALIKE:
+        if isinstance(made, Pairs) and made.weights and op.kind not in _SCALED_ALIKE:
             times = constant(self._multiplicity(made.keys - len(sizes)))
         inputs = []
-        for value, other in zip(values, others, strict=True):
+        for value, source in zip(op.values, op.sources, strict=True):
             if not isinstance(value, PairTables):
-                inputs.append(_beside_masks(other, made, len(sizes)))
+                inputs.append(_beside_masks(source, made, len(sizes)))
             elif times is None:
                 inputs.append(value.masks)
             else:  # the weight of one of the tokens that a key stands for
                 inputs.append(ops.divide(value.masks, times).output(0))
-        masks = rebuild(node, inputs)
+        masks = rebuild(op.node, inputs)
         if times is not None:
             masks = ops.multiply(masks, times).output(0)
         return PairTables(masks, own)
@@ -321,54 +297,35 @@ class _Builder:
         """Return for how many tokens each key stands, along an axis counted from the right."""
         return self.regrouper.masking.multiplicity.reshape([-1, *[1] * (-from_right - 1)])
 
-    def _readout(
-        self,
-        node: ov.Node,
-        kind: str,
-        table: Table,
-        role: PerToken,
-        made: PerMask,
-        sizes: list[int],
-    ) -> Value:
-        if role.axis == 0 or table.port.shape[0] != 1:
+    def _pooled(self, op: _Operation) -> Value:
+        table, axis = op.table(0)
+        role, node = op.known[0], op.node
+        if axis == 0 or table.port.shape[0] != 1:
             raise PlanRefused("what the scores come from is not batch first")
-        if kind in REDUCTIONS:
-            return self._pooled(node, kind, table, role, sizes)
-        return self.regrouper.picked(table, role.axis, made.picked, sizes)
-
-    def _pooled(
-        self, node: ov.Node, kind: str, table: Table, role: PerToken, sizes: list[int]
-    ) -> Value:
-        axis, first = role.axis, role.first
+        first = role.first if isinstance(role, PerToken) else 0
         masks = self.regrouper.group(table, axis, first=first)
         from_right = axis - len(table.port.shape)
         over = constant([from_right], np.int64)
-        if kind == "ReduceMax":
+        if op.kind == "ReduceMax":
             port = ops.reduce_max(masks, over, False).output(0)
         else:
-            share = self.regrouper.masking.multiplicity[first:]
-            if kind == "ReduceMean":
+            share = self._multiplicity(from_right)[first:]
+            if op.kind == "ReduceMean":
                 share = share / (self.regrouper.counts.tokens - first)
-            share = share.reshape([-1, *[1] * (-from_right - 1)])
             port = ops.reduce_sum(ops.multiply(masks, constant(share)), over, False).output(0)
         own = None
         if self.regrouper.wants_own:
             node.input(0).replace_source_output(self.regrouper.own(table, axis, first=first))
             node.validate_and_infer_types()
             own = node.output(0)
-        return self.regrouper.entries_of(port, own, sizes, len(table.port.shape) - 2)
+        return self.regrouper.entries_of(port, own, op.sizes[0], len(table.port.shape) - 2)
 
 
-def _table(value: Value | None) -> Table:
-    if not isinstance(value, Table):
-        raise PlanRefused("attention reads what is not a tensor of tokens")
-    return value
-
-
-def _axis(role: Role | None) -> int:
-    if not isinstance(role, PerToken):
-        raise PlanRefused("attention reads what is not a tensor of tokens")
-    return role.axis
+def _is_part(made: Role, role: PerToken) -> bool:
+    """Whether an output is some of the tokens that an operation reads, and nothing more."""
+    if isinstance(made, PerMask):
+        return bool(made.picked)
+    return isinstance(made, PerToken) and made.first != role.first
 
 
 def _beside_masks(port: Port, made: Role, rank: int) -> Port:
@@ -380,11 +337,11 @@ def _beside_masks(port: Port, made: Role, rank: int) -> Port:
     return port if len(shape) < 3 else reshape(port, [*shape[:-2], 1, *shape[-2:]])
 
 
-def _scale_of(node: ov.Node) -> Port:
+def _scale_of(op: _Operation) -> Port:
     """Return what an operation that does all of attention multiplies its scores by."""
-    if node.get_input_size() > 4:
-        return node.input_value(4)
-    return constant(int(node.input_value(1).shape[-1]) ** -0.5)
+    if len(op.sources) > 4:
+        return op.sources[4]
+    return constant(int(op.sources[1].shape[-1]) ** -0.5)
 
 
 def _product(node: ov.Node, left: Port | None, right: Port | None) -> Port:

@@ -22,7 +22,7 @@ BY_VALUE = ELEMENTWISE | {"ConvertLike", "Identity", "IsNaN", "Select"}
 
 REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceSum"})
 _ALONG_AXES = frozenset({"MVN", "NormalizeL2"})
-_RESHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
+RESHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 SPLITS = frozenset({"Split", "VariadicSplit"})
 _SLICES = frozenset({"Slice", "StridedSlice"})
 
@@ -210,7 +210,7 @@ def _on_tokens(
 ) -> list[Role]:
     source, outputs = node.input_value(0), node.outputs()
     rank, held = len(source.shape), counts.tokens - role.first
-    if kind in _RESHAPES:
+    if kind in RESHAPES:
         after = list(outputs[0].shape)
         return [PerToken(_axis_after(role.axis, list(source.shape), after, held, what), role.first)]
     if kind == "Transpose":
