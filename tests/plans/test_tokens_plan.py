@@ -29,6 +29,7 @@ FORMS = {
     "attention as an operator": Form(attention="operator"),
     "clipped weights": Form(attention="separate", clipped=True),
     "guarded weights": Form(grid=(5, 7), attention="separate", guarded=True),
+    "a mask of zeros": Form(attention="operator", guarded=True),
     "square": Form(grid=(4, 4)),
 }
 

@@ -98,7 +98,8 @@ class _Writer(Builder):
         form, count, size = self.form, self.form.count, WIDTH // HEADS
         if form.attention == "operator":
             q, k, v = (self.dense(x, WIDTH, WIDTH, gain) for gain in (2.5, 2.5, 1.5))
-            joined = self.add("Attention", q, k, v, q_num_heads=HEADS, kv_num_heads=HEADS)
+            mask = [self.constant(np.zeros((1, 1, count, count)))] if form.guarded else []
+            joined = self.add("Attention", q, k, v, *mask, q_num_heads=HEADS, kv_num_heads=HEADS)
             return self.dense(joined, WIDTH, WIDTH)
         if form.attention == "fused":
             qkv = self.dense(x, WIDTH, 3 * WIDTH, 2.5)

@@ -213,6 +213,7 @@ class _Builder:
         own = None
         if regrouper.wants_own:
             inputs = [own_query, regrouper.own(keys, axis), regrouper.own(held, axis)]
+            inputs += [same_for_all(mask, [1, 2]) for mask in op.sources[3:4]]
             for index, source in enumerate(inputs):
                 node.input(index).replace_source_output(source)
             node.validate_and_infer_types()
