@@ -59,13 +59,13 @@ def _keep_apart(product: ov.Node) -> None:
     for reader in list(product.output(0).get_target_inputs()):
         node = reader.get_node()
         sizes = list(node.output(0).shape)
-        acts = node.get_type_name() == "Add" or _acts_by_value(node, reader.get_index())
+        acts = node.get_type_name() == "Add" or _acts_by_value(node, reader.get_index(), sizes)
         if not acts or sizes != list(product.output(0).shape):
             continue
         end, later = product.output(0), [reader]
         while len(later) == 1:
             after, place = later[0].get_node(), later[0].get_index()
-            if after is not node and not _acts_by_value(after, place):
+            if after is not node and not _acts_by_value(after, place, sizes):
                 break
             for index, source in enumerate(after.input_values()):
                 if index != place or after is node:
@@ -88,13 +88,15 @@ def _with_axis(port: ov.Output) -> ov.Output:
     return ops.reshape(port, np.array([*shape, 1], np.int64), False).output(0)
 
 
-def _acts_by_value(node: ov.Node, place: int) -> bool:
-    """Whether an operation changes each number of the input at `place`, all else being constant."""
+def _acts_by_value(node: ov.Node, place: int, sizes: list[int]) -> bool:
+    """Whether an operation changes each number of the input at `place`, all else being constant.
+
+    Its output must have the shape `sizes` of that input.
+    """
     others = [value.get_node() for i, value in enumerate(node.input_values()) if i != place]
-    same_shape = node.output(0).shape == node.input_value(place).shape
     is_elementwise = node.get_type_name() in ELEMENTWISE - {"PRelu"}
     constant = all(other.get_type_name() == "Constant" for other in others)
-    return is_elementwise and same_shape and constant
+    return is_elementwise and constant and list(node.output(0).shape) == sizes
 
 
 def _repeat_numbers(branch: ov.Model) -> None:
