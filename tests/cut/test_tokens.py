@@ -28,8 +28,8 @@ def test_grid_and_prefix(prefix: int, grid: tuple[int, int], tmp_path: Path) -> 
     tokens = find_tokens(graph_of(save(tmp_path / "m.onnx", form)))
     assert tokens is not None
     assert (tokens.grid, tokens.prefix, tokens.count) == (grid, prefix, form.count)
-    assert tokens.blocks == ("stream_0", "stream_1", "stream_2")
-    assert tokens.end == (None if prefix else "stream_3")
+    assert tokens.blocks == ("stream_0", "stream_1")
+    assert tokens.end == (None if prefix else "stream_2")
 
 
 @pytest.mark.parametrize("attention", ["operator", "heads first", "mixer", "relative"])
@@ -37,12 +37,12 @@ def test_blocks_of_every_kind(attention: str, tmp_path: Path) -> None:
     form = Form(attention=attention, prefix=0, readout="mean")  # type: ignore[arg-type]
     tokens = find_tokens(graph_of(save(tmp_path / "m.onnx", form)))
     assert tokens is not None
-    assert tokens.cuts == ("stream_0", "stream_1", "stream_2", "stream_3")
+    assert tokens.cuts == ("stream_0", "stream_1", "stream_2")
 
 
 def test_heads_that_are_as_many_as_cells(tmp_path: Path) -> None:
     """With 16 cells and 16 channels, sizes alone don't tell tokens from what was read of them."""
-    for readout, end in (("class", None), ("both", "stream_3")):
+    for readout, end in (("class", None), ("both", "stream_2")):
         form = Form(grid=(4, 4), readout=readout)  # type: ignore[arg-type]
         tokens = find_tokens(graph_of(save(tmp_path / "m.onnx", form)))
         assert tokens is not None

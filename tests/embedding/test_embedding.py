@@ -157,8 +157,9 @@ def test_the_explaining_part_keeps_float32(
     np.testing.assert_allclose(maps, maps_of(bundle, features), atol=1e-4)
 
 
-@pytest.mark.parametrize("layer", ["blocks.0", "blocks.-1"])
-@pytest.mark.parametrize("name", ["textures", "textures-mean"])
+@pytest.mark.parametrize(
+    ("name", "layer"), [("textures", "blocks.0"), ("textures-mean", "blocks.-1")]
+)
 def test_tokens(name: str, layer: str) -> None:
     """In OpenVINO and ONNX maps are the explainer's; under bfloat16, those of the same tokens."""
     path = SCENE_VIT / f"{name}.onnx"

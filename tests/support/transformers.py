@@ -41,7 +41,7 @@ class Form:
     grid: tuple[int, int] = (3, 4)
     patch: int = 4
     prefix: int = 1
-    blocks: int = 3
+    blocks: int = 2
     attention: Attention = "fused"
     readout: Readout = "class"
     clipped: bool = False
