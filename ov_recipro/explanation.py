@@ -146,7 +146,7 @@ class Explanation:
             uint8 [h,w,3] BGR of the image's own size, to which a legend adds rows below.
 
         Raises:
-            TargetError: that class was not explained, or there is no image.
+            TargetError: that class was not explained, or the explanation has no image.
         """
         if self.image is None or self.window is None:
             raise TargetError("A tensor was explained, not an image: nothing to draw onto.")
@@ -203,7 +203,7 @@ class Explanation:
             The files' names, in the order of the targets.
 
         Raises:
-            ReciproError: a file can't be written, or there is no image.
+            ReciproError: a file can't be written, or the explanation has no image.
         """
         names = []
         for position, target in enumerate(self.targets):

@@ -18,7 +18,7 @@ from ov_recipro.saliency import Activation
 
 Shape: TypeAlias = tuple[int, ...]
 
-_ON_MAPS = frozenset(
+ON_MAPS = frozenset(
     {
         "AveragePool",
         "AvgPool",
@@ -30,9 +30,10 @@ _ON_MAPS = frozenset(
         "GlobalMaxPool",
         "GroupConvolution",
         "MaxPool",
-        "Resize",
     }
 )
+"""Operations that take and give feature maps [N,C,H,W]."""
+
 SHAPE_READERS = frozenset({"Shape", "Size", "ShapeOf"})
 
 
@@ -134,7 +135,7 @@ class Graph:
         maps: set[str] = set()
         for node in self.nodes:
             starts = {origin[name] for name in node.inputs if name in origin}
-            if node.op in _ON_MAPS:
+            if node.op in ON_MAPS or node.op == "Resize":
                 maps |= starts
                 continue
             for name in node.outputs:

@@ -5,27 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from ov_recipro.cut.graph import Node, Shape
+from ov_recipro.cut.graph import ON_MAPS, Node, Shape
 
 Layout = Literal["NCHW", "NHWC", "NTC"]
 """The axes of a tensor in order: batch, channels, height, width and tokens."""
 
-_CHANNELS_FIRST = frozenset(
-    {
-        "AveragePool",
-        "AvgPool",
-        "BatchNormalization",
-        "Conv",
-        "ConvTranspose",
-        "Convolution",
-        "DepthToSpace",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "GroupConvolution",
-        "InstanceNormalization",
-        "MaxPool",
-    }
-)
+_CHANNELS_FIRST = ON_MAPS | {"DepthToSpace", "InstanceNormalization"}
 _LINEAR = frozenset({"Gemm", "MatMul"})
 _NORMALISATIONS = frozenset({"LayerNormalization", "MVN", "ReduceMean"})
 

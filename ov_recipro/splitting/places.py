@@ -62,7 +62,7 @@ def prove_places(source: Source, head: Path, cut: CutPoint) -> None:
         if max(abs(there - row), abs(across - column)) > _OVERLAP:
             raise ModelError(
                 f"{source.path}: its tokens are not in the order of its patches: what changes in "
-                f"row {row}, column {column} shows most in token {found}, which should be row "
+                f"row {row}, column {column} shows most in token {found}, which stands for row "
                 f"{there}, column {across}."
             )
 
