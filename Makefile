@@ -36,6 +36,7 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/developing: $(VENV)/installed
 	@echo "Installing the test tools into $(VENV) ..."
 	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --no-deps rapidocr==3.10.0 # its models alone
 	@touch $@
 
 # Exporting needs torch, which the package never does: an environment of its own.

@@ -1,4 +1,4 @@
-"""ov-recipro: saliency maps for image classifiers that exist only as files.
+"""ov-recipro: saliency maps for vision models that exist only as files.
 
 Implements Recipro-CAM (Byun & Lee, "Recipro-CAM: Gradient-free reciprocal class activation map",
 2023) for ONNX and OpenVINO models.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ov_recipro.images.drawing import Style
     from ov_recipro.images.preprocess import Preprocessing
     from ov_recipro.methods import Subject
-    from ov_recipro.options import Cut, Running
+    from ov_recipro.options import Cut, Running, Targets
     from ov_recipro.splitting.split import split
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Subject",
     "Target",
     "TargetError",
+    "Targets",
     "Verification",
     "embed",
     "open_bundle",
@@ -62,6 +63,7 @@ _HOMES = {
     "Running": "options",
     "Style": "images.drawing",
     "TargetError": "errors",
+    "Targets": "options",
     "Bundle": "cut.bundle",
     "Explainer": "explainer",
     "Explanation": "explanation",

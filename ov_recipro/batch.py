@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ov_recipro import output
-from ov_recipro.errors import OF_ONE_IMAGE, ImageError, ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, ImageError, OptionError, ReciproError, TargetError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
 from ov_recipro.faithfulness.verification import Verification, verify
@@ -20,8 +21,10 @@ from ov_recipro.images.drawing import DEFAULT, Style
 from ov_recipro.images.preprocess import Image
 from ov_recipro.images.reading import ImageFile, decode_file, find_images, read_file
 from ov_recipro.methods import Subject
+from ov_recipro.options import Targets
 from ov_recipro.ordered import in_order
 from ov_recipro.report import Card, card, page
+from ov_recipro.targets.similarity import Reference, Source, make_reference
 
 STDIN = "-"
 
@@ -81,6 +84,9 @@ class Outcome:
 class Batch:
     """A run; its record can be written at any time, of what is finished so far.
 
+    Where images are compared with a single one, that is explained too, the other way round: what
+    in it is similar to the image.
+
     Args:
         explainer: what to explain with.
         inputs: what to explain.
@@ -90,19 +96,27 @@ class Batch:
         style: how overlays are drawn.
         report: also write a report of the images.
         subject: the explainer's model, if the maps of images are to be verified.
+
+    Raises:
+        OptionError: the style is signed, but the explainer is not.
     """
 
     explainer: Explainer
     inputs: Sequence[Input]
     folder: Path
-    targets: Sequence[str]
+    targets: Sequence[str] | Targets
     save_maps: bool
     style: Style = DEFAULT
     subject: Subject | None = None
     report: bool = False
+    _reference_stems: dict[str, str] = field(default_factory=dict)
     _cards: dict[int, Card] = field(default_factory=dict)
     _done: dict[int, dict[str, Any]] = field(default_factory=dict)
     _failed: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.style.signed and not (self.explainer.signed or self.explainer.mask == "drop"):
+            raise OptionError("Drawing what speaks against needs an explainer with signed=True.")
 
     def run(self, on_frame: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
         """Explain all inputs, images first, several at once; yield what became of each in order.
@@ -114,6 +128,7 @@ class Batch:
             ReciproError: a file can't be written. An input that fails is an outcome.
         """
         stems = output.file_stems([source.path for source in self.inputs])
+        self._reference_stems = _further_stems(stems, ".reference")
         jobs = list(enumerate(zip(self.inputs, stems, strict=True)))
         images = [job for job in jobs if not job[1][0].is_video]
         yield from in_order(
@@ -154,15 +169,21 @@ class Batch:
         try:
             explanation = self.explainer(source.read(), self.targets)
             verifications = verify(self.subject, explanation) if self.subject else ()
+            reverse = reversed_explanation(self.explainer, explanation, self.targets)
         except OF_ONE_IMAGE as error:
             return self._error(number, source, error)
         maps = explanation.save_maps(self.folder, stem) if self.save_maps else None
         overlays = explanation.save_overlays(self.folder, stem, self.style)
         record = explanation.record(overlays, maps) | {"path": source.name}
+        if reverse is not None:
+            drawn = reverse.save_overlays(self.folder, self._reference_stems[stem], self.style)
+            more = {"reference_overlay": drawn[0], "reverse": reverse.record(drawn)}
+            record["targets"][0] |= more
         for target, verification in zip(record["targets"], verifications, strict=False):
             target["verification"] = msgspec.to_builtins(verification)
         if self.report and explanation.image is not None:
-            self._cards[number] = card(record, explanation.image, explanation.raw)
+            reference = None if reverse is None else reverse.image
+            self._cards[number] = card(record, explanation.image, explanation.raw, reference)
         self._done[number] = record
         return Outcome(
             source,
@@ -202,6 +223,53 @@ class Batch:
     def _error(self, number: int, source: Input, error: ReciproError) -> Outcome:
         self._failed[number] = {"path": source.name, "error": str(error)}
         return Outcome(source, error=str(error))
+
+
+def reversed_explanation(
+    explainer: Explainer, explanation: Explanation, asked: Sequence[str] | Targets
+) -> Explanation | None:
+    """Explain what makes the reference of a similarity similar to the image.
+
+    Args:
+        explainer: that made the explanation.
+        explanation: of the image.
+        asked: its targets, with references made.
+
+    Returns:
+        The reference's explanation; None where it is not one image, or the image's vector has no
+        direction to compare with.
+
+    Raises:
+        ReciproError: the reference can't be read, or the model gives NaN for it.
+    """
+    reference = asked.similar_to if isinstance(asked, Targets) else None
+    if not isinstance(reference, Reference) or reference.image is None:
+        return None
+    vector, centre = explanation.vector, reference.centre
+    if vector is None:
+        raise TypeError("a similarity is explained by vectors")
+    name = explanation.path or "pixels"
+    source = Source(name, explanation.sha256 or hashlib.sha256(vector.tobytes()).hexdigest())
+    middle = [] if centre is None else [(source, centre[None])]
+    try:
+        made = make_reference([(source, vector[None])], [], middle, len(vector))
+    except TargetError:
+        return None
+    made = replace(made, centre_sources=reference.centre_sources)
+    return explainer(Path(reference.image), Targets(similar_to=made))
+
+
+def _further_stems(stems: Sequence[str], suffix: str) -> dict[str, str]:
+    """Return for each stem one of a further file, which no other file has."""
+    taken = {stem.casefold() for stem in stems}
+    found = {}
+    for stem in stems:
+        further = stem + suffix
+        while further.casefold() in taken:
+            further += "_2"
+        taken.add(further.casefold())
+        found[stem] = further
+    return found
 
 
 def _sha256(path: Path) -> str:

@@ -17,10 +17,10 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from ov_recipro.cut.bundle import ImageInput, open_bundle
+from ov_recipro.cut.bundle import ImageInput, Manifest, open_bundle
 from ov_recipro.explainer import Explainer
 from ov_recipro.methods import METHODS, NotApplicable, Subject
-from ov_recipro.options import Running
+from ov_recipro.options import Running, Targets
 from ov_recipro.plans.rows import RowsPlan
 from ov_recipro.plans.tokens import TokensPlan
 from ov_recipro.runtimes import plain_runner
@@ -197,8 +197,9 @@ def _in_turns(folder: Path, running: Running, runs: int) -> _Timed:
     explainer = Explainer(bundle, device=running)
     image = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)
     plain = plain_runner(bundle, running)
+    explain = partial(explainer.explain_tensor, targets=_targets(bundle.manifest))
     times: tuple[list[float], list[float]] = ([], [])
-    calls: tuple[Callable[[Array], object], ...] = (plain, explainer.explain_tensor)
+    calls: tuple[Callable[[Array], object], ...] = (plain, explain)
     for turn in range(runs + 2):
         for call, taken in zip(calls, times, strict=True):
             started = time.perf_counter()
@@ -217,14 +218,26 @@ def _alone(folder: Path, running: Running, only_plain: bool) -> float:
     """Return the peak memory in MB of a process that does nothing else."""
     bundle = open_bundle(folder)
     image = _image(bundle.manifest.image.shape, bundle.manifest.image.dtype)
-    run: Callable[[Array], object] = (
-        plain_runner(bundle, running)
-        if only_plain
-        else Explainer(bundle, device=running).explain_tensor
-    )
+    run: Callable[[Array], object]
+    if only_plain:
+        run = plain_runner(bundle, running)
+    else:
+        explain = Explainer(bundle, device=running).explain_tensor
+        run = partial(explain, targets=_targets(bundle.manifest))
     for _ in range(3):
         run(image)
     return _peak_mb()
+
+
+def _targets(manifest: Manifest) -> Targets:
+    """Return something to explain: the best class of all, one place or a random direction."""
+    if manifest.task == "embedding":
+        vector = np.random.default_rng(0).standard_normal(manifest.values)
+        return Targets(similar_to=vector.astype(np.float32))
+    if manifest.task == "segmentation":
+        height, width = manifest.image.size
+        return Targets(pixel=(width / 2, height / 2))
+    return Targets(position=0 if manifest.task == "sequence" else None)
 
 
 def _peak_mb() -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,35 +15,29 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
-from ov_recipro.cut.bundle import MANIFEST, SUFFIX, Bundle, open_bundle
+from ov_recipro.cut.bundle import Bundle, open_bundle
 from ov_recipro.errors import ImageError, OptionError
-from ov_recipro.explanation import Explanation, Prediction, Target
-from ov_recipro.images.preprocess import Image, Preprocessing, changed, prepare
+from ov_recipro.explanation import Explanation, Target
+from ov_recipro.images.preprocess import Image, Preprocessing, Window, changed, prepare
 from ov_recipro.images.reading import ImageFile, read_file
-from ov_recipro.options import Cut, Running, cut_and_running_from
+from ov_recipro.options import Cut, Running, Targets, cut_and_running_from, targets_from
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
-from ov_recipro.runtimes import open_runtime, runs_on_openvino
-from ov_recipro.saliency import (
-    Floats,
-    Score,
-    best_classes,
-    default_score,
-    saliency_maps,
-    softmax_terms,
-    target_scores,
-)
+from ov_recipro.runtimes import open_runtime, zero_runner
+from ov_recipro.runtimes.cost_limit import check_cost
+from ov_recipro.runtimes.runtime import Inference
+from ov_recipro.saliency import Floats, Score, default_score, saliency_maps, softmax_terms
+from ov_recipro.sources.default_model import default_model
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.openvino_models import as_file
 from ov_recipro.targets.base import ScoredTarget
-from ov_recipro.targets.classes import ClassTarget, find_classes
-
-MODEL_VARIABLE = "OV_RECIPRO_MODEL"
-_LISTED = 5  # predictions that an explanation lists
+from ov_recipro.targets.finding import Finder
+from ov_recipro.targets.similarity import Reference, make_reference
+from ov_recipro.targets.vectors import only_image, read_vectors
 
 
 class Explainer:
-    """Explains the predictions of an image classifier in a file.
+    """Explains what a vision model in a file says about images.
 
     Args:
         model: an ONNX file, an OpenVINO .xml file, a bundle or an openvino.Model; by default the
@@ -53,7 +47,9 @@ class Explainer:
         device: what to run on, such as "CPU", or a whole `ov_recipro.options.Running`.
         score: how logits become class scores; by default the model's own closing activation, else
             softmax.
-        mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants.
+        mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants, or "drop", which
+            empties one cell and keeps all others; by default "drop" for segmentations, else "cell".
+        signed: also find the targets' scores with no cell kept, where `signed_maps` begin.
         preprocessing: how images become inputs, or a function that changes what the model says
             about it (see `ov_recipro.sources.metadata.find_preprocessing`).
         labels: class names in order; by default the model's own.
@@ -84,7 +80,8 @@ class Explainer:
         layer: str | Cut = "auto",
         device: str | Running = "CPU",
         score: Score | None = None,
-        mask: Mask = "cell",
+        mask: Mask | None = None,
+        signed: bool = False,
         preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
         labels: Sequence[str] | None = None,
         **options: Any,
@@ -92,20 +89,25 @@ class Explainer:
         cut, self.running = cut_and_running_from(layer, device, options)
         if isinstance(model, Bundle):
             self.bundle = model
-            _check_cost(self.bundle, self.running, mask, None)
+            self.mask: Mask = mask or _default_mask(self.bundle)
+            check_cost(self.bundle, self.running, self.mask, None)
         else:
             with as_file(default_model() if model is None else model) as path:
                 self.bundle = _open(path, cut)
+                self.mask = mask or _default_mask(self.bundle)
                 source = None if path.is_dir() else (path, cut)
-                _check_cost(self.bundle, self.running, mask, source)
+                check_cost(self.bundle, self.running, self.mask, source)
         manifest = self.bundle.manifest
-        self.mask: Mask = mask
-        self.score: Score = score or default_score(manifest.activation, manifest.classes)
+        self.signed = signed
+        vectors = manifest.task == "embedding"
+        default = "none" if vectors else default_score(manifest.activation, manifest.classes)
+        self.score: Score = score or default
         self.preprocessing = changed(manifest.preprocessing, preprocessing)
         self.labels = checked_labels(
             tuple(labels) if labels is not None else manifest.labels, manifest.classes
         )
-        self._runtime = open_runtime(self.bundle, self.running, mask)
+        self._finder = Finder(manifest, self.labels, self.score)
+        self._runtime = open_runtime(self.bundle, self.running, self.mask)
         self.workers = self._runtime.parallel + 1  # one more reads and draws meanwhile
         self.plan = self._runtime.plan
         self.plan_reason = self._runtime.reason
@@ -117,17 +119,20 @@ class Explainer:
     def __call__(
         self,
         image: str | Path | ImageFile | Image,
-        targets: str | int | Iterable[str | int] = "top1",
+        targets: str | int | Iterable[str | int] | Targets = "top1",
+        **options: Any,
     ) -> Explanation:
         """Explain an image.
 
         Args:
             image: a path, a file already read (see `images.reading`), or uint8 [H,W,3] BGR.
             targets: what to explain: a class name or index, or "top1", "top5", ... for the
-                classes of highest score; or several of these.
+                classes of highest score; several of these; or a whole `ov_recipro.options.Targets`.
+            options: single fields of `Targets`, such as ``against="next"`` or
+                ``similar_to="reference.jpg"``.
 
         Raises:
-            ReciproError: the image can't be read, there is no such class, or the model gives NaN.
+            ReciproError: the image can't be read, there is no such target, or the model gives NaN.
         """
         source = read_file(Path(image)) if isinstance(image, str | Path) else image
         pixels, path, sha256 = (
@@ -135,13 +140,9 @@ class Explainer:
             if isinstance(source, ImageFile)
             else (source, None, None)
         )
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-            raise ImageError(
-                f"An image must be uint8 [H,W,3] in BGR, not {pixels.dtype} {list(pixels.shape)}."
-            )
-        entry = self.bundle.manifest.image
-        tensor, window = prepare(pixels, self.preprocessing, entry.channels_last, entry.dtype)
-        explanation = self.explain_tensor(tensor, targets)
+        tensor, window = self._prepared(pixels)
+        asked = self.find_targets(targets, **options)
+        explanation = self._explain(tensor, asked, window)
         return dataclasses.replace(
             explanation, image=pixels, window=window, path=path, sha256=sha256
         )
@@ -149,13 +150,14 @@ class Explainer:
     def stream(
         self,
         images: Iterable[str | Path | ImageFile | Image],
-        targets: str | int | Iterable[str | int] = "top1",
+        targets: str | int | Iterable[str | int] | Targets = "top1",
+        **options: Any,
     ) -> Iterator[Explanation]:
         """Explain many images, reading, preparing and inferring several at once.
 
         Args:
             images: see `__call__`; drawn as they are needed, so there may be no end of them.
-            targets: see `__call__`; the same for all.
+            targets, options: see `__call__`; the same for all.
 
         Yields:
             The explanations, in the order of the images.
@@ -163,92 +165,180 @@ class Explainer:
         Raises:
             ReciproError: at the turn of an image that can't be explained; the stream ends there.
         """
-        wanted = targets if isinstance(targets, str | int) else list(targets)
-        yield from in_order(lambda image: self(image, wanted), images, self.workers)
+        asked = self.find_targets(targets, **options)
+        yield from in_order(lambda image: self(image, asked), images, self.workers)
 
     def explain_tensor(
         self,
         tensor: npt.NDArray[Any],
-        targets: str | int | Iterable[str | int] = "top1",
+        targets: str | int | Iterable[str | int] | Targets = "top1",
+        **options: Any,
     ) -> Explanation:
         """Explain an already preprocessed input.
 
         Args:
-            tensor: the model's input at batch 1, such as float32 [1,3,H,W].
-            targets: see `__call__`.
+            tensor: the model's input at batch 1, such as float32 [1,3,H,W]. Regions are in its
+                pixels.
+            targets, options: see `__call__`.
         """
         entry = self.bundle.manifest.image
         if tensor.shape != entry.shape:
             raise ImageError(
                 f"The model takes an input of shape {list(entry.shape)}, not {list(tensor.shape)}."
             )
+        height, width = entry.size
+        asked = self.find_targets(targets, **options)
+        return self._explain(tensor.astype(entry.dtype, copy=False), asked, (0, 0, width, height))
+
+    def explain_scored(
+        self, tensor: npt.NDArray[Any], targets: Sequence[ScoredTarget]
+    ) -> Explanation:
+        """Explain a preprocessed input by targets of `ov_recipro.targets`, already found.
+
+        Args:
+            tensor: the model's input at batch 1.
+            targets: what to explain, such as `Explanation.scored` of another explanation.
+        """
+        return self._explain(tensor, targets, None)
+
+    def _prepared(self, pixels: Image) -> tuple[npt.NDArray[Any], Window]:
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+            raise ImageError(
+                f"An image must be uint8 [H,W,3] in BGR, not {pixels.dtype} {list(pixels.shape)}."
+            )
+        entry = self.bundle.manifest.image
+        return prepare(pixels, self.preprocessing, entry.channels_last, entry.dtype)
+
+    def _explain(
+        self,
+        tensor: npt.NDArray[Any],
+        asked: Targets | Sequence[ScoredTarget],
+        window: Window | None,
+    ) -> Explanation:
+        manifest, finder = self.bundle.manifest, self._finder
+        dropped = self.mask == "drop"
         started = time.perf_counter()
-        with self._runtime.infer(tensor.astype(entry.dtype, copy=False)) as inference:
-            if not (inference.finite and np.isfinite(inference.logits).all()):
-                raise ImageError("The model gives NaN or infinite numbers for this image.")
-            best = best_classes(inference.logits, _LISTED)
-            indices = self.find_targets(targets, inference.logits)
-            scored: list[ScoredTarget] = [
-                ClassTarget(index, self._label(index), self.score) for index in indices
-            ]
-            image = (inference.logits[None], inference.softmax_terms)
-            listed = target_scores(image[0], self.score, best, image[1])[0].tolist()
-            (full_scores,) = self._scores(scored, *image).tolist()
+        with self._runtime.infer(tensor) as inference:
+            _check_finite(inference)
+            own = inference.logits[None]
+            scored = (
+                finder.targets(asked, inference.logits, window)
+                if isinstance(asked, Targets)
+                else list(asked)
+            )
+            predictions = finder.predictions(inference.logits, inference.softmax_terms)
+            (full_scores,) = self._scores(scored, own, inference.softmax_terms).tolist()
             runs = [self._scores(scored, *run) for run in inference.masked]
-        cells = self.bundle.manifest.cut.cells.as_maps(np.concatenate(runs))
+            vector = np.array(inference.logits) if manifest.task == "embedding" else None
+        zeros: Floats | None = None
+        if dropped and not manifest.deployed_scores:
+            zeros = np.array(full_scores)
+        elif dropped or self.signed:
+            (zeros,) = self._scores(scored, self._zero(tensor)[None], None)
+        scores = np.concatenate(runs)
+        if dropped and zeros is not None:
+            scores = zeros - scores  # what each cell's loss costs
+        cells = manifest.cut.cells.as_maps(scores)
         if not np.isfinite(cells).all():
             raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
+        maps = saliency_maps(cells, from_zero=dropped)
+        if zeros is not None:
+            zeros = np.zeros(len(scored)) if dropped else zeros
         return Explanation(
-            predictions=tuple(
-                Prediction(index, self._label(index), score)
-                for index, score in zip(best, listed, strict=True)
-            ),
+            predictions=predictions,
             targets=tuple(
-                Target(
-                    index=target.index,
-                    label=target.label,
-                    score=score,
-                    range=(float(values.min()), float(values.max())),
-                    distinct_values=len(set(values.ravel().tolist())),
-                    flat=bool(values.min() == values.max()),
-                    next_layer=self.bundle.manifest.cut.next_layer,
+                target.described(self._measured(target, score, values, saliency), saliency, values)
+                for target, score, values, saliency in zip(
+                    scored, full_scores, raw, maps, strict=True
                 )
-                for target, score, values in zip(scored, full_scores, raw, strict=True)
             ),
-            maps=saliency_maps(cells),
+            maps=maps,
             raw=raw,
-            feature_shape=self.bundle.manifest.cut.shape,
-            layout=self.bundle.manifest.cut.layout,
+            feature_shape=manifest.cut.shape,
+            layout=manifest.cut.layout,
             provenance=self._provenance,
             milliseconds=1e3 * (time.perf_counter() - started),
+            zeros=None if zeros is None else np.asarray(zeros, np.float32),
+            vector=vector,
+            scored=tuple(scored),
+        )
+
+    def _measured(
+        self, target: ScoredTarget, score: float, raw: Floats, saliency: Floats
+    ) -> Target:
+        """Return what is recorded of every target."""
+        return Target(
+            index=target.index,
+            label=target.label,
+            score=score,
+            range=(float(raw.min()), float(raw.max())),
+            distinct_values=len(set(raw.ravel().tolist())),
+            flat=bool(saliency.min() == saliency.max()),
+            next_layer=self.bundle.manifest.cut.next_layer,
         )
 
     def _scores(
-        self, targets: Sequence[ScoredTarget], logits: Floats, terms: Floats | None
+        self, targets: Sequence[ScoredTarget], outputs: Floats, terms: Floats | None
     ) -> npt.NDArray[np.float64]:
         """Return the targets' scores in each run, [N,T]; what they share is computed once."""
-        if terms is None and self.score == "softmax":
-            terms = softmax_terms(logits)
-        return np.stack([target.scores(logits, terms) for target in targets], axis=1)
+        classifies = self.bundle.manifest.task == "classifier"
+        if terms is None and self.score == "softmax" and classifies:
+            terms = softmax_terms(outputs)
+        return np.stack([target.scores(outputs, terms) for target in targets], axis=1)
 
     def find_targets(
-        self,
-        targets: str | int | Iterable[str | int],
-        logits: npt.NDArray[np.float32] | None = None,
-    ) -> list[int]:
-        """Return the class indices that `targets` mean, each once.
+        self, targets: str | int | Iterable[str | int] | Targets = "top1", **options: Any
+    ) -> Targets:
+        """Return targets with all that is the same for every image done: references made.
 
         Args:
-            targets: see `__call__`.
-            logits: of the classes, [classes], which "top1" and the like refer to; without them
-                these are accepted and left out.
+            targets, options: see `__call__`.
 
         Raises:
+            OptionError: an option is not for models of this kind, or one is missing.
             TargetError: there is no such class.
         """
-        classes = self.bundle.manifest.classes
-        return find_classes(targets, self.labels, classes, logits)
+        asked = targets_from(targets, options)
+        self._finder.check(asked)
+        if self.bundle.manifest.task != "embedding" or isinstance(asked.similar_to, Reference):
+            return asked
+        made = self.reference(asked.similar_to, unlike=asked.unlike, centre=asked.centre)
+        return dataclasses.replace(asked, similar_to=made, unlike=(), centre=())
+
+    def reference(self, similar_to: Any, *, unlike: Any = (), centre: Any = ()) -> Reference:
+        """Return what an embedding's images are compared with, to use it for many images.
+
+        Args:
+            similar_to, unlike, centre: see `ov_recipro.options.Targets`.
+
+        Raises:
+            ReciproError: a file can't be read, or vectors do not fit the model.
+        """
+        like, against, middle = (
+            list(read_vectors(each, self.vector)) for each in (similar_to, unlike, centre)
+        )
+        length = self.bundle.manifest.values
+        return make_reference(like, against, middle, length, only_image(similar_to))
+
+    @cached_property
+    def _zero(self) -> Callable[[npt.NDArray[Any]], Floats]:
+        return zero_runner(self.bundle, self.running, self.mask)
+
+    def vector(self, image: str | Path | ImageFile | Image) -> Floats:
+        """Return an embedding's vector of an image, float32 [D].
+
+        Args:
+            image: see `__call__`.
+
+        Raises:
+            ReciproError: the image can't be read, or the model gives NaN.
+        """
+        source = read_file(Path(image)) if isinstance(image, str | Path) else image
+        tensor, _ = self._prepared(source.pixels if isinstance(source, ImageFile) else source)
+        with self._runtime.infer(tensor) as inference:
+            _check_finite(inference)
+            return np.array(inference.logits, np.float32)
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that make another such explainer of its bundle."""
@@ -256,6 +346,7 @@ class Explainer:
             "device": dataclasses.replace(self.running, plan="auto", max_cost=None),
             "score": self.score,
             "mask": self.mask,
+            "signed": self.signed,
             "preprocessing": self.preprocessing,
             "labels": self.labels,
         }
@@ -281,34 +372,15 @@ class Explainer:
             "versions": self.versions,
         }
 
-    def _label(self, index: int) -> str | None:
-        return self.labels[index] if self.labels is not None else None
+
+def _check_finite(inference: Inference) -> None:
+    if not (inference.finite and np.isfinite(inference.logits).all()):
+        raise ImageError("The model gives NaN or infinite numbers for this image.")
 
 
-def default_model() -> Path:
-    """Return the model to use where none is named.
-
-    That is `$OV_RECIPRO_MODEL`; else the one bundle in the working directory; else the
-    EfficientNet-Lite0 that comes with the package.
-
-    Raises:
-        OptionError: there are several bundles in the working directory.
-    """
-    if named := os.environ.get(MODEL_VARIABLE):
-        return Path(named)
-    bundles = sorted(p for p in Path().glob(f"*{SUFFIX}") if (p / MANIFEST).is_file())
-    if len(bundles) > 1:
-        names = ", ".join(map(str, bundles))
-        raise OptionError(f"Which model? There are several bundles here: {names}. Choose with -m.")
-    return bundles[0] if bundles else bundled_model()
-
-
-def bundled_model() -> Path:
-    """Return the EfficientNet-Lite0 that comes with the package."""
-    name = Path("models", "efficientnet-lite0", "efficientnet-lite0.onnx")
-    package = Path(__file__).parent
-    installed = package / name
-    return installed if installed.is_file() else package.parent / name
+def _default_mask(bundle: Bundle) -> Mask:
+    """Keeping one cell of a segmentation would only repeat where its pixels are."""
+    return "drop" if bundle.manifest.task == "segmentation" else "cell"
 
 
 def _open(path: Path, cut: Cut) -> Bundle:
@@ -321,42 +393,3 @@ def _open(path: Path, cut: Cut) -> Bundle:
     from ov_recipro.splitting.bundle_cache import cached_split
 
     return cached_split(path, cut)
-
-
-def _check_cost(
-    bundle: Bundle, running: Running, mask: Mask, source: tuple[Path, Cut] | None
-) -> None:
-    """Raise ReciproError where an explanation costs more than `max_cost` inferences.
-
-    Args:
-        bundle: what to explain.
-        running: how it is run, and the limit, if there is one.
-        mask: what is kept of the feature map.
-        source: the model's file and how it is cut, to name a cheaper layer; None for a bundle.
-    """
-    cost, max_cost = bundle.manifest.cost, running.max_cost
-    if max_cost is None or cost is None:
-        return
-    cut = bundle.manifest.cut
-    on_tokens = cut.layout == "NTC"
-    sparse_applies = runs_on_openvino(running.device) if on_tokens else mask == "cell"
-    expected = cost.stream
-    if sparse_applies and running.plan != "stream":
-        expected = cost.inferences
-        if mask != "cell":  # nine cells instead of one, beside the prefix and the rest
-            expected = 1 + (expected - 1) * (cut.prefix + 10) / (cut.prefix + 2)
-    if expected <= max_cost:
-        return
-    hint = "'ov-recipro layers' lists what other layers cost"
-    tensor = bundle.manifest.cut.tensor
-    if source is not None:
-        from ov_recipro.splitting.costs import cheaper_layer
-        from ov_recipro.splitting.split import open_source
-
-        found = cheaper_layer(open_source(*source), tensor, max_cost)
-        if found is not None:
-            hint = f"'{found[0]}', further on, would cost about {found[1].inferences:.3g}"
-    raise OptionError(
-        f"Explaining at '{tensor}' would cost about {expected:.3g} inferences per image; the limit "
-        f"is {max_cost:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
-    )

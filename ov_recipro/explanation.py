@@ -18,15 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ov_recipro.cut.layout import Layout
-from ov_recipro.errors import TargetError
+from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.images import drawing as draw
 from ov_recipro.images.preprocess import Image, Window
 from ov_recipro.output import SCHEMA_VERSION, open_folder, write_whole
-from ov_recipro.saliency import Score, saliency_maps
+from ov_recipro.saliency import Floats, Score, saliency_maps, signed_maps
 from ov_recipro.sources.labels import find_class
 
 _FEW = 0.5  # share of different scores below which a map is coarse
 _NOTEBOOK_SIDE = 640  # pixels of an overlay's longer side in a notebook
+_COSTS = 0.01  # share of the score below which what a cell's loss costs is a weak signal
 _CLOSE = 0.02  # spread of the scores, as a share of the highest, below which the signal is weak
 
 
@@ -60,14 +61,28 @@ class Target(Prediction):
     flat: bool
     next_layer: str | None = None
 
-    def remarks(self, cells: int, score: Score) -> list[str]:
+    @property
+    def identity(self) -> Any:
+        """What tells it from other targets, as JSON can hold it."""
+        return self.index
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other targets of an image, in file names."""
+        return str(self.index)
+
+    def remarks(self, cells: int, score: Score, mask: str = "cell") -> list[str]:
         """Return, in words, what speaks against the class's map.
 
         Args:
             cells: number of cells.
             score: how logits became scores.
+            mask: what was kept of the feature map.
         """
         advice = "" if self.next_layer is None else f" Try --layer {self.next_layer}."
+        low, high = self.range
+        if self.flat and mask == "drop":
+            return [f"The loss of no cell costs anything: this map says nothing.{advice}"]
         if self.flat:
             return [f"All cells score the same: this map says nothing.{advice}"]
         found = []
@@ -76,8 +91,12 @@ class Target(Prediction):
                 f"Only {self.distinct_values} different scores among {cells} cells: the map is "
                 f"coarse, perhaps nothing but rounding.{advice}"
             )
-        low, high = self.range
-        if score != "none" and high - low < _CLOSE * high:
+        if mask == "drop" and score != "none" and high < _COSTS * self.score:
+            found.append(
+                f"Weak signal: the loss of a cell costs {100 * high / self.score:.2g} % of the "
+                f"score at most.{advice}"
+            )
+        elif mask != "drop" and score != "none" and high - low < _CLOSE * high:
             found.append(
                 f"Weak signal: the cells' scores differ by {100 * (high - low) / high:.2g} % at "
                 f"most; scaling to the full range makes that look like a lot.{advice}"
@@ -103,6 +122,10 @@ class Explanation:
         path: path or URL of the image's file; None where pixels or a tensor were explained.
         sha256: of that file's bytes, in hexadecimal; None likewise.
         layout: the order of the feature map's axes; "NTC" for tokens, whose maps are drawn softly.
+        zeros: the targets' scores with no cell kept, float32 [T], or zeros where `raw` is what
+            dropping each cell costs; None where they were not asked for.
+        vector: an embedding's vector, float32 [D]; None of other models.
+        scored: the targets as `ov_recipro.targets` score them, to measure their maps.
     """
 
     predictions: tuple[Prediction, ...]
@@ -117,6 +140,20 @@ class Explanation:
     path: str | None = None
     sha256: str | None = None
     layout: Layout = "NCHW"
+    zeros: npt.NDArray[np.float32] | None = None
+    vector: npt.NDArray[np.float32] | None = None
+    scored: tuple[Any, ...] = field(default=(), repr=False)
+
+    @property
+    def signed_maps(self) -> npt.NDArray[np.float32]:
+        """Maps float32 [T,H,W] in -1..1: what speaks for a target is above 0, what against, below.
+
+        0 is the score with no cell kept; a map's scale is that of its largest deviation.
+
+        Raises:
+            OptionError: the explainer is not a signed one.
+        """
+        return signed_maps(self.raw, self._zeros())
 
     @cached_property
     def id(self) -> str:
@@ -131,7 +168,7 @@ class Explanation:
         else:
             array = np.ascontiguousarray(self.raw if self.image is None else self.image)
             content = (array.shape, hashlib.sha256(array.data).hexdigest())
-        asked = (self.provenance, content, [target.index for target in self.targets])
+        asked = (self.provenance, content, [target.identity for target in self.targets])
         data = msgspec.json.encode(asked, order="deterministic")
         return hashlib.sha256(data).hexdigest()[:32]
 
@@ -147,19 +184,43 @@ class Explanation:
 
         Raises:
             TargetError: that class was not explained, or the explanation has no image.
+            OptionError: the style is signed, but the explainer is not.
         """
+        return self._overlay(self._position(target), style)
+
+    def _overlay(self, position: int, style: draw.Style) -> Image:
         if self.image is None or self.window is None:
             raise TargetError("A tensor was explained, not an image: nothing to draw onto.")
-        position = self._position(target)
-        saliency, scores = self.maps[position], self.targets[position].range
-        if self.layout == "NTC" and not style.cells:
-            raw = draw.softened(self.raw[position])
-            saliency, scores = saliency_maps(raw[None])[0], (float(raw.min()), float(raw.max()))
+        saliency, scores = self._drawn(position, style)
         drawn = draw.overlay(self.image, saliency, self.window, style)
         if not style.legend:
             return drawn
         strip = draw.legend(drawn.shape[1], scores, style)
         return np.vstack([drawn, strip])
+
+    def _drawn(self, position: int, style: draw.Style) -> tuple[Floats, tuple[float, float]]:
+        """Return the map that is drawn, and the scores that its outermost colours stand for."""
+        raw, scores = self.raw[position], self.targets[position].range
+        soft = self.layout == "NTC" and not style.cells
+        if soft:
+            raw = draw.softened(raw)
+            scores = float(raw.min()), float(raw.max())
+        if style.signed:
+            zeros = self._zeros()[[position]]
+            largest = float(np.abs(raw - zeros).max())
+            return signed_maps(raw[None], zeros)[0], (-largest, largest)
+        saliency = saliency_maps(raw[None], self._from_zero)[0] if soft else self.maps[position]
+        return saliency, (0.0, max(0.0, scores[1])) if self._from_zero else scores
+
+    @property
+    def _from_zero(self) -> bool:
+        """Whether `raw` is what the loss of each cell costs, and maps begin at 0."""
+        return bool(self.provenance["mask"] == "drop")
+
+    def _zeros(self) -> npt.NDArray[np.float32]:
+        if self.zeros is None:
+            raise OptionError("Signed maps need an explainer with signed=True.")
+        return self.zeros
 
     def save(
         self, folder: str | Path, stem: str | None = None, style: draw.Style = draw.DEFAULT
@@ -207,12 +268,14 @@ class Explanation:
         """
         names = []
         for position, target in enumerate(self.targets):
-            names.append(f"{stem}.png" if position == 0 else f"{stem}.{target.index}.png")
-            write_whole(folder / names[-1], _png(self.overlay(target.index, style)))
+            names.append(f"{stem}.png" if position == 0 else f"{stem}.{target.name}.png")
+            write_whole(folder / names[-1], _png(self._overlay(position, style)))
         return names
 
     def save_maps(self, folder: Path, stem: str) -> str:
         """Write `<stem>.npz` with `maps`, `raw`, `targets` (indices) and `feature_shape`.
+
+        It also holds `zeros`, where there are any.
 
         Returns:
             The file's name.
@@ -221,12 +284,14 @@ class Explanation:
             ReciproError: it can't be written.
         """
         buffer = BytesIO()
+        zeros: dict[str, Any] = {} if self.zeros is None else {"zeros": self.zeros}
         np.savez_compressed(
             buffer,
             maps=self.maps,
             raw=self.raw,
             targets=np.array([target.index for target in self.targets], np.int64),
             feature_shape=np.array(self.feature_shape, np.int64),
+            **zeros,
         )
         write_whole(folder / f"{stem}.npz", buffer.getvalue())
         return f"{stem}.npz"
@@ -240,6 +305,9 @@ class Explanation:
         """
         height, width = self.image.shape[:2] if self.image is not None else (None, None)
         files: Sequence[str | None] = overlays or [None] * len(self.targets)
+        zeros: list[dict[str, float]] = [{} for _ in self.targets]
+        if self.zeros is not None and not self._from_zero:
+            zeros = [{"zero": zero} for zero in self.zeros.tolist()]
         return {
             "id": self.id,
             "path": self.path,
@@ -248,8 +316,8 @@ class Explanation:
             "window": self.window,
             "predictions": msgspec.to_builtins(self.predictions),
             "targets": [
-                msgspec.to_builtins(target) | {"overlay": overlay, "maps": maps}
-                for target, overlay in zip(self.targets, files, strict=True)
+                msgspec.to_builtins(target) | {"overlay": overlay, "maps": maps} | zero
+                for target, overlay, zero in zip(self.targets, files, zeros, strict=True)
             ],
             "milliseconds": round(self.milliseconds, 3),
         }
@@ -265,7 +333,7 @@ class Explanation:
         figures = []
         for target in self.targets:
             name = escape(target.label or f"class {target.index}")
-            remarks = map(escape, target.remarks(height * width, score))
+            remarks = map(escape, target.remarks(height * width, score, self.provenance["mask"]))
             text = "<br>".join([f"<b>{name}</b> {target.score:.3g}", *remarks])
             if self.image is not None:
                 data = base64.b64encode(self._thumbnail(target)).decode()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 Hint = Literal["latency", "throughput"]
 PlanName = Literal["auto", "rows", "tokens", "stream"]
 Precision = Literal["f32", "native"]
+TaskName = Literal[
+    "auto", "classifier", "embedding", "features", "similarity", "segmentation", "sequence"
+]
 Constants: TypeAlias = Mapping[str, float]
 
 _OLD_SPELLINGS = {"output": "output_name", "image_shape": "input_shape"}
@@ -28,9 +31,12 @@ class Cut:
             transformer's block reads, or auto: the last feature map; in a transformer blocks.0, or
             where plan tokens does not apply to it, the last block.
         exact: Cut at the named tensor even if other tensors bypass it; these are carried along.
-        output_name: The model output with the class scores, if there are several outputs.
+        output_name: The model output to explain, if there are several; of vectors, any tensor.
         input_shape: Shape of the image input, if the file leaves it open, such as 1,3,224,224.
         constants: Value to fill an input other than the image with, for each such input.
+        task: What the model is for, where its file does not show it: classifier, segmentation,
+            sequence, embedding, features (the vector that a classifier's last layer reads) or
+            similarity (embedding or features).
     """
 
     layer: str = "auto"
@@ -38,6 +44,7 @@ class Cut:
     output_name: str | None = None
     input_shape: tuple[int, ...] | None = None
     constants: Constants = field(default_factory=dict)
+    task: TaskName = "auto"
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,54 @@ class Running:
     max_cost: float | None = None
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What is explained.
+
+    Attributes:
+        classes: What to explain: top1, top5, a class index or name.
+        against: Contrast the class with another, given by index or name, or with next, the
+            strongest other one: z_c - gamma z_d is explained, with z the logits.
+        gamma: Weight of the other class.
+        similar_to: Explain what makes the image similar to these: an image, a folder of images, or
+            a .npy file of vectors.
+        unlike: What counts against: the similarity to these is subtracted.
+        centre: Subtract the mean vector of these from all vectors first.
+        region: Explain these pixels of a segmentation: X,Y,WIDTH,HEIGHT in the image; by default
+            all pixels that are predicted as the class.
+        pixel: Explain one pixel of a segmentation: X,Y in the image.
+        position: Explain one position of a sequence, counted from 0, or from the end if it is
+            negative.
+    """
+
+    classes: tuple[str | int, ...] = ("top1",)
+    against: str | int | None = None
+    gamma: float = 1.0
+    similar_to: Any = ()
+    unlike: Any = ()
+    centre: Any = ()
+    region: tuple[float, float, float, float] | None = None
+    pixel: tuple[float, float] | None = None
+    position: int | None = None
+
+
 Options = TypeVar("Options", Cut, Running)
+
+
+def targets_from(
+    targets: str | int | Iterable[str | int] | Targets, options: Mapping[str, Any]
+) -> Targets:
+    """Return targets from their short form, classes alone, and single options.
+
+    Raises:
+        TypeError: there is no option of that name.
+    """
+    if isinstance(targets, str | int):
+        targets = (targets,)
+    base = targets if isinstance(targets, Targets) else Targets(tuple(targets))
+    unknown = options.keys() - {each.name for each in dataclasses.fields(Targets)}
+    _check_no_more({name: options[name] for name in unknown})
+    return dataclasses.replace(base, **options) if options else base
 
 
 def cut_from(layer: str | Cut, options: Mapping[str, Any]) -> Cut:

@@ -73,8 +73,8 @@ def file_stems(paths: Sequence[Path]) -> list[str]:
 
 
 def _first_stem(stem: str) -> str:
-    """Return `stem` without a final class index: `cat.281` would clash with `cat`'s targets."""
-    return re.sub(r"(\.\d+)+$", "", stem).casefold()
+    """Return `stem` without a target's name: `cat.281` would clash with `cat`'s targets."""
+    return re.sub(r"(\.\d+(-\d+)?)+$", "", stem).casefold()
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -93,16 +93,33 @@ def default_score(activation: Activation, classes: int) -> Score:
     return "sigmoid" if activation == "sigmoid" or classes == 1 else "softmax"
 
 
-def saliency_maps(raw: Floats) -> npt.NDArray[np.float32]:
+def saliency_maps(raw: Floats, from_zero: bool = False) -> npt.NDArray[np.float32]:
     """Scale each class's scores to [0,1] over its cells (Eq. 6).
 
     Args:
         raw: y_c, [T,H,W].
+        from_zero: 0 stands for 0, and for all that is below, instead of the lowest score.
 
     Returns:
         float32 [T,H,W]; all zeros where a class's scores are the same at every cell.
     """
     values = np.asarray(raw, np.float64)
     low = values.min(axis=(1, 2), keepdims=True)
+    if from_zero:
+        values, low = np.maximum(values, 0), np.zeros_like(low)
     span = values.max(axis=(1, 2), keepdims=True) - low
     return np.asarray((values - low) / np.where(span > 0, span, 1), np.float32)
+
+
+def signed_maps(raw: Floats, zeros: Floats) -> npt.NDArray[np.float32]:
+    """Scale the deviations of scores from each target's zero to [-1,1].
+
+    Args:
+        raw: scores per cell [T,H,W]; zeros: [T].
+
+    Returns:
+        float32 [T,H,W]; all zeros where no cell deviates.
+    """
+    values = np.asarray(raw, np.float64) - np.asarray(zeros, np.float64)[:, None, None]
+    largest = np.abs(values).max(axis=(1, 2), keepdims=True)
+    return np.asarray(values / np.where(largest > 0, largest, 1), np.float32)

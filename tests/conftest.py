@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from forms import float_lite0, models  # noqa: F401 - fixtures
-from ov_recipro.explainer import Explainer, bundled_model
+from ov_recipro.explainer import Explainer
+from ov_recipro.sources.default_model import bundled_model
 from places import LITE1, ROOT, SHARED
 
 

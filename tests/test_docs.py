@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -46,6 +47,9 @@ def folder(
     for name in ("image.jpg", "cat.jpg", "photos/n02124075/cat.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(cat, folder / name)
+    (folder / "gallery").mkdir()
+    for path in (cat, cat.with_name("coffee.jpg")):
+        shutil.copy(path, folder / "gallery")
     (folder / "val.csv").write_text("path,label\nimage.jpg,Egyptian cat\n")
     (folder / "annotations").mkdir()
     (folder / "annotations" / "cat.xml").write_text(
@@ -66,7 +70,7 @@ def folder(
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, Any]]:
     """A Ray cluster that commands find by themselves: starting one for each takes long."""
     from ray.cluster_utils import Cluster
 
@@ -100,7 +104,7 @@ def test_commands(command: str, folder: Path, request: pytest.FixtureRequest) ->
     cache = os.environ["XDG_CACHE_HOME"]
     if words[0] == "cache":  # what it clears, other tests are using
         cache = str(folder / "cache")
-    environment = {"XDG_CACHE_HOME": cache}
+    environment: dict[str, Any] = {"XDG_CACHE_HOME": cache}
     if "ray" in words:
         environment |= request.getfixturevalue("cluster")
         words += ["--address", "auto"] * ("--address" not in words)
@@ -143,7 +147,8 @@ def python_in(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/python.md", "docs/faithfulness.md", "docs/scale.md"]
+    "name",
+    ["README.md", "docs/python.md", "docs/faithfulness.md", "docs/scale.md", "docs/targets.md"],
 )
 def test_python(name: str, folder: Path, request: pytest.FixtureRequest) -> None:
     if name == "docs/scale.md":

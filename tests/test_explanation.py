@@ -20,11 +20,11 @@ from command import run
 from graphs import residual
 from ov_recipro import Explainer, ReciproError, open_bundle, split
 from ov_recipro.cut.bundle import MANIFEST
-from ov_recipro.images.drawing import Style, softened
+from ov_recipro.images.drawing import Style, legend, overlay, softened
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_file, read_image
 from ov_recipro.report.saved import read_cards
-from ov_recipro.saliency import saliency_maps
+from ov_recipro.saliency import saliency_maps, signed_maps
 from ov_recipro.splitting.proof import prove
 from places import SCENE_VIT
 
@@ -229,6 +229,77 @@ def test_maps_of_tokens_are_drawn_softly(cat: Path) -> None:
     assert (explanation.overlay() != sharply.overlay()).any()
     cells = Style(cells=True)
     np.testing.assert_array_equal(explanation.overlay(style=cells), sharply.overlay(style=cells))
+
+
+@pytest.fixture(scope="module")
+def signed(lite0: Path) -> Explainer:
+    return Explainer(lite0, signed=True)
+
+
+def test_what_speaks_against_is_drawn_too(
+    signed: Explainer, explainer: Explainer, cat: Path
+) -> None:
+    found = signed(cat, against="next")
+    image, window, zeros = found.image, found.window, found.zeros
+    assert image is not None
+    assert window is not None
+    assert zeros is not None
+    assert found.signed_maps.min() < -0.1
+    style = Style(signed=True)
+    drawn = found.overlay(style=style)
+    np.testing.assert_array_equal(drawn, overlay(image, found.signed_maps[0], window, style))
+    largest = float(np.abs(found.raw[0] - zeros[0]).max())
+    with_legend = found.overlay(style=replace(style, legend=True))
+    strip = legend(image.shape[1], (-largest, largest), style)
+    np.testing.assert_array_equal(with_legend[len(drawn) :], strip)
+    tokens = replace(found, layout="NTC")
+    soft = signed_maps(softened(found.raw[0])[None], zeros)[0]
+    np.testing.assert_array_equal(tokens.overlay(style=style), overlay(image, soft, window, style))
+    cells = Style(signed=True, cells=True)
+    np.testing.assert_array_equal(tokens.overlay(style=cells), found.overlay(style=cells))
+    plain = explainer(cat, against="next")
+    np.testing.assert_array_equal(found.overlay(), plain.overlay())
+    assert found._repr_html_() == plain._repr_html_()
+    with pytest.raises(ReciproError, match="signed=True"):
+        plain.overlay(style=style)
+
+
+def test_records_hold_zeros_where_there_are_any(
+    signed: Explainer, explainer: Explainer, cat: Path, tmp_path: Path
+) -> None:
+    found = signed(cat, "top2")
+    assert found.zeros is not None
+    assert [each["zero"] for each in found.record()["targets"]] == found.zeros.tolist()
+    with np.load(tmp_path / found.save_maps(tmp_path, "signed")) as saved:
+        np.testing.assert_array_equal(saved["zeros"], found.zeros)
+    plain = explainer(cat, "top2")
+    assert all("zero" not in each for each in plain.record()["targets"])
+    with np.load(tmp_path / plain.save_maps(tmp_path, "plain")) as saved:
+        assert sorted(saved) == ["feature_shape", "maps", "raw", "targets"]
+
+
+def test_what_losses_cost_is_drawn_from_0(lite0: Path, cat: Path, tmp_path: Path) -> None:
+    found = Explainer(lite0, mask="drop", plan="stream")(cat)
+    lowest, highest = found.targets[0].range
+    image, window = found.image, found.window
+    assert image is not None
+    assert window is not None
+    assert lowest < 0 < highest
+    strip = legend(image.shape[1], (0.0, highest), Style())
+    np.testing.assert_array_equal(found.overlay(style=Style(legend=True))[len(image) :], strip)
+    soft = saliency_maps(softened(found.raw[0])[None], from_zero=True)[0]
+    tokens = replace(found, layout="NTC").overlay()
+    np.testing.assert_array_equal(tokens, overlay(image, soft, window))
+    drawn = found.overlay(style=Style(signed=True))  # 0 is where nothing is lost
+    scaled = found.raw[0] / np.abs(found.raw[0]).max()
+    np.testing.assert_array_equal(drawn, overlay(image, scaled, window, Style(signed=True)))
+    assert "zero" not in found.record()["targets"][0]
+    with np.load(tmp_path / found.save_maps(tmp_path, "i")) as saved:
+        assert saved["zeros"].tolist() == [0]
+    gains = replace(found.targets[0], range=(-2.0, -1.0), flat=True)
+    assert gains.remarks(49, "softmax", "drop")[0].startswith("The loss of no cell costs anything")
+    (weak,) = found.targets[0].remarks(49, "softmax", "drop") or [""]
+    assert (highest < 0.01 * found.targets[0].score) is weak.startswith("Weak signal: the loss")
 
 
 def test_softened() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import pytest
 
 from command import run
 from ov_recipro import Explainer, ReciproError
+from ov_recipro.batch import Batch, find_inputs
+from ov_recipro.images.drawing import Style
 from ov_recipro.images.reading import read_image
 from ov_recipro.images.video import open_video, read_frames, write_video
 from ov_recipro.ordered import in_order
@@ -135,3 +138,60 @@ def test_frames_of_a_broken_file_are_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"RIFF" + bytes(100))
     with pytest.raises(ReciproError, match="not a video"):
         open_video(path)
+
+
+def test_a_reference_is_explained_the_other_way_round(
+    lite0: Path, cat: Path, coffee: Path, tmp_path: Path
+) -> None:
+    features = Explainer(lite0, task="features", signed=True)
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    out.mkdir()
+    for name, image in (("a.jpg", coffee), ("b.jpg", coffee), ("b.reference.jpg", cat)):
+        shutil.copy(image, photos / name)
+    inputs = find_inputs([str(photos / name) for name in ("b.jpg", "b.reference.jpg")])
+    centre = [str(photos), str(photos / "a.jpg")]
+    asked = features.find_targets(similar_to=cat, centre=centre)
+    style = Style(signed=True)
+    batch = Batch(features, inputs, out, asked, False, style)
+    outcomes = list(batch.run())
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    images = json.loads(batch.write())["images"]
+    target = images[0]["targets"][0]
+    names = ["b.reference_2.png", "b.reference.reference.png"]
+    assert [each["targets"][0]["reference_overlay"] for each in images] == names
+    written = ["b.png", "b.reference.png", *names, "explanations.json"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(written)
+    reverse = target["reverse"]
+    assert reverse["path"] == str(cat)
+    expected = features(cat, similar_to=photos / "b.jpg", centre=centre)
+    assert reverse["targets"][0]["score"] == pytest.approx(target["score"], abs=1e-6)
+    assert len(reverse["targets"][0]["centre"]) == 4
+    np.testing.assert_allclose(reverse["targets"][0]["cosines"], expected.raw[0], atol=1e-6)
+    drawn = read_image(out / names[0]).astype(int)
+    assert np.abs(drawn - expected.overlay(style=style)).max() <= 1
+    assert "reverse" in images[1]["targets"][0]  # the cat, compared with itself
+
+
+def test_one_picture_where_there_is_no_one_reference(
+    lite0: Path, cat: Path, coffee: Path, tmp_path: Path
+) -> None:
+    features = Explainer(lite0, task="features")
+    inputs = find_inputs([str(coffee)])
+    for similar_to, centre in (([cat, coffee], ()), (cat, coffee)):
+        asked = features.find_targets(similar_to=similar_to, centre=centre)
+        batch = Batch(features, inputs, tmp_path, asked, False)
+        assert [outcome.error for outcome in batch.run()] == [None]
+        (image,) = json.loads(batch.write())["images"]
+        assert "reverse" not in image["targets"][0]
+    gone = tmp_path / "gone.jpg"
+    shutil.copy(cat, gone)
+    asked = features.find_targets(similar_to=gone)
+    gone.unlink()
+    (outcome,) = Batch(features, inputs, tmp_path, asked, False).run()
+    assert outcome.error == f"{gone}: No such file or directory."
+
+
+def test_an_unsigned_explainer_draws_nothing_signed(explainer: Explainer, tmp_path: Path) -> None:
+    with pytest.raises(ReciproError, match="signed=True"):
+        Batch(explainer, [], tmp_path, ["top1"], False, Style(signed=True))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ov_recipro.bench import measure
 from ov_recipro.cli.tables import markdown
-from ov_recipro.explainer import bundled_model
 from ov_recipro.options import Cut, PlanName, Running
+from ov_recipro.sources.default_model import bundled_model
 from ov_recipro.splitting.bundle_cache import cached_split
 
 ROWS: Sequence[tuple[str, str, str, str, PlanName]] = (

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.IntRange(min=3), default=20, show_default=True, help="Number of turns."
 )
-@options_of(Cut, "cut", "output_name", "input_shape", "constants")
+@options_of(Cut, "cut", "output_name", "input_shape", "constants", "task")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a Markdown table.")
 def command(
@@ -58,7 +58,7 @@ def command(
     the bound is the ratio by multiply-accumulates alone. Times are medians and quartiles.
     """
     from ov_recipro.bench import measure, measure_methods
-    from ov_recipro.explainer import default_model
+    from ov_recipro.sources.default_model import default_model
     from ov_recipro.splitting.bundle_cache import cached_split
 
     path = default_model() if model is None else model

@@ -10,13 +10,15 @@ import click
 
 from ov_recipro.cli.option_groups import (
     FILE,
+    comparing,
     cut_options,
     note,
+    options_of,
     overridden,
     preprocessing_options,
     score_option,
 )
-from ov_recipro.options import Cut
+from ov_recipro.options import Cut, Targets
 
 
 @click.command("embed")
@@ -36,6 +38,7 @@ from ov_recipro.options import Cut
     help="What to explain: all, the model's own top1, top5, ..., or classes by index or name; "
     "repeatable.",
 )
+@options_of(Targets, "asked", "against", "gamma", "similar_to", "unlike", "centre")
 @click.option(
     "--scaling",
     type=click.Choice(["uint8", "float", "raw"]),
@@ -53,6 +56,7 @@ def command(
     output: Path,
     force: bool,
     targets: tuple[str, ...],
+    asked: Targets,
     scaling: Any,
     score: Any,
     feature_vector: bool,
@@ -70,7 +74,8 @@ def command(
     from ov_recipro.sources.labels import read_labels
 
     arguments: dict[str, Any] = {
-        "layer": cut,
+        "layer": comparing(cut, asked),
+        "targets": asked,
         "classes": _classes(targets),
         "scaling": scaling,
         "score": score,

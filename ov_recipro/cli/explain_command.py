@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -23,13 +23,15 @@ from ov_recipro.cli.progress import progress
 from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.terminal import colour_console, picture
 from ov_recipro.errors import ReciproError
-from ov_recipro.images.drawing import DEFAULT, Colormap, Style
-from ov_recipro.options import Hint, Running
+from ov_recipro.images.drawing import DEFAULT, Style
+from ov_recipro.options import Hint, Running, Targets
+from ov_recipro.plans.stream import Mask
 
 if TYPE_CHECKING:
     from ov_recipro.batch import Input, Outcome
     from ov_recipro.cluster.explaining import JobOptions, Progress
     from ov_recipro.explainer import Explainer
+    from ov_recipro.explanation import Explanation
 
 _MANY = 8  # from this many images on, it pays to run several at once
 _ERRORS = 20  # that are printed one by one
@@ -46,16 +48,7 @@ _ERRORS = 20  # that are printed one by one
     metavar="DIR",
     help="Folder for the results.",
 )
-@click.option(
-    "-t",
-    "--target",
-    "targets",
-    multiple=True,
-    default=("top1",),
-    show_default=True,
-    metavar="CLASS",
-    help="What to explain: top1, top5, a class index or name; repeatable.",
-)
+@options_of(Targets, "targets")
 @engine_options
 @click.option("--overlays", is_flag=True, help="Ray: draw overlays too; all machines must see DIR.")
 @click.option(
@@ -80,10 +73,14 @@ _ERRORS = 20  # that are printed one by one
 @score_option
 @click.option(
     "--mask",
-    type=click.Choice(["cell", "spread", "weight"]),
-    default="cell",
-    show_default=True,
-    help="One cell, or one of the two Gaussian variants.",
+    type=click.Choice(get_args(Mask)),
+    help="Keep one cell, or one of two Gaussian variants of it, spread and weight; or drop one "
+    "cell and keep all others.  [default: drop for segmentations, else cell]",
+)
+@click.option(
+    "--signed",
+    is_flag=True,
+    help="Also draw what speaks against: blue is below the score with no cell kept, orange above.",
 )
 @colormap_option
 @click.option(
@@ -110,7 +107,7 @@ _ERRORS = 20  # that are printed one by one
 def command(
     images: tuple[str, ...],
     output: Path,
-    targets: tuple[str, ...],
+    targets: Targets,
     overlays: bool,
     maps: Any,
     running: Running,
@@ -119,6 +116,7 @@ def command(
     cells: bool,
     contour: bool,
     legend: bool,
+    signed: bool,
     report: bool,
     save_maps: bool,
     verify: bool,
@@ -139,6 +137,8 @@ def command(
     from ov_recipro.batch import Batch, find_inputs
 
     engine = engine_of(options)
+    if engine.is_ray and (signed or targets != Targets(targets.classes)):
+        raise click.UsageError("With --engine ray, classes alone are explained, without --signed.")
     if engine.is_ray and (report or save_maps or as_json):
         raise click.UsageError(
             "With --engine ray, results are Parquet files; --report, --save-maps and --json don't "
@@ -149,17 +149,19 @@ def command(
     explainer = open_explainer(
         quiet,
         running=dataclasses.replace(running, hint=running.hint or _hint(engine, inputs)),
+        targets=targets,
+        signed=signed,
         **options,
     )
-    explainer.find_targets(targets)
     _say_how(explainer, quiet)
+    targets = explainer.find_targets(targets)
 
-    style = Style(colormap, alpha, cells, contour, legend)
+    style = Style(colormap, alpha, cells, contour, legend, signed)
     if engine.is_ray:
         from ov_recipro.cluster.explaining import OVERLAYS, JobOptions
 
         drawn = output.absolute() / OVERLAYS if overlays else None
-        job = JobOptions(targets, maps, verify, drawn, style)
+        job = JobOptions(tuple(map(str, targets.classes)), maps, verify, drawn, style)
         _on_ray(explainer, engine, images, output, job, quiet)
         return
     subject = None
@@ -177,7 +179,7 @@ def command(
                     failed += 1
                     note(f"Error: {outcome.error}")
                 elif not as_json:
-                    _print(outcome, explainer, colormap)
+                    _print(outcome, explainer, style)
                 if not outcome.source.is_video:
                     advance(1, int(outcome.error is not None))
     finally:
@@ -200,6 +202,8 @@ def _hint(engine: Engine, inputs: Sequence[Input]) -> Hint:
 def _say_how(explainer: Explainer, quiet: bool) -> None:
     """Note what a user would want to know before trusting the maps."""
     manifest = explainer.bundle.manifest
+    article = "an" if manifest.task == "embedding" else "a"
+    note(f"Taken for {article} {manifest.task}: {manifest.why}.", quiet)
     if manifest.layer == "auto" and manifest.cut.block:
         note(
             f"Explaining at blocks.{manifest.cut.block}: at blocks.0, where maps of transformers "
@@ -222,11 +226,13 @@ def _say_how(explainer: Explainer, quiet: bool) -> None:
         )
 
 
-def _print(outcome: Outcome, explainer: Explainer, colormap: Colormap) -> None:
+def _print(outcome: Outcome, explainer: Explainer, style: Style) -> None:
     """Print one input's predictions, what its maps are worth and where its overlay is.
 
     In a terminal with colour the predictions are a table with a small map beside it.
     """
+    from ov_recipro.report.wording import name_of, question_of
+
     found = outcome.explanation
     if found is None:
         click.echo(f"{outcome.source.name}: {outcome.frames} frames\n  {outcome.drawn}")
@@ -234,23 +240,37 @@ def _print(outcome: Outcome, explainer: Explainer, colormap: Colormap) -> None:
     console = colour_console()
     if console is not None:
         console.print(outcome.source.name, markup=False, highlight=False)
-        console.print(picture(found, colormap))
+        console.print(picture(found, style.colormap, style.signed))
     else:
-        best = ", ".join(
-            f"{each.label or each.index} {each.score:.3g}" for each in found.predictions
-        )
-        click.echo(f"{outcome.source.name}: {best}")
+        click.echo(f"{outcome.source.name}: {_predicted(found, explainer)}")
     _, height, width = found.feature_shape
     for target in found.targets:
-        for remark in target.remarks(height * width, explainer.score):
-            click.echo(f"  {target.label or target.index}: {remark}")
+        for sentence in question_of(target):
+            click.echo(f"  {sentence}")
+        for remark in target.remarks(height * width, explainer.score, explainer.mask):
+            click.echo(f"  {name_of(target)}: {remark}")
     for target, verified in zip(found.targets, outcome.verifications, strict=False):
         click.echo(
-            f"  {target.label or target.index}: {verified.verdict} (insertion "
+            f"  {name_of(target)}: {verified.verdict} (insertion "
             f"{verified.measured.insertion:.3f}, deletion {verified.measured.deletion:.3f}; "
             f"{verified.deviations:+.1f} deviations from random maps)"
         )
     click.echo(f"  {outcome.drawn}")
+
+
+def _predicted(found: Explanation, explainer: Explainer) -> str:
+    """Return what the model says about an image, in words."""
+    task = explainer.bundle.manifest.task
+    if task == "embedding":
+        (target,) = found.targets
+        return f"similarity to {target.label} {target.score:.3g}"
+    if task == "sequence":
+        positions = enumerate(found.predictions)
+        return " ".join(f"{at}:{each.label or each.index}" for at, each in positions)
+    if task == "segmentation":
+        shares = [f"{p.label or p.index} {100 * p.score:.3g} %" for p in found.predictions]
+        return ", ".join(shares) or "no pixel of any class"
+    return ", ".join(f"{each.label or each.index} {each.score:.3g}" for each in found.predictions)
 
 
 def _count(inputs: Sequence[Input]) -> int:

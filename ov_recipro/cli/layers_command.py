@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from ov_recipro.cli.option_groups import FILE, options_of
+from ov_recipro.cli.option_groups import FILE, note, options_of
 from ov_recipro.cli.tables import aligned
 from ov_recipro.options import Cut
 
@@ -24,7 +24,7 @@ _DRIFT = (
 
 @click.command("layers")
 @click.argument("model", type=FILE)
-@options_of(Cut, "cut", "output_name", "input_shape", "constants")
+@options_of(Cut, "cut", "output_name", "input_shape", "constants", "task")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: Path,
@@ -44,6 +44,8 @@ def command(
     from ov_recipro.splitting.split import open_source
 
     source = open_source(model, cut)
+    article = "an" if source.graph.task == "embedding" else "a"
+    note(f"Taken for {article} {source.graph.task}: {source.graph.why}.")
     points = cut_points(source.graph)
     estimates = costs(source, points)
     if as_json:

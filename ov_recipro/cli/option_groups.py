@@ -12,6 +12,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Literal,
+    TypeAlias,
     TypeVar,
     cast,
     get_args,
@@ -23,7 +24,7 @@ import click
 
 from ov_recipro.images.drawing import COLORMAPS, DEFAULT
 from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
-from ov_recipro.options import Cut, Running
+from ov_recipro.options import Cut, Running, Targets
 from ov_recipro.saliency import Score
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _OVERRIDES = ("mean", "scale", "channels", "resize", "crop_fraction", "interpola
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
+Kind: TypeAlias = type[Cut] | type[Running] | type[Targets]
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg] # generic from click 8.4 on
@@ -113,17 +115,27 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "callback": in_bytes,
     },
     "max_cost": {"type": click.FloatRange(min=1), "metavar": "N"},
+    "classes": {"names": ("-t", "--target"), "multiple": True, "metavar": "CLASS"},
+    "against": {"metavar": "CLASS"},
+    "gamma": {"type": float},
+    **{
+        name: {"type": FILE, "multiple": True, "metavar": "PATH", "show_default": False}
+        for name in ("similar_to", "unlike", "centre")
+    },
+    "region": {"type": Numbers(4, float)},
+    "pixel": {"type": Numbers(2, float)},
+    "position": {"type": int},
 }
 """Where the command line's options differ from the fields' names and types."""
 
 
 def options_of(
-    kind: type[Cut] | type[Running], parameter: str, *names: str, **changes: dict[str, Any]
+    kind: Kind, parameter: str, *names: str, **changes: dict[str, Any]
 ) -> Callable[[Function], Function]:
-    """Add options for fields of `Cut` or `Running`; the command takes them as one of these.
+    """Add options for fields of `Cut`, `Running` or `Targets`, as one of which they are passed on.
 
     Args:
-        kind: which of the two.
+        kind: which of the three.
         parameter: the command's parameter.
         names: the fields, in the order that the help lists them; all by default.
         changes: click's arguments for single fields, where a command differs.
@@ -144,9 +156,7 @@ def options_of(
     return decorate
 
 
-def option(
-    kind: type[Cut] | type[Running], name: str, **changes: Any
-) -> Callable[[Function], Function]:
+def option(kind: Kind, name: str, **changes: Any) -> Callable[[Function], Function]:
     """Make one option of a field: its name, type, default and help are the field's."""
     default = next(each.default for each in dataclasses.fields(kind) if each.name == name)
     settings: dict[str, Any] = {"help": helps(kind)[name]}
@@ -164,7 +174,7 @@ def option(
     return click.option(*names, settings.pop("parameter", name), **settings)
 
 
-def helps(kind: type[Cut] | type[Running]) -> dict[str, str]:
+def helps(kind: Kind) -> dict[str, str]:
     """Return what a class's docstring says about each attribute."""
     text = inspect.getdoc(kind) or ""
     lines = text.partition("Attributes:\n")[2]
@@ -241,6 +251,7 @@ def open_explainer(
     cut: Cut,
     running: Running,
     labels: Path | None,
+    targets: Targets = Targets(),
     **options: Any,
 ) -> Explainer:
     """Make the explainer that the options describe.
@@ -248,14 +259,18 @@ def open_explainer(
     Args:
         quiet: do not print which model is used when none is named.
         model, cut, running, labels: as `model_options` and `running_options` give them.
+        targets: what is asked; a model whose images are compared is cut for that.
         options: the remaining ones, and arguments of `ov_recipro.Explainer`.
     """
-    from ov_recipro.explainer import Explainer, default_model
+    from ov_recipro.explainer import Explainer
+    from ov_recipro.sources.default_model import default_model
     from ov_recipro.sources.labels import read_labels
 
     if model is None:
         model = default_model()
         note(f"Model: {model}", quiet)
+    if not model.is_dir():
+        cut = comparing(cut, targets)
     overrides = {name: options.pop(name) for name in _OVERRIDES}
     return Explainer(
         model,
@@ -265,6 +280,13 @@ def open_explainer(
         labels=read_labels(labels) if labels is not None else None,
         **options,
     )
+
+
+def comparing(cut: Cut, targets: Targets) -> Cut:
+    """Return a cut; one for vectors, unless it says for what, where images are compared."""
+    if targets.similar_to and cut.task == "auto":
+        return dataclasses.replace(cut, task="similarity")
+    return cut
 
 
 def methods_of(text: str) -> list[str]:

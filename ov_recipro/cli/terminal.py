@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ov_recipro.images.drawing import Colormap, palette
+from ov_recipro.images.drawing import Colormap, palette, signed_index, signed_palette
 from ov_recipro.saliency import Floats
 
 if TYPE_CHECKING:
@@ -29,26 +29,55 @@ def colour_console() -> Console | None:
     return console if console.color_system is not None and not console.no_color else None
 
 
-def picture(explanation: Explanation, colormap: Colormap) -> RenderableType:
-    """Return the first target's map beside the predictions."""
+def picture(explanation: Explanation, colormap: Colormap, signed: bool = False) -> RenderableType:
+    """Return the first target's map beside the predictions.
+
+    Args:
+        explanation: what is shown.
+        colormap: from low to high saliency.
+        signed: show the signed map instead, in blue and orange.
+
+    Raises:
+        OptionError: the map is to be signed, but the explainer is not.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    from ov_recipro.targets.sequences import Position
+
     table = Table.grid(padding=(0, 2))
-    scores = Table.grid(padding=(0, 1))
-    for each in explanation.predictions:
-        bar = "█" * round(_BAR * min(1.0, max(0.0, each.score)))
-        scores.add_row(Text(each.label or f"class {each.index}"), f"{each.score:.3g}", bar)
-    table.add_row(heat(explanation.maps[0], colormap), scores)
+    maps = explanation.signed_maps if signed else explanation.maps
+    beside: RenderableType = _bars(explanation)
+    if isinstance(explanation.targets[0], Position):
+        beside = Text(" ".join(each.label or str(each.index) for each in explanation.predictions))
+    table.add_row(heat(maps[0], colormap, signed), beside)
     return table
 
 
-def heat(saliency: Floats, colormap: Colormap) -> Text:
-    """Return a map [h,w] of 0..1 as text: a cell is two columns wide and half a line tall."""
+def _bars(explanation: Explanation) -> RenderableType:
+    """Return the predictions or, where there are none, the first target, with their scores."""
+    from rich.table import Table
     from rich.text import Text
 
-    colours = palette(colormap)[0]
-    levels = np.rint(255 * np.asarray(saliency)).astype(int)
+    scores = Table.grid(padding=(0, 1))
+    for each in explanation.predictions or explanation.targets[:1]:
+        bar = "█" * round(_BAR * min(1.0, max(0.0, each.score)))
+        scores.add_row(Text(each.label or f"class {each.index}"), f"{each.score:.3g}", bar)
+    return scores
+
+
+def heat(saliency: Floats, colormap: Colormap, signed: bool = False) -> Text:
+    """Return a map [h,w] of 0..1, or of -1..1 if it is signed, as text.
+
+    A cell is two columns wide and half a line tall.
+    """
+    from rich.text import Text
+
+    values = np.asarray(saliency)
+    if signed:
+        colours, levels = signed_palette()[0], signed_index(values)
+    else:
+        colours, levels = palette(colormap)[0], np.rint(255 * values).astype(np.intp)
     text = Text()
     for top in range(0, len(levels), 2):
         if top:

@@ -88,7 +88,10 @@ def row(
     for each in explanation.targets:
         target = msgspec.to_builtins(each)
         target["low"], target["high"] = target.pop("range")
-        targets.append(target | {"remarks": each.remarks(height * width, score)})
+        targets.append(
+            target
+            | {"remarks": each.remarks(height * width, score, explanation.provenance["mask"])}
+        )
     for target, verification in zip(targets, verifications, strict=False):
         target["verdict"] = verification.verdict
         target["deviations"] = verification.deviations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import msgspec
 
+from ov_recipro.cut.graph import Task
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.output import discard
 from ov_recipro.saliency import Activation
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SUFFIX = ".recipro"
 MANIFEST = "recipro.json"
 
@@ -111,11 +113,11 @@ class Manifest:
         image: the image input.
         head, tail: their files, inputs and outputs.
         boundary_shapes: shapes at batch 1 of the feature map and the bypass tensors.
-        output: the model output that was explained.
+        output: the model output that is explained.
         deployed_scores: whether the head's last output is the deployed model's logits, because the
             tail computes in float32 what that model computes in 8 or 16 bits.
         activation: the activation which closes the model there; the tail ends before it.
-        classes: number of classes.
+        classes: number of classes; of an embedding, of its numbers.
         any_batch: whether the tail takes more than one feature map at once.
         parity: max |tail(head(x)) - model(x)| over the inputs of the proof, before `activation`; of
             the model's float32 form where that differs from the deployed one.
@@ -124,6 +126,10 @@ class Manifest:
         preprocessing: how images become inputs.
         labels: class names in order, or None.
         versions: of this tool and the libraries that it split with.
+        task: what the model is for; why: how that is known, in words.
+        scores_shape: shape at batch 1 of what targets are scored by: class scores [1,K], an
+            embedding's vector [1,D], class scores of pixels [1,K,h,w] or of positions [1,T,K].
+        class_axis: its axis of classes.
     """
 
     schema_version: int
@@ -146,6 +152,15 @@ class Manifest:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     versions: dict[str, str]
+    task: Task
+    why: str
+    scores_shape: tuple[int, ...]
+    class_axis: int
+
+    @property
+    def values(self) -> int:
+        """How many numbers the tail gives for one feature map."""
+        return math.prod(self.scores_shape)
 
 
 @dataclass(frozen=True)

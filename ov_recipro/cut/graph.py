@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from ov_recipro.saliency import Activation
 
 Shape: TypeAlias = tuple[int, ...]
+Task = Literal["classifier", "embedding", "segmentation", "sequence"]
+"""What a model is for, and so what its targets are."""
 
 ON_MAPS = frozenset(
     {
@@ -33,6 +35,10 @@ ON_MAPS = frozenset(
     }
 )
 """Operations that take and give feature maps [N,C,H,W]."""
+
+CONVOLUTIONS = frozenset(
+    {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}
+)
 
 SHAPE_READERS = frozenset({"Shape", "Size", "ShapeOf"})
 
@@ -58,12 +64,15 @@ class Graph:
     Attributes:
         nodes: every node of the model, in topological order.
         image: name of the image input.
-        scores: name of the class scores before a closing Softmax or Sigmoid.
+        scores: name of the class scores before a closing Softmax or Sigmoid; of other models, the
+            tensor that targets are scored by.
         activation: the closing activation that `scores` is the input of, or "none".
         output: name of the model output that the scores lead to.
         shapes: static shapes at batch 1 of the tensors whose shape is known.
         channels_last: tensors [N,H,W,C]; all other 4-D tensors are [N,C,H,W].
         aliases: further names of tensors, each with the tensor it names.
+        task: what the model is for; why: how that is known, in words.
+        class_axis: the axis of `scores` that counts classes, or an embedding's numbers.
     """
 
     nodes: tuple[Node, ...]
@@ -74,6 +83,9 @@ class Graph:
     shapes: Mapping[str, Shape]
     channels_last: frozenset[str] = field(default_factory=frozenset)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    task: Task = "classifier"
+    why: str = ""
+    class_axis: int = 1
 
     @cached_property
     def path_nodes(self) -> tuple[Node, ...]:

@@ -1,12 +1,16 @@
-"""Which tensor of a model holds the class scores, and what activation closes the model."""
+"""Which tensor of a model its targets are scored by, and what follows that tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
-from ov_recipro.cut.graph import Node, Shape
+from ov_recipro.cut.graph import Node, Shape, Task
+from ov_recipro.cut.recognition import Finding, Output, is_vector, recognise
 from ov_recipro.errors import ModelError, OptionError
+from ov_recipro.options import TaskName
 from ov_recipro.saliency import Activation
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -29,66 +33,226 @@ _TRANSPARENT = frozenset(
         "Unsqueeze",
     }
 )
+_BEHIND_MAPS = _TRANSPARENT | {"ArgMax", "Interpolate", "Resize", "TopK", "Upsample"}
+_LINEAR = frozenset({"Conv", "Convolution", "FullyConnected", "Gemm", "MatMul"})
+_KINDS: dict[TaskName, Task] = {
+    "classifier": "classifier",
+    "segmentation": "segmentation",
+    "sequence": "sequence",
+}
+_BEHIND_LINEAR = _TRANSPARENT | {"Add", *_ACTIVATIONS}
 
 
-def find_scores(
-    nodes: Sequence[Node],
-    outputs: Sequence[str],
-    shapes: Mapping[str, Shape],
-    asked: str | None = None,
-) -> tuple[str, Activation, str]:
-    """Find the class scores.
+@dataclass(frozen=True)
+class Ending:
+    """How a model ends.
 
-    Args:
-        nodes: the model's nodes, in topological order.
-        outputs: names of the model's outputs.
-        shapes: shapes at batch 1, where known.
-        asked: the output that the user named.
-
-    Returns:
-        The tensor that holds the logits, the activation that closes the model behind it, and the
-        output that this leads to.
-
-    Raises:
-        OptionError: there is no such output, or the user must name the one that is meant.
-        ModelError: the only output is not class scores.
+    Attributes:
+        task: what the model is for; why: how that is known, in words.
+        scores: the tensor that targets are scored by, before a closing activation; class_axis: its
+            axis of classes, or of an embedding's numbers.
+        activation: what the model applies to that.
+        output: the model's output that this leads to.
     """
-    output = _choose(outputs, shapes, asked)
-    producers = {name: node for node in nodes for name in node.outputs}
-    tensor = output
-    while (node := producers.get(tensor)) is not None and node.inputs:
-        tensor = node.inputs[0]
-        if node.op in _ACTIVATIONS and _over_classes(node, shapes.get(tensor)):
-            return tensor, _ACTIVATIONS[node.op], output
-        if node.op not in _TRANSPARENT:
-            break
-    return output, "none", output
+
+    task: Task
+    why: str
+    scores: str
+    class_axis: int
+    activation: Activation
+    output: str
 
 
-def _choose(outputs: Sequence[str], shapes: Mapping[str, Shape], asked: str | None) -> str:
-    if asked is not None:
-        if asked not in outputs:
-            raise OptionError(f"No output '{asked}'; the model has: {', '.join(outputs)}.")
-        return asked
-    fitting = [name for name in outputs if name in shapes and _is_scores(shapes[name])]
-    if len(fitting) == 1:
-        return fitting[0]
-    if len(outputs) == 1 and outputs[0] not in shapes:
-        return outputs[0]  # behind an operation that only its own runtime knows
-    if len(outputs) == 1:
-        raise ModelError(
-            f"The output '{outputs[0]}' has shape {list(shapes[outputs[0]])}: not class scores "
-            "[1,classes]."
+@dataclass(frozen=True)
+class Outputs:
+    """A model's outputs, and the way back from them.
+
+    Attributes:
+        nodes: the model's nodes, in topological order.
+        names: of the model's outputs.
+        shapes: shapes at batch 1, where known.
+        image: (height, width) of the model's input.
+        channels_last: the 4-D tensors laid out [N,H,W,C].
+        declared: what the file says about itself.
+    """
+
+    nodes: Sequence[Node]
+    names: Sequence[str]
+    shapes: Mapping[str, Shape]
+    image: tuple[int, int]
+    channels_last: frozenset[str] = frozenset()
+    declared: Finding | None = None
+
+    @cached_property
+    def _producers(self) -> dict[str, Node]:
+        return {name: node for node in self.nodes for name in node.outputs}
+
+    def ending(self, asked: str | None = None, task: TaskName = "auto") -> Ending:
+        """Find what targets are scored by.
+
+        Args:
+            asked: the output that the user named; for vectors, any tensor.
+            task: what the user says that the model is.
+
+        Raises:
+            OptionError: there is no such output, or the user must name the one that is meant.
+            ModelError: the model is for something else.
+        """
+        wants_vector = task in ("embedding", "features", "similarity")
+        if asked is not None and asked not in self.names:
+            if not wants_vector or asked not in self._producers:
+                raise OptionError(f"No output '{asked}'; the model has: {', '.join(self.names)}.")
+            return self._vector(asked, task, Finding("embedding", "--task"))
+        found = self._recognised(asked)
+        if task != "auto":
+            if wants_vector:
+                return self._vector(self._choose(asked, "the vector"), task, found)
+            if task != found.kind:
+                found = Finding(_KINDS[task], f"--task {task}")
+        if found.kind == "classifier":
+            return self._classifier(asked, found.why)
+        if found.kind == "embedding":
+            return self._vector(self._choose(asked, "the vector"), "embedding", found)
+        if found.kind in ("segmentation", "sequence"):
+            return self._many(asked, found)
+        raise self._refusal(found)
+
+    def _recognised(self, asked: str | None) -> Finding:
+        if self.declared is not None and asked is None:
+            return self.declared
+        names = list(self.names) if asked is None else [asked]
+        known = {
+            name: Output(self.shapes[name], self._closing(name), name in self.channels_last)
+            for name in names
+            if name in self.shapes
+        }
+        if not known:
+            return Finding("classifier", f"output '{names[0]}'")  # only its own runtime knows it
+        return recognise(known, self.image)
+
+    def _closing(self, name: str) -> str:
+        """Return the operation that makes a tensor, apart from casts and reshapes."""
+        while (node := self._producers.get(name)) is not None and node.inputs:
+            if node.op not in _TRANSPARENT:
+                return node.op
+            name = node.inputs[0]
+        return ""
+
+    def _refusal(self, found: Finding) -> ModelError:
+        if found.kind == "unknown":
+            return ModelError(
+                f"The model has {found.why}: not class scores [1,classes], a vector, a map of "
+                "classes or a sequence of them. --task says what it is."
+            )
+        article = "an" if found.kind[0] in "ai" else "a"
+        what = {
+            "anomaly": "anomaly detector",
+            "instances": "instance segmentation",
+            "keypoints": "keypoint detector",
+        }.get(found.kind, found.kind)
+        return ModelError(
+            f"The model is {article} {what} ({found.why}); only classifiers, embeddings, "
+            "segmentations and sequences can be explained. If it is one of these, say so with "
+            "--task."
         )
-    listed = ", ".join(f"{n} {list(shapes[n]) if n in shapes else '?'}" for n in outputs)
-    raise OptionError(f"Which output holds the class scores? Name it with --output-name: {listed}.")
 
+    def _choose(self, asked: str | None, what: str) -> str:
+        """Return the one output that is a vector."""
+        if asked is not None:
+            return asked
+        fitting = [n for n in self.names if n in self.shapes and is_vector(self.shapes[n])]
+        if len(fitting) == 1:
+            return fitting[0]
+        if len(self.names) == 1 and self.names[0] not in self.shapes:
+            return self.names[0]  # behind an operation that only its own runtime knows
+        if len(self.names) == 1:
+            shape = list(self.shapes[self.names[0]])
+            expected = "class scores [1,classes]" if what != "the vector" else "a vector [1,D]"
+            raise ModelError(f"The output '{self.names[0]}' has shape {shape}: not {expected}.")
+        raise OptionError(
+            f"Which output holds {what}? Name it with --output-name: {self._listed()}."
+        )
 
-def _is_scores(shape: Shape) -> bool:
-    """[K], [1,K], [1,K,1,1] or [1,1,1,K]."""
-    return len(shape) in (1, 2) or (
-        len(shape) == 4 and shape[0] == 1 and prod(shape) == max(shape[1], shape[3])
-    )
+    def _listed(self) -> str:
+        return ", ".join(
+            f"{n} {list(self.shapes[n]) if n in self.shapes else '?'}" for n in self.names
+        )
+
+    def _classifier(self, asked: str | None, why: str) -> Ending:
+        output = self._choose(asked, "the class scores")
+        tensor = output
+        while (node := self._producers.get(tensor)) is not None and node.inputs:
+            tensor = node.inputs[0]
+            if node.op in _ACTIVATIONS and _over_classes(node, self.shapes.get(tensor)):
+                return Ending("classifier", why, tensor, 1, _ACTIVATIONS[node.op], output)
+            if node.op not in _TRANSPARENT:
+                break
+        return Ending("classifier", why, output, 1, "none", output)
+
+    def _vector(self, name: str, task: TaskName, found: Finding) -> Ending:
+        """Return an embedding's vector, or the one that a classifier's last layer reads."""
+        why = found.why
+        if task == "features" or (task == "similarity" and found.kind == "classifier"):
+            name = self._features(name)
+            why = f"the vector '{name}' that its last layer reads"
+        if name not in self.shapes or not is_vector(self.shapes[name]):
+            shape = list(self.shapes.get(name, ()))
+            raise OptionError(f"'{name}' has shape {shape}: not a vector [1,D].")
+        return Ending("embedding", why, name, 1, "none", name)
+
+    def _features(self, output: str) -> str:
+        tensor = output
+        while (node := self._producers.get(tensor)) is not None and node.inputs:
+            carried = [name for name in node.inputs if name in self._producers]
+            if node.op in _LINEAR and carried:
+                return carried[0]
+            if node.op not in _BEHIND_LINEAR or not carried:
+                break
+            tensor = carried[0]
+        raise OptionError(
+            f"Before output '{output}' there is no linear layer whose input could be compared; "
+            "name a vector [1,D] with --output-name."
+        )
+
+    def _many(self, asked: str | None, found: Finding) -> Ending:
+        """Return the class scores [1,K,h,w] of pixels, or [1,T,K] of positions.
+
+        Choices of the best class, enlarging and activations behind them are left out.
+        """
+        kind: Task = "segmentation" if found.kind == "segmentation" else "sequence"
+        output = self._of_rank(asked, (3, 4) if kind == "segmentation" else (3,), kind)
+        rank = 4 if kind == "segmentation" else 3
+        passed = _BEHIND_MAPS if kind == "segmentation" else _TRANSPARENT
+        scores, activation, tensor = output, "none", output
+        while (node := self._producers.get(tensor)) is not None and node.inputs:
+            if node.op in _ACTIVATIONS and activation == "none":
+                axis = self._class_axis(node.inputs[0], rank)
+                if node.op != "Sigmoid" and node.axes != (axis,):
+                    break
+                activation = _ACTIVATIONS[node.op]
+            elif node.op not in passed:
+                break
+            tensor = node.inputs[0]
+            if len(self.shapes.get(tensor, ())) == rank:
+                scores = tensor
+        if len(self.shapes.get(scores, ())) != rank:
+            raise ModelError(f"Output '{output}': no scores of classes lead to it.")
+        axis = self._class_axis(scores, rank)
+        return Ending(kind, found.why, scores, axis, activation, output)  # type: ignore[arg-type]
+
+    def _class_axis(self, name: str, rank: int) -> int:
+        return (3 if name in self.channels_last else 1) if rank == 4 else 2
+
+    def _of_rank(self, asked: str | None, ranks: tuple[int, ...], kind: str) -> str:
+        names = [asked] if asked is not None else list(self.names)
+        fitting = [n for n in names if len(self.shapes.get(n, ())) in ranks]
+        if len(fitting) == 1:
+            return fitting[0]
+        if not fitting:
+            raise ModelError(f"The model has no output of a {kind}: {self._listed()}.")
+        raise OptionError(
+            f"Which output is the {kind}? Name it with --output-name: {self._listed()}."
+        )
 
 
 def _over_classes(node: Node, shape: Shape | None) -> bool:

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ov_recipro.cut.cells import Cells
-from ov_recipro.cut.graph import Graph, descendants
+from ov_recipro.cut.graph import CONVOLUTIONS, Graph, descendants
 from ov_recipro.cut.layout import Layout, chw
 from ov_recipro.cut.tokens import MAX_PREFIX, Tokens, find_tokens
 from ov_recipro.errors import ModelError, OptionError
 
-CONVOLUTIONS = frozenset(
-    {"Conv", "ConvInteger", "QLinearConv", "Convolution", "GroupConvolution", "ConvTranspose"}
-)
 _FEWEST_PRODUCTS = 8  # two blocks; a convolutional network may end in fewer
 _STAGE = re.compile(r"conv([1-5])")
 _BLOCK = re.compile(r"blocks\.(-?\d+)")

@@ -14,7 +14,6 @@ from ov_recipro.cut.bundle import Bundle, Manifest
 from ov_recipro.cut.layout import Layout
 from ov_recipro.errors import OptionError, ReciproError, TargetError
 from ov_recipro.images.preprocess import Preprocessing, changed
-from ov_recipro.saliency import Score, default_score
 from ov_recipro.sources.labels import checked_labels, class_index
 from ov_recipro.sources.metadata import MODEL_API_RESIZES
 
@@ -42,9 +41,10 @@ def described(
     return Bundle(bundle.folder, manifest)
 
 
-def score_of(manifest: Manifest) -> Score:
-    """Return the score that a model has by default."""
-    return default_score(manifest.activation, manifest.classes)
+def check_classes(classes: Classes, manifest: Manifest) -> None:
+    """Raise OptionError where classes are named for a model that has none."""
+    if manifest.task == "embedding" and classes != "all":
+        raise OptionError(f"The model is an embedding ({manifest.why}): it has no classes.")
 
 
 def indices_of(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
@@ -73,14 +73,15 @@ def check_new(path: Path, force: bool) -> None:
         raise ReciproError(f"{path} can't be written: {error.strerror or error}.") from error
 
 
-def model_info(manifest: Manifest, score: Score) -> dict[str, str]:
+def model_info(manifest: Manifest, score: str) -> dict[str, str]:
     """Return what is known about a model, as OpenVINO Model API reads it."""
     info: dict[str, str] = {
-        "model_type": "Classification",
         "saliency_layer": manifest.cut.tensor,
-        "saliency_score": str(score),
+        "saliency_score": score,
         "ov_recipro_version": version("ov-recipro"),
     }
+    if manifest.task == "classifier":
+        info = {"model_type": "Classification", **info}
     if manifest.labels is not None:
         info["labels"] = " ".join("_".join(label.split()) for label in manifest.labels)
     wanted = manifest.preprocessing

@@ -20,16 +20,17 @@ from ov_recipro.embedding.common import (
     SPATIAL_AXES,
     Classes,
     Scaling,
+    check_classes,
     check_count,
     check_new,
     described,
     indices_of,
     model_info,
-    score_of,
 )
+from ov_recipro.embedding.scoring import Scoring, count_of, scored_in_onnx, scoring_of
 from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.images.preprocess import Preprocessing
-from ov_recipro.options import Cut, cut_from
+from ov_recipro.options import Cut, Targets, cut_from
 from ov_recipro.output import write_whole
 from ov_recipro.plans import rows
 from ov_recipro.plans.closed_form import NoClosedForm, closed_form
@@ -59,6 +60,7 @@ def embed_onnx(
     batch_memory: int = 256 << 20,
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     labels: Sequence[str] | None = None,
+    targets: Targets = Targets(),
     **options: Any,
 ) -> onnx.ModelProto:
     """Return an ONNX model with an added output `saliency_map`, for ONNX Runtime and Triton.
@@ -95,8 +97,9 @@ def embed_onnx(
     part = onnx.compose.add_prefix(tail if closed is None else closed, f"{_PREFIX}tail/")
     _share_weights(part, model)
     plan = None if closed is not None else stream_plan(bundle, batch_memory)
-    score = score or score_of(manifest)
-    branch = _Branch(manifest, part, plan, opset, classes, scaling, score, feature_vector)
+    scoring = scoring_of(bundle, score, targets)
+    check_classes(classes, manifest)
+    branch = _Branch(manifest, part, plan, opset, classes, scaling, scoring, feature_vector)
     graph, single = Graph(_PREFIX), _is_single(model, manifest)
     if single:
         outputs = branch.explain(graph, sources)
@@ -108,7 +111,7 @@ def embed_onnx(
     model.graph.initializer.extend([*part.graph.initializer, *graph.constants])
     model.graph.output.extend(branch.declared(outputs, 1 if single else "batch"))
     recorded = {entry.key for entry in model.metadata_props}
-    for key, value in model_info(manifest, score).items():
+    for key, value in model_info(manifest, scoring.recorded).items():
         if f"model_info {key}" not in recorded:
             model.metadata_props.add(key=f"model_info {key}", value=value)
     return model
@@ -122,7 +125,7 @@ class _Branch:
         manifest: of the bundle; opset: of the model.
         part: the tail, or its closed form, with names of its own.
         plan: how the tail runs over the cells; None for the closed form.
-        classes, scaling, score, feature_vector: see `embed`.
+        classes, scaling, feature_vector: see `embed`; scoring: how outputs become scores.
     """
 
     manifest: Manifest
@@ -131,7 +134,7 @@ class _Branch:
     opset: int
     classes: Classes
     scaling: Scaling
-    score: Score
+    scoring: Scoring
     feature_vector: bool
 
     def explain(self, graph: Graph, sources: list[str]) -> dict[str, str]:
@@ -143,11 +146,7 @@ class _Branch:
             graph.add("Cast", name, to=value.type.tensor_type.elem_type)
             for name, value in zip(sources[:count], self.part.graph.input, strict=True)
         ]
-        scores = self._logits(graph, features)
-        if self.score == "softmax":
-            scores = graph.add("Softmax", scores, axis=1)
-        elif self.score == "sigmoid":
-            scores = graph.add("Sigmoid", scores)
+        scores = scored_in_onnx(graph, self._logits(graph, features), self.scoring)
         tensors = {}
         if isinstance(self.classes, int):
             flat = graph.add("Reshape", sources[-1], graph.constant([1, -1]))
@@ -197,7 +196,7 @@ class _Branch:
         if isinstance(self.classes, int):
             count = self.classes
         elif self.classes == "all":
-            count = manifest.classes
+            count = count_of(manifest, self.scoring)
         else:
             count = len(indices_of(self.classes, manifest))
         maps = TensorProto.UINT8 if self.scaling == "uint8" else TensorProto.FLOAT
@@ -218,7 +217,7 @@ class _Branch:
         else:
             end = self._scan(graph, features, names, end)
         cells = self.manifest.cut.cells.count
-        flat = graph.add("Reshape", end, graph.constant([-1, self.manifest.classes]))
+        flat = graph.add("Reshape", end, graph.constant([-1, self.manifest.values]))
         return graph.add("Slice", flat, graph.constant([0]), graph.constant([cells]),
                          graph.constant([0]))  # fmt: skip
 
@@ -289,7 +288,7 @@ def _closed_form(bundle: Bundle, tail: onnx.ModelProto, memory: int) -> onnx.Mod
     run = runner(model)
 
     def of_closed(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits = run([features])[0].reshape(-1, bundle.manifest.classes)
+        logits = run([features])[0].reshape(-1, bundle.manifest.values)
         return logits[:-1], logits[-1]
 
     error = largest_error(of_closed, dense_logits(bundle, "CPU", memory), shape)

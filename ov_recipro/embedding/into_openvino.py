@@ -19,17 +19,18 @@ from ov_recipro.embedding.common import (
     SPATIAL_AXES,
     Classes,
     Scaling,
+    check_classes,
     check_count,
     check_new,
     described,
     indices_of,
     model_info,
-    score_of,
 )
 from ov_recipro.embedding.pinning import pinned
+from ov_recipro.embedding.scoring import Scoring, scored_in_openvino, scoring_of
 from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
-from ov_recipro.options import Cut, cut_from
+from ov_recipro.options import Cut, Targets, cut_from
 from ov_recipro.plans import sparse
 from ov_recipro.plans.stream.stream_openvino import masked
 from ov_recipro.runtimes.openvino_runtime import sparse_model, sparse_refusal, stream_plan, tail_at
@@ -52,6 +53,7 @@ def embed(
     batch_memory: int = 256 << 20,
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     labels: Sequence[str] | None = None,
+    targets: Targets = Targets(),
     **options: Any,
 ) -> ov.Model:
     """Return a model with an added output `saliency_map`; its own outputs stay as they are.
@@ -68,6 +70,8 @@ def embed(
         feature_vector: also give the feature map's spatial mean, `feature_vector` [B,C].
         batch_memory: bytes that the explaining part's activations may take.
         preprocessing, labels: see `ov_recipro.split`; only recorded.
+        targets: what is asked besides `classes`: a class that all are contrasted with, or what an
+            embedding is compared with, which makes one map.
         options: single fields of `Cut`, such as ``exact=True``.
 
     Returns:
@@ -93,14 +97,15 @@ def embed(
     sources = [_find(known, name, path) for name in _boundary(manifest)]
     if isinstance(classes, int):
         sources.append(_find(known, manifest.output, path))
-    score = score or score_of(manifest)
-    branch, names = _branch(bundle, classes, scaling, score, feature_vector, batch_memory)
+    scoring = scoring_of(bundle, score, targets)
+    check_classes(classes, manifest)
+    branch, names = _branch(bundle, classes, scaling, scoring, feature_vector, batch_memory)
     branch = pinned(branch)
     _share_weights(branch, extended)
     for result in _attached(branch, names, sources):
         extended.add_results([result])
     extended.validate_nodes_and_infer_types()
-    _complete(extended, manifest, score)
+    _complete(extended, manifest, scoring.recorded)
     return extended
 
 
@@ -147,7 +152,7 @@ def _branch(
     bundle: Bundle,
     classes: Classes,
     scaling: Scaling,
-    score: Score,
+    scoring: Scoring,
     feature_vector: bool,
     memory: int,
 ) -> tuple[ov.Model, tuple[str, ...]]:
@@ -158,7 +163,7 @@ def _branch(
     """
     manifest = bundle.manifest
     logits, parameters = _masked_logits(bundle, memory)
-    scores = _closed(logits, score)
+    scores = scored_in_openvino(logits, scoring)
     height, width = manifest.cut.grid
     extra: dict[str, ov.Output] = {}
     if isinstance(classes, int):
@@ -207,21 +212,12 @@ def _masked_logits(bundle: Bundle, memory: int) -> tuple[ov.Output, list[ov.Node
             for reader in old.output(0).get_target_inputs():
                 reader.replace_source_output(new.output(0))
         end = model.get_results()[0].input_value(0)
-        batches.append(ops.reshape(end, _shape(plan.batch, manifest.classes), False).output(0))
+        batches.append(ops.reshape(end, _shape(plan.batch, manifest.values), False).output(0))
     port = batches[0] if len(batches) == 1 else ops.concat(batches, 0).output(0)
     if len(batches) * plan.batch > plan.cells:  # the last batch repeats a cell
         ends = [np.array([each]) for each in (0, plan.cells, 1, 0)]
         port = ops.slice(port, *ends).output(0)
     return port, parameters
-
-
-def _closed(logits: ov.Output, score: Score) -> ov.Node:
-    """Return the class scores [N,classes] of logits."""
-    if score == "softmax":
-        return ops.softmax(logits, 1)
-    if score == "sigmoid":
-        return ops.sigmoid(logits)
-    return logits.get_node()
 
 
 def _scaled(scores: ov.Node, scaling: Scaling) -> ov.Node:
@@ -339,7 +335,7 @@ def _detached(port: ov.Output) -> ov.Output:
     return copy.output(0)
 
 
-def _complete(model: ov.Model, manifest: Manifest, score: Score) -> None:
+def _complete(model: ov.Model, manifest: Manifest, score: str) -> None:
     """Add to `model_info` what is known about the model and not yet recorded there."""
     info = model_info(manifest, score)
     for key, value in info.items():

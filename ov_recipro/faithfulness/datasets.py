@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import msgspec
 
 from ov_recipro.errors import OptionError, TargetError
-from ov_recipro.explainer import bundled_model
 from ov_recipro.images.reading import find_images
 from ov_recipro.metrics import Box
+from ov_recipro.sources.default_model import bundled_model
 from ov_recipro.sources.labels import class_index, read_synsets
 
 Item = TypeVar("Item")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from ov_recipro.methods import Method, Subject
+from ov_recipro.methods import AnyTarget, Method, Subject
 from ov_recipro.metrics import (
     Box,
     Measurement,
@@ -39,7 +39,7 @@ def measure(
     subject: Subject,
     method: Method,
     image: Floats,
-    index: int,
+    target: AnyTarget,
     profile: Profile,
     step: int | None = None,
     boxes: Sequence[Box] = (),
@@ -50,7 +50,7 @@ def measure(
         subject: the model.
         method: see `methods.METHODS`.
         image: [C,H,W] in the units of the model's input.
-        index: the class to explain.
+        target: what to explain; a class is scored by its probability.
         profile: see `Profile`.
         step: pixels replaced between two points of deletion and insertion under "poppi"; by
             default the image's width.
@@ -61,20 +61,20 @@ def measure(
         ReciproError: the model gives NaN.
     """
     size = (image.shape[1], image.shape[2])
-    score = float(subject.scores(image)[index])
-    saliency = _scaled(method(subject, image, index))
+    score = subject.score(image, target)
+    saliency = _scaled(method(subject, image, target))
     enlarged = upsampled(saliency, size, "bicubic" if profile == "byun" else "bilinear")
     seen_through_map = image * enlarged
-    explained = float(subject.scores(seen_through_map)[index])
-    second_saliency = _scaled(method(subject, seen_through_map, index))
+    explained = subject.score(seen_through_map, target)
+    second_saliency = _scaled(method(subject, seen_through_map, target))
     if profile == "byun":
         agreement = coherency(saliency, second_saliency)
         covered = complexity(saliency)
-        deletion, insertion = _curves_by_cell(subject, image, saliency, index)
+        deletion, insertion = _curves_by_cell(subject, image, saliency, target)
     else:
         agreement = coherency(enlarged, upsampled(second_saliency, size, "bilinear"))
         covered = complexity(enlarged)
-        deletion, insertion = curves(subject, image, enlarged, index, step)
+        deletion, insertion = curves(subject, image, enlarged, target, step)
     return Measurement(
         score=score,
         explained=explained,
@@ -91,17 +91,17 @@ def measure(
 
 
 def curves(
-    subject: Subject, image: Floats, enlarged: Floats, index: int, step: int | None = None
+    subject: Subject, image: Floats, enlarged: Floats, target: AnyTarget, step: int | None = None
 ) -> tuple[float, float]:
     """Return the areas below RISE's deletion and insertion curves of a map [H,W]."""
     order, step = by_saliency(enlarged), step or image.shape[2]
-    deletion = subject.curve(replaced(image, np.zeros_like(image), order, step), index)
-    insertion = subject.curve(replaced(blurred(image), image, order, step), index)
+    deletion = subject.curve(replaced(image, np.zeros_like(image), order, step), target)
+    insertion = subject.curve(replaced(blurred(image), image, order, step), target)
     return area(deletion, len(deletion) - 1), area(insertion, len(insertion) - 1)
 
 
 def _curves_by_cell(
-    subject: Subject, image: Floats, saliency: Floats, index: int
+    subject: Subject, image: Floats, saliency: Floats, target: AnyTarget
 ) -> tuple[float, float]:
     """Return the areas as Recipro-CAM's authors take them.
 
@@ -114,9 +114,9 @@ def _curves_by_cell(
         small = cv2.resize(saliency, (width, height), interpolation=cv2.INTER_AREA)
         saliency = np.asarray(small, np.float32)
     canvas = np.broadcast_to(image.mean(axis=(1, 2), keepdims=True), image.shape)
-    deletion = subject.curve(replaced_by_cell(image, np.zeros_like(image), saliency), index)
+    deletion = subject.curve(replaced_by_cell(image, np.zeros_like(image), saliency), target)
     inserted = chain(islice(replaced_by_cell(canvas, image, saliency), 1, None), [image])
-    insertion = subject.curve(inserted, index)
+    insertion = subject.curve(inserted, target)
     return area(deletion, len(deletion)), area(insertion, len(insertion))
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from ov_recipro.errors import TargetError
 from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness.measure import curves, measure
-from ov_recipro.methods import Subject
+from ov_recipro.methods import AnyTarget, Subject
 from ov_recipro.metrics import Measurement, upsampled
 from ov_recipro.saliency import Floats
+from ov_recipro.targets.classes import ClassTarget
 
 Verdict = Literal["supported", "weak", "no better than random"]
 
@@ -63,18 +64,21 @@ def verify(subject: Subject, explanation: Explanation) -> tuple[Verification, ..
     if explanation.image is None:
         raise TargetError("A tensor was explained, not an image: it can't be verified.")
     image, _ = subject.prepare(explanation.image)
-    return tuple(verify_class(subject, image, target.index) for target in explanation.targets)
+    return tuple(
+        verify_target(subject, image, target.index if isinstance(target, ClassTarget) else target)
+        for target in explanation.scored
+    )
 
 
-def verify_class(subject: Subject, image: Floats, index: int) -> Verification:
-    """Verify the map of one class for an image [C,H,W] in the units of the model's input."""
+def verify_target(subject: Subject, image: Floats, target: AnyTarget) -> Verification:
+    """Verify the map of one target for an image [C,H,W] in the units of the model's input."""
 
-    def own(subject: Subject, image: Floats, index: int) -> Floats:
-        return subject.reciprocal(image, index, subject.explainer.mask, None)
+    def own(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
+        return subject.reciprocal(image, target, subject.explainer.mask, None)
 
     step = -(-image.shape[1] * image.shape[2] // STEPS)
-    found = measure(subject, own, image, index, "poppi", step)
-    random = [curves(subject, image, each, index, step) for each in random_maps(subject, image)]
+    found = measure(subject, own, image, target, "poppi", step)
+    random = [curves(subject, image, each, target, step) for each in random_maps(subject, image)]
     deletions, insertions = zip(*random, strict=True)
     deviations = deviations_above((found.deletion, found.insertion), random)
     return Verification(

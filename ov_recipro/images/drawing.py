@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from ov_recipro.errors import OptionError
 from ov_recipro.images.preprocess import Image, Window
@@ -17,6 +18,10 @@ Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "turbo"]
 
 COLORMAPS: tuple[Colormap, ...] = get_args(Colormap)
 _CONTOURS = (0.25, 0.5, 0.75)
+_SIGNED_CONTOURS = tuple(sign * level for level in _CONTOURS for sign in (-1, 1))
+_ANCHORS = (0x0571B0, 0x92C5DE, 0xF7F7F7, 0xFDB863, 0xE66101)
+"""Blue to orange: the halves of ColorBrewer's RdBu and PuOr that people tell apart without red and
+green."""
 _LINE = cv2.LINE_AA
 _SOFT = np.array([1, 2, 1], np.float32) / 4
 
@@ -33,6 +38,8 @@ class Style:
             instead of heat.
         legend: add a strip below the image: the colours, between the least and greatest score
             that they stand for.
+        signed: draw maps of -1..1: what speaks for a target in orange, what against in blue, the
+            less the nearer to 0, onto the image in grey. `colormap` has no effect then.
     """
 
     colormap: Colormap = "inferno"
@@ -40,6 +47,7 @@ class Style:
     cells: bool = False
     contour: bool = False
     legend: bool = False
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.colormap not in COLORMAPS:
@@ -56,7 +64,7 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
 
     Args:
         image: uint8 [H,W,3] BGR.
-        saliency: float32 [h,w], 0..1.
+        saliency: float32 [h,w], 0..1, or -1..1 if the style is signed.
         window: the part of the image that the model saw; the rest stays as it is.
         style: how it is drawn.
 
@@ -74,7 +82,10 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
     heat = np.asarray(enlarged[y0 - top : y1 - top, x0 - left : x1 - left], np.float32)
     drawn = image.copy()
     if style.contour:
-        _draw_contours(drawn[y0:y1, x0:x1], heat, style.colormap)
+        _draw_contours(drawn[y0:y1, x0:x1], heat, style)
+        return drawn
+    if style.signed:
+        drawn[y0:y1, x0:x1] = _blend_signed(image[y0:y1, x0:x1], heat, style.alpha)
         return drawn
     coloured = cv2.LUT(_as_bgr(np.rint(255 * heat).astype(np.uint8)), palette(style.colormap))
     drawn[y0:y1, x0:x1] = cv2.addWeighted(
@@ -103,7 +114,8 @@ def legend(width: int, scores: tuple[float, float], style: Style) -> Image:
 
     Args:
         width: of the image that it belongs to, in pixels.
-        scores: least and greatest score of the map's cells.
+        scores: least and greatest score that the colours stand for; if the style is signed, the
+            differences from zero, of which the middle colour stands for 0.
         style: how the map is drawn.
 
     Returns:
@@ -113,24 +125,30 @@ def legend(width: int, scores: tuple[float, float], style: Style) -> Image:
     margin = height // 4
     strip = np.full((height, width, 3), 255, np.uint8)
     font, size = cv2.FONT_HERSHEY_SIMPLEX, height / 44
-    low, high = (f"{score:.3g}" for score in scores)
+    low, high = (f"{score:{'+' if style.signed else ''}.3g}" for score in scores)
     (low_width, _), _ = cv2.getTextSize(low, font, size, 1)
     (high_width, text_height), _ = cv2.getTextSize(high, font, size, 1)
     x0, x1 = low_width + 2 * margin, width - high_width - 2 * margin
-    if x1 - x0 < width / 3:
+    baseline = (height + text_height) // 2
+    numbers = x1 - x0 >= width / 3
+    if not numbers:
         x0, x1 = margin, width - margin
     else:
-        baseline = (height + text_height) // 2
         for text, x in ((low, margin), (high, width - margin - high_width)):
             cv2.putText(strip, text, (x, baseline), font, size, (0, 0, 0), 1, _LINE)
-    values = np.linspace(0, 1, x1 - x0, dtype=np.float32)
+    lowest, line = (-1, 0.04) if style.signed else (0, 0.02)
+    values = np.linspace(lowest, 1, x1 - x0, dtype=np.float32)
     bar = strip[margin : height - margin, x0:x1]
     if style.contour:
         bar[:] = 0
-        for level in _CONTOURS:
-            bar[:, abs(values - level) < 0.02] = _contour_colour(level, style.colormap)
+        for level in _levels(style):
+            bar[:, abs(values - level) < line] = _contour_colour(level, style)
     else:
-        bar[:] = palette(style.colormap)[0, np.rint(255 * values).astype(np.intp)]
+        bar[:] = _colours(style)[0, _index(values, style)]
+    if style.signed and numbers:
+        (zero_width, _), _ = cv2.getTextSize("0", font, size, 1)
+        ink = (255, 255, 255) if style.contour else (0, 0, 0)
+        cv2.putText(strip, "0", ((x0 + x1 - zero_width) // 2, baseline), font, size, ink, 1, _LINE)
     return strip
 
 
@@ -140,20 +158,56 @@ def palette(colormap: Colormap) -> Image:
     return np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], kind), np.uint8)
 
 
+def signed_palette() -> Image:
+    """Return the colours of -1..1 in 256 steps, uint8 [1,256,3] BGR."""
+    channels = [
+        np.interp(np.linspace(-1, 1, 256), np.linspace(-1, 1, len(_ANCHORS)), values)
+        for values in ([anchor >> shift & 0xFF for anchor in _ANCHORS] for shift in (0, 8, 16))
+    ]
+    return np.asarray(np.rint(np.stack(channels, axis=-1)[None]), np.uint8)
+
+
+def signed_index(values: Floats) -> npt.NDArray[np.intp]:
+    """Return where the colours of values -1..1 are in `signed_palette`."""
+    return np.asarray(np.rint(127.5 * (values + 1)), np.intp)
+
+
+def _colours(style: Style) -> Image:
+    return signed_palette() if style.signed else palette(style.colormap)
+
+
+def _index(values: Floats, style: Style) -> npt.NDArray[np.intp]:
+    return signed_index(values) if style.signed else np.asarray(np.rint(255 * values), np.intp)
+
+
+def _blend_signed(image: Image, heat: Floats, alpha: float) -> Image:
+    """Blend heat of -1..1 into an image without its colours, the less the nearer it is to 0."""
+    share = alpha * np.sqrt(np.abs(heat))[..., None]
+    coloured = signed_palette()[0, signed_index(heat)]
+    grey = _as_bgr(np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8))
+    return np.asarray(np.rint(share * coloured + (1 - share) * grey), np.uint8)
+
+
 def _as_bgr(values: Image) -> Image:
     return np.asarray(cv2.cvtColor(values, cv2.COLOR_GRAY2BGR), np.uint8)
 
 
-def _draw_contours(image: Image, heat: Floats, colormap: Colormap) -> None:
+def _draw_contours(image: Image, heat: Floats, style: Style) -> None:
     """Draw lines of equal saliency, each with a dark rim so that it shows on any image."""
     width = max(1, round(max(image.shape[:2]) / 300))
-    for level in _CONTOURS:
+    for level in _levels(style):
+        inside = heat <= level if level < 0 else heat >= level
         lines, _ = cv2.findContours(
-            np.asarray(heat >= level, np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+            np.asarray(inside, np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
         )
         cv2.drawContours(image, lines, -1, (0, 0, 0), 3 * width, _LINE)
-        cv2.drawContours(image, lines, -1, _contour_colour(level, colormap), width, _LINE)
+        cv2.drawContours(image, lines, -1, _contour_colour(level, style), width, _LINE)
 
 
-def _contour_colour(level: float, colormap: Colormap) -> tuple[int, ...]:
-    return tuple(int(part) for part in palette(colormap)[0, round(255 * (0.4 + 0.6 * level))])
+def _levels(style: Style) -> tuple[float, ...]:
+    return _SIGNED_CONTOURS if style.signed else _CONTOURS
+
+
+def _contour_colour(level: float, style: Style) -> tuple[int, ...]:
+    value = np.array([np.copysign(0.4 + 0.6 * abs(level), level)])
+    return tuple(int(part) for part in _colours(style)[0, _index(value, style)][0])

@@ -8,21 +8,25 @@ from typing import TypeAlias
 
 from ov_recipro.errors import OptionError
 from ov_recipro.methods import activation, attention, perturbation, sanity
-from ov_recipro.methods.subject import NotApplicable, Subject
+from ov_recipro.methods.subject import AnyTarget, NotApplicable, Subject
 from ov_recipro.plans.stream import Mask
 from ov_recipro.saliency import Floats, Score
 
-Method: TypeAlias = Callable[[Subject, Floats, int], Floats]
-"""From a model, an image [C,H,W] in its input's units and a class to a map [h,w] of any range.
+Method: TypeAlias = Callable[[Subject, Floats, AnyTarget], Floats]
+"""From a model, an image [C,H,W] in its input's units and a target to a map [h,w] of any range.
 
 Raises NotApplicable where the model does not allow it.
 """
 
 
 def _recipro(
-    mask: Mask, score: Score | None, subject: Subject, image: Floats, index: int
+    mask: Mask, score: Score | None, subject: Subject, image: Floats, target: AnyTarget
 ) -> Floats:
-    return subject.reciprocal(image, index, mask, score)
+    return subject.reciprocal(image, target, mask, score)
+
+
+def _contrast(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
+    return subject.contrast(image, target)
 
 
 METHODS: dict[str, Method] = {
@@ -32,6 +36,9 @@ METHODS: dict[str, Method] = {
     "recipro-spread-logit": partial(_recipro, "spread", "none"),
     "recipro-weight": partial(_recipro, "weight", None),
     "recipro-weight-logit": partial(_recipro, "weight", "none"),
+    "recipro-drop": partial(_recipro, "drop", None),
+    "recipro-drop-logit": partial(_recipro, "drop", "none"),
+    "recipro-contrast": _contrast,
     "cam": activation.cam,
     "grad-cam": activation.grad_cam,
     "grad-cam++": activation.grad_cam_plus_plus,
@@ -68,4 +75,4 @@ def find_methods(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-__all__ = ["METHODS", "Method", "NotApplicable", "Subject", "find_methods"]
+__all__ = ["METHODS", "AnyTarget", "Method", "NotApplicable", "Subject", "find_methods"]

@@ -7,12 +7,12 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.methods.subject import NotApplicable, Subject
+from ov_recipro.methods.subject import AnyTarget, NotApplicable, Subject
 from ov_recipro.runtimes.openvino_runtime import whole_model
 from ov_recipro.saliency import Floats
 
 
-def class_attention(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001
+def class_attention(subject: Subject, image: Floats, target: AnyTarget) -> Floats:  # noqa: ARG001
     """What the class token reads in the last block, averaged over the heads."""
     matrices = _attention(subject, image)
     if subject.explainer.bundle.manifest.cut.prefix == 0:
@@ -20,7 +20,7 @@ def class_attention(subject: Subject, image: Floats, index: int) -> Floats:  # n
     return _on_grid(subject, matrices[-1][0])
 
 
-def rollout(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001
+def rollout(subject: Subject, image: Floats, target: AnyTarget) -> Floats:  # noqa: ARG001
     """Attention rollout (Abnar & Zuidema, 2020): attention of all blocks, multiplied.
 
     Each block's matrix, averaged over the heads, is averaged with the identity for the residual

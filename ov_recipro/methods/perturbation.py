@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from ov_recipro.methods.subject import Subject
+from ov_recipro.methods.subject import AnyTarget, Subject, class_of
 from ov_recipro.metrics import upsampled
 from ov_recipro.saliency import Floats, class_scores
 
@@ -16,7 +16,7 @@ _GRID = 8
 _KEPT = 0.5
 
 
-def score_cam(subject: Subject, image: Floats, index: int) -> Floats:
+def score_cam(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
     """Score-CAM (Wang et al., 2020): channels by the logit of the image seen through them.
 
     A channel, upsampled and scaled to 0..1, masks the image; the softmax over all channels of the
@@ -33,20 +33,20 @@ def score_cam(subject: Subject, image: Floats, index: int) -> Floats:
             mask = upsampled(features[k], (image.shape[1], image.shape[2]), "bilinear")
             yield image * (mask - mask.min()) / (mask.max() - mask.min())
 
-    logits = subject.logits_of_all(masked())[:, index]
+    logits = subject.logits_of_all(masked())[:, class_of(target)]
     weights = class_scores(logits, "softmax")
     total = np.tensordot(weights, features[informative_channels].astype(np.float64), 1)
     return np.asarray(np.maximum(total, 0))
 
 
-def rise(subject: Subject, image: Floats, index: int) -> Floats:
+def rise(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
     """RISE (Petsiuk et al., 2018): 1000 random masks, weighted by the class's score behind each.
 
     Masks are 8x8 grids, each cell kept with p = 0.5, enlarged and shifted at random; they are
     the same for every image.
     """
     total = np.zeros(image.shape[1:])
-    scores = subject.curve((image * mask for mask in _random_masks(image.shape)), index)
+    scores = subject.curve((image * mask for mask in _random_masks(image.shape)), target)
     for score, mask in zip(scores, _random_masks(image.shape), strict=True):
         total += score * mask
     return total / (RISE_MASKS * _KEPT)

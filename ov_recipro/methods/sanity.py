@@ -6,18 +6,18 @@ from zlib import crc32
 
 import numpy as np
 
-from ov_recipro.methods.subject import Subject
+from ov_recipro.methods.subject import AnyTarget, Subject
 from ov_recipro.saliency import Floats
 
 
-def fake_cam(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001
+def fake_cam(subject: Subject, image: Floats, target: AnyTarget) -> Floats:  # noqa: ARG001
     """Fake-CAM (Poppi et al., 2021): ones except for one pixel."""
     saliency = np.ones(image.shape[1:], np.float32)
     saliency[0, 0] = 0
     return saliency
 
 
-def centre_gaussian(subject: Subject, image: Floats, index: int) -> Floats:  # noqa: ARG001
+def centre_gaussian(subject: Subject, image: Floats, target: AnyTarget) -> Floats:  # noqa: ARG001
     """A Gaussian in the image's middle, its sigma a quarter of each side."""
     height, width = image.shape[1:]
     y = (np.arange(height) + 0.5) / height - 0.5
@@ -25,7 +25,11 @@ def centre_gaussian(subject: Subject, image: Floats, index: int) -> Floats:  # n
     return np.asarray(np.exp(-8 * (y[:, None] ** 2 + x[None] ** 2)))
 
 
-def random_map(subject: Subject, image: Floats, index: int) -> Floats:
+def random_map(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
     """Uniform noise on the feature map's grid, different for each image and class."""
-    generator = np.random.default_rng([crc32(image.tobytes()), index])
+    generator = np.random.default_rng([crc32(image.tobytes()), _number(target)])
     return generator.random(subject.explainer.bundle.manifest.cut.grid)
+
+
+def _number(target: AnyTarget) -> int:
+    return target if isinstance(target, int) else target.index

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Event, Lock
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,29 @@ from ov_recipro.runtimes import runs_on_openvino
 from ov_recipro.runtimes.openvino_parts import CompiledPieces, shared_runner
 from ov_recipro.saliency import Array, Floats, Score, class_scores, default_score
 from ov_recipro.sources.openvino_models import Runner, compiled
+from ov_recipro.targets.base import ScoredTarget
+from ov_recipro.targets.classes import ClassTarget
+from ov_recipro.targets.contrast import NEXT
+
+AnyTarget: TypeAlias = int | ScoredTarget
+"""A class, or any other target."""
 
 
 class NotApplicable(OptionError):
     """A model does not allow a method; the message says why."""
+
+
+def class_of(target: AnyTarget) -> int:
+    """Return the class that a target is.
+
+    Raises:
+        NotApplicable: it is something else.
+    """
+    if isinstance(target, int):
+        return target
+    if not isinstance(target, ClassTarget):
+        raise NotApplicable("it explains classes alone")
+    return target.index
 
 
 @dataclass(frozen=True)
@@ -124,10 +144,19 @@ class Subject:
             list(in_order(lambda image: self.forward(image).logits, copies, self.parallel))
         )
 
-    def curve(self, images: Iterable[Floats], index: int) -> list[float]:
-        """Return the scores of one class along a series of images."""
-        scores = class_scores(self.logits_of_all(images), self.probability)
-        return [float(value) for value in scores[:, index]]
+    def scores_of(self, logits: Floats, target: AnyTarget) -> npt.NDArray[np.float64]:
+        """Return a target's scores [n] for logits [n,values]."""
+        if isinstance(target, int):
+            return class_scores(logits, self.probability)[:, target]
+        return target.scores(logits, None)
+
+    def score(self, image: Floats, target: AnyTarget) -> float:
+        """Return a target's score for an image."""
+        return float(self.scores_of(self.forward(image).logits[None], target)[0])
+
+    def curve(self, images: Iterable[Floats], target: AnyTarget) -> list[float]:
+        """Return a target's scores along a series of images."""
+        return [float(each) for each in self.scores_of(self.logits_of_all(images), target)]
 
     def tail(self, features: Floats, run: Forward | None = None) -> Floats:
         """Return the logits [n,classes] of feature maps [n,K,H,W], in float32.
@@ -163,10 +192,20 @@ class Subject:
         values = self._models[make]([self.tensor(image)])
         return [np.asarray(value, np.float32) for value in values]
 
-    def reciprocal(self, image: Floats, index: int, mask: Mask, score: Score | None) -> Floats:
-        """Return the Recipro-CAM map [H,W] of a class; by the explainer's score by default."""
+    def reciprocal(
+        self, image: Floats, target: AnyTarget, mask: Mask, score: Score | None
+    ) -> Floats:
+        """Return the Recipro-CAM map [H,W] of a target; a class's by the explainer's score."""
         explainer = self._explainer(mask, score or self.explainer.score)
-        return np.asarray(explainer.explain_tensor(self.tensor(image), index).maps[0])
+        if isinstance(target, int):
+            return np.asarray(explainer.explain_tensor(self.tensor(image), target).maps[0])
+        return np.asarray(explainer.explain_scored(self.tensor(image), [target]).maps[0])
+
+    def contrast(self, image: Floats, target: AnyTarget) -> Floats:
+        """Return the map [H,W] of a class against the strongest other one."""
+        index = class_of(target)
+        tensor = self.tensor(image)
+        return np.asarray(self.explainer.explain_tensor(tensor, index, against=NEXT).maps[0])
 
     def pooled_weights(self) -> Floats:
         """Return W [classes,K] of a tail whose logits are W times the channels' means plus a bias.

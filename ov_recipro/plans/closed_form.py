@@ -14,6 +14,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ov_recipro.cut.bundle import Manifest
+from ov_recipro.plans import rows
+from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.stream.stream_onnx import TOTAL, Graph
 
 _POINTWISE = frozenset(
@@ -36,6 +39,13 @@ class ClosedFormPlan:
     cells: int
 
     name = "closed form"
+
+
+def applies(manifest: Manifest, mask: Mask) -> str | None:
+    """Return why the closed form can't be used for a bundle; None where it may be."""
+    if mask == "drop":
+        return "the closed form is of one cell kept, not of one emptied"
+    return rows.applies(manifest, mask)
 
 
 def closed_form(tail: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ def applies(manifest: Manifest, mask: Mask, plan: str = "auto") -> str | None:
     on_tokens = manifest.cut.layout == "NTC"
     if plan == "rows" or (plan == "auto" and not on_tokens):
         return rows.applies(manifest, mask)
-    return tokens.applies(manifest)
+    return tokens.applies(manifest, mask)
 
 
 def build(
@@ -51,7 +51,7 @@ def build(
     """
     if manifest.cut.layout == "NTC":
         return tokens.build(tail, feature, manifest.cut, mask, plain_macs, plain)
-    lowered, plan = rows.build(tail, feature, core, memory, plain_macs, plain)
+    lowered, plan = rows.build(tail, feature, core, memory, plain_macs, plain, mask)
     return lowered.logits, plan
 
 

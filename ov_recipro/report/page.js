@@ -1,16 +1,24 @@
 "use strict";
 (() => {
   const LARGEST = 224; // pixels of a drawn map's longer side; the browser enlarges it from there
-  const colours = JSON.parse(document.getElementById("colours").textContent);
+  const listOf = (id) => JSON.parse(document.getElementById(id)?.textContent ?? "null");
+  const colours = listOf("colours");
+  const signedColours = listOf("signed-colours");
   const root = document.documentElement;
   const byId = (id) => document.getElementById(id);
 
-  // Scale scores [H][W] to a map of 0..1; all zeros if the scores are equal.
-  const scaled = (raw) => {
+  const drop = "drop" in byId("cards").dataset; // scores are what each cell's loss costs
+  const isSigned = () => byId("signed")?.checked ?? false;
+
+  // Scale scores [H][W] to a map of 0..1, from the lowest or, if they are costs, from 0; if signed,
+  // to one of -1..1 around `zero`. All zeros if there is nothing to scale.
+  const scaled = (raw, zero) => {
     const values = raw.flat();
-    const low = Math.min(...values);
-    const span = Math.max(...values) - low;
-    return raw.map((row) => row.map((value) => (span > 0 ? (value - low) / span : 0)));
+    const signed = isSigned();
+    const low = signed ? zero : drop ? 0 : Math.min(...values);
+    const span = Math.max(...values.map((value) => (signed ? Math.abs(value - low) : value - low)));
+    const least = drop && !signed ? 0 : -Infinity;
+    return raw.map((row) => row.map((value) => (span > 0 ? Math.max(least, value - low) / span : 0)));
   };
 
   // Interpolate between the cells' centres, or, with `whole`, return the cell's own value.
@@ -26,69 +34,64 @@
     return above * (1 - v + v0) + below * (v - v0);
   };
 
-  class Card {
-    constructor(element) {
-      this.element = element;
-      this.frame = element.querySelector(".frame");
-      this.canvas = element.querySelector("canvas");
-      this.box = element.querySelector(".cell");
-      this.reading = element.querySelector(".reading");
-      this.select = element.querySelector(".target");
+  const PROMPT = "Point at a cell to read its score.";
+
+  // A picture with heat: an image, or the reference that it is compared with.
+  class Picture {
+    constructor(frame, card, number) {
+      this.frame = frame;
+      this.card = card;
+      this.number = number;
+      this.canvas = frame.querySelector("canvas");
+      this.grey = frame.querySelector(".grey");
+      this.box = frame.querySelector(".cell");
+      this.reading = document.getElementById(frame.getAttribute("aria-describedby"));
       this.at = null;
-      this.select.addEventListener("change", () => this.switchTarget());
-      this.frame.addEventListener("pointermove", (event) => this.point(event));
-      this.frame.addEventListener("pointerdown", (event) => this.point(event));
-      this.frame.addEventListener("pointerleave", () => this.leave());
-      this.frame.addEventListener("blur", () => this.leave());
-      this.frame.addEventListener("keydown", (event) => this.step(event));
+      frame.addEventListener("pointermove", (event) => this.point(event));
+      frame.addEventListener("pointerdown", (event) => this.point(event));
+      frame.addEventListener("pointerleave", () => this.leave());
+      frame.addEventListener("blur", () => this.leave());
+      frame.addEventListener("keydown", (event) => this.step(event));
     }
 
-    get data() { // parsed on first use
-      this.parsed ??= JSON.parse(this.element.querySelector("script").textContent);
-      return this.parsed;
-    }
+    get data() { return this.card.data[this.number]; }
 
-    get target() { return Number(this.select.value); }
+    get target() { return Math.min(this.card.target, this.data.raw.length - 1); }
 
     get raw() { return this.data.raw[this.target]; }
 
+    get map() { return scaled(this.raw, this.data.zeros?.[this.target]); }
+
     draw() {
-      const map = scaled(this.raw);
+      const { map, canvas } = this;
       const [left, top, right, bottom] = this.data.window;
-      const { canvas } = this;
-      Object.assign(canvas.style, {
-        left: `${100 * left}%`, top: `${100 * top}%`,
-        width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%`,
-      });
+      for (const layer of [canvas, this.grey]) {
+        if (layer) Object.assign(layer.style, {
+          left: `${100 * left}%`, top: `${100 * top}%`,
+          width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%`,
+        });
+      }
       const wide = (right - left) * this.frame.clientWidth, tall = (bottom - top) * this.frame.clientHeight;
       const factor = LARGEST / Math.max(wide, tall, 1);
       canvas.width = Math.max(1, Math.round(wide * factor));
       canvas.height = Math.max(1, Math.round(tall * factor));
       const context = canvas.getContext("2d");
       const pixels = context.createImageData(canvas.width, canvas.height);
-      const whole = byId("cells").checked;
+      const whole = byId("cells").checked, signed = isSigned();
       let place = 0;
       for (let y = 0; y < canvas.height; y += 1) {
         for (let x = 0; x < canvas.width; x += 1) {
           const value = sample(map, (y + 0.5) / canvas.height, (x + 0.5) / canvas.width, whole);
-          const [red, green, blue] = colours[Math.round(255 * value)];
+          const [red, green, blue] = signed
+            ? signedColours[Math.round(127.5 * (value + 1))] : colours[Math.round(255 * value)];
           pixels.data[place] = red;
           pixels.data[place + 1] = green;
           pixels.data[place + 2] = blue;
-          pixels.data[place + 3] = 255;
+          pixels.data[place + 3] = signed ? Math.round(255 * Math.sqrt(Math.abs(value))) : 255;
           place += 4;
         }
       }
       context.putImageData(pixels, 0, 0);
-      this.drawn = true;
-    }
-
-    switchTarget() {
-      for (const about of this.element.querySelectorAll(".about")) {
-        about.hidden = Number(about.dataset.target) !== this.target;
-      }
-      this.draw();
-      if (this.at) this.show(...this.at);
     }
 
     point(event) {
@@ -126,17 +129,57 @@
         width: `${100 * wide}%`, height: `${100 * tall}%`,
       });
       this.box.hidden = false;
-      const heat = scaled(this.raw)[row][column];
-      const name = this.select.selectedOptions[0].textContent.trim();
       this.reading.textContent =
-        `Row ${row + 1} of ${rows}, column ${column + 1} of ${columns}: this cell alone scores ` +
-        `${this.raw[row][column]} for ${name}; heat ${heat.toFixed(2)}.`;
+        `Row ${row + 1} of ${rows}, column ${column + 1} of ${columns}: ` +
+        `${this.inWords(this.raw[row][column])}; heat ${this.map[row][column].toFixed(2)}.`;
+    }
+
+    // Say what a cell scores or, of a dropped one, what its loss costs.
+    inWords(score) {
+      const name = this.data.names[this.target];
+      if (drop) return `without this cell, the score for ${name} ${score < 0 ? "rises" : "falls"} by ${Math.abs(score)}`;
+      const alone = `this cell alone scores ${score} for ${name}`;
+      const zero = this.data.zeros?.[this.target];
+      if (zero === undefined) return alone;
+      const more = Number((score - zero).toPrecision(3));
+      return `${alone}, ${Math.abs(more)} ${more < 0 ? "less" : "more"} than no cell`;
     }
 
     leave() {
       this.at = null;
       this.box.hidden = true;
-      this.reading.textContent = "Point at a cell to read its score.";
+      this.reading.textContent = PROMPT;
+    }
+  }
+
+  class Card {
+    constructor(element) {
+      this.element = element;
+      this.select = element.querySelector(".target");
+      this.pictures = [...element.querySelectorAll(".frame")].map((frame, n) => new Picture(frame, this, n));
+      this.select.addEventListener("change", () => this.switchTarget());
+    }
+
+    get data() { // parsed on first use
+      this.parsed ??= JSON.parse(this.element.querySelector("script").textContent);
+      return this.parsed;
+    }
+
+    get target() { return Number(this.select.value); }
+
+    draw() {
+      for (const picture of this.pictures) {
+        picture.draw();
+        if (picture.at) picture.show(...picture.at);
+      }
+      this.drawn = true;
+    }
+
+    switchTarget() {
+      for (const about of this.element.querySelectorAll(".about")) {
+        about.hidden = Number(about.dataset.target) !== this.target;
+      }
+      this.draw();
     }
   }
 
@@ -156,12 +199,21 @@
   opacity.addEventListener("input", setOpacity);
   setOpacity();
 
-  byId("cells").addEventListener("change", () => {
+  const redraw = () => {
     for (const card of cards) {
       card.drawn = false;
       if (card.near) card.draw();
     }
-  });
+  };
+  const sign = () => {
+    root.classList.toggle("signed", isSigned());
+    for (const each of document.querySelectorAll("[data-signed]")) {
+      each.hidden = each.dataset.signed !== String(isSigned());
+    }
+  };
+  byId("cells").addEventListener("change", redraw);
+  byId("signed")?.addEventListener("change", () => { sign(); redraw(); });
+  sign();
 
   const compare = (on) => root.classList.toggle("compare", on);
   const button = byId("compare");
@@ -194,7 +246,7 @@
     for (const card of cards) {
       const { search, verdicts } = card.element.dataset;
       const fits = words.every((word) => search.includes(word)) &&
-        confidence(card) >= least.value / 100 &&
+        (least.value === "0" || confidence(card) >= least.value / 100) && // logits can be below 0
         (!verdict || !verdict.value || verdicts.split("|").includes(verdict.value));
       card.element.hidden = !fits;
       count += fits;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 
 from ov_recipro.errors import ImageError, OptionError
+from ov_recipro.images.preprocess import Image
 from ov_recipro.images.reading import read_file
 from ov_recipro.output import RECORD, SCHEMA_VERSION
 from ov_recipro.report import Card, card
@@ -19,7 +21,7 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
     """Read what `explain` wrote to a folder.
 
     Returns:
-        The record, the images' cards, and for each image without a card the reason.
+        The record, the images' cards, and for each image that can't be shown the reason.
 
     Raises:
         OptionError: there is no record, another version wrote it, or it has no maps.
@@ -41,12 +43,23 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
         try:
             with np.load(folder / maps) as saved:
                 raw = saved["raw"]
-            image = read_file(Path(record["path"]))
-            if record.get("sha256") not in (None, image.sha256):
-                raise ImageError(f"{image.path} has changed since it was explained.")
-            cards.append(card(record, image.pixels, raw))
+            pixels, reverse = _pixels(record), record["targets"][0].get("reverse")
+            reference = None
+            if reverse is not None:
+                try:
+                    reference = _pixels(reverse)
+                except ImageError as error:  # the image itself can be shown
+                    missing.append(str(error))
+            cards.append(card(record, pixels, raw, reference))
         except (OSError, KeyError, ValueError, BadZipFile) as error:
             missing.append(f"{folder / maps}: {getattr(error, 'strerror', None) or error}.")
         except ImageError as error:
             missing.append(str(error))
     return run, cards, missing
+
+
+def _pixels(record: Mapping[str, Any]) -> Image:
+    image = read_file(Path(record["path"]))
+    if record.get("sha256") not in (None, image.sha256):
+        raise ImageError(f"{image.path} has changed since it was explained.")
+    return image.pixels

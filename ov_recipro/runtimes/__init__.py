@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.options import Running
@@ -40,6 +42,20 @@ def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
     from ov_recipro.runtimes import openvino_runtime
 
     return openvino_runtime.plain_runner(bundle, running)
+
+
+def zero_runner(bundle: Bundle, running: Running, mask: Mask) -> Callable[[Array], Floats]:
+    """Return a function from an image to what the float32 tail gives where masks begin.
+
+    That is the feature map with no cell kept; under the mask "drop", with none dropped.
+    """
+    if not runs_on_openvino(running.device):
+        from ov_recipro.runtimes.ort_runtime import ONNXRuntime
+
+        return ONNXRuntime(bundle, replace(running, plan="stream"), mask).zero
+    from ov_recipro.runtimes.openvino_parts import CompiledPieces
+
+    return partial(CompiledPieces(bundle, running, most=1).zero, mask)
 
 
 def describe_devices() -> list[Device]:

@@ -10,6 +10,7 @@ import openvino as ov
 
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.options import Running
+from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.stream.stream_openvino import activation_bytes
 from ov_recipro.plans.stream.stream_plan import is_batched
 from ov_recipro.runtimes.openvino_runtime import (
@@ -33,20 +34,22 @@ class CompiledPieces:
     Args:
         bundle: what `split` made.
         running: device, precision, hint and memory; the plan is ignored.
+        most: the most feature maps that the tail takes at once.
 
     Attributes:
         parallel: images that the device infers at once.
     """
 
-    def __init__(self, bundle: Bundle, running: Running) -> None:
+    def __init__(self, bundle: Bundle, running: Running, most: int = 64) -> None:
         check_device(running.device)
         model = compiled(whole_model(bundle), running.device, running.precision, running.hint)
         self.parallel = parallel_requests(model, running.hint)
         self._whole = shared_runner(model)
         self._shapes = bundle.manifest.boundary_shapes
-        self._classes = bundle.manifest.classes
+        self._prefix = bundle.manifest.cut.prefix
+        self._values = bundle.manifest.values
         fitting = max(1, running.batch_memory // max(1, activation_bytes(tail_at(bundle, batch=1))))
-        self._batch = min(64, fitting) if bundle.manifest.any_batch else 1
+        self._batch = min(most, fitting) if bundle.manifest.any_batch else 1
         self._tail = shared_runner(compiled(tail_at(bundle, self._batch), running.device))
 
     def infer(self, image: Array) -> tuple[list[Array], Floats]:
@@ -77,9 +80,17 @@ class CompiledPieces:
             chunk = features[start : start + self._batch]
             filled = np.zeros((self._batch, *chunk.shape[1:]), chunk.dtype)
             filled[: len(chunk)] = chunk
-            logits = self._tail([filled, *repeated])[0].reshape(self._batch, self._classes)
+            logits = self._tail([filled, *repeated])[0].reshape(self._batch, self._values)
             found.append(np.asarray(logits[: len(chunk)], np.float32))
         return np.concatenate(found)
+
+    def zero(self, mask: Mask, image: Array) -> Floats:
+        """Return the tail's logits [values] where the masks begin (see `runtimes.zero_runner`)."""
+        (features, *bypass), _ = self.infer(image)
+        if mask != "drop":
+            features = np.array(features)
+            features[:, self._prefix :] = 0
+        return np.asarray(self.tail(features, bypass)[0])
 
 
 def shared_runner(model: ov.CompiledModel) -> Runner:

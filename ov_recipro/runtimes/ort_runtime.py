@@ -16,7 +16,7 @@ import onnx
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import DeviceError, OptionError
 from ov_recipro.options import Hint, Running, thread_limit
-from ov_recipro.plans import rows
+from ov_recipro.plans import closed_form as closed_forms
 from ov_recipro.plans.closed_form import ClosedFormPlan, NoClosedForm, closed_form
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.stream_onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
@@ -73,7 +73,8 @@ class ONNXRuntime:
         self._stream = stream_plan(bundle, running.batch_memory)
         self.plan = self._stream
         self._closed = None
-        self.reason = "asked for" if running.plan == "stream" else rows.applies(manifest, mask)
+        asked = running.plan == "stream"
+        self.reason = "asked for" if asked else closed_forms.applies(manifest, mask)
         if self.reason is None:
             try:
                 self._closed = self._closed_form(bundle)
@@ -104,6 +105,18 @@ class ONNXRuntime:
         if deployed:
             plain = values[-1].numpy()
         yield Inference(np.asarray(plain, np.float32).reshape(-1), None, finite, masked)
+
+    def zero(self, image: Array) -> Floats:
+        """Return the tail's logits [values] where the masks begin (see `runtimes.zero_runner`)."""
+        manifest = self._manifest
+        values = self._device.run(
+            self._head, {manifest.image.name: image}, manifest.head.outputs, ()
+        )
+        names = manifest.tail.inputs
+        feeds = dict(zip(names, values, strict=False))
+        feeds |= {CELLS: np.array([self._stream.cells], np.int64)}  # beyond all: none is marked
+        masked = self._device.run(self._mask, feeds, tuple(f"masked:{n}" for n in names), ())
+        return self._logits(self._tail, dict(zip(names, masked, strict=True))).reshape(-1)
 
     def _run_closed(self, closed: Any, features: dict[str, Any]) -> tuple[Floats, Floats, bool]:
         """Return the logits [N,classes] of the cells, [classes] of the map, and if it is finite."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from ov_recipro.cut.recognition import Finding, Kind, of_model_type
 from ov_recipro.errors import ModelError
 from ov_recipro.images.preprocess import Interpolation, Preprocessing, Resize
 from ov_recipro.sources import ultralytics
@@ -77,6 +78,37 @@ def find_labels(metadata: Mapping[str, str], model: Path) -> tuple[str, ...] | N
         return tuple(str(named[str(i)]) for i in range(len(named)))
     listed = config.get("label_names")
     return tuple(map(str, listed)) if isinstance(listed, list) else None
+
+
+def find_characters(metadata: Mapping[str, str], classes: int) -> tuple[str, ...] | None:
+    """Return a text recogniser's classes: a blank, PaddleOCR's "character" lines, and a space."""
+    text = metadata.get("character")
+    if text is None:
+        return None
+    names = ("blank", *text.splitlines(), " ")
+    return next((names[:count] for count in (len(names), len(names) - 1) if count == classes), None)
+
+
+_KINDS: dict[str, Kind] = {
+    "classify": "classifier",
+    "detect": "detector",
+    "obb": "detector",
+    "pose": "keypoints",
+    "segment": "instances",
+}
+
+
+def find_kind(metadata: Mapping[str, str], model: Path) -> Finding | None:
+    """Return what Ultralytics or "model_info model_type" say that a model is for.
+
+    Raises:
+        ModelError: what is written there is malformed.
+    """
+    with _reported_as_malformed(model):
+        export = ultralytics.find_export(metadata, model)
+    if export is not None:
+        return Finding(_KINDS[export.task], f"task '{export.task}', {export.source}")
+    return of_model_type(model_info(metadata).get("model_type", ""))
 
 
 def model_info(metadata: Mapping[str, str]) -> dict[str, str]:

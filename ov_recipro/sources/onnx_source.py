@@ -13,13 +13,14 @@ import openvino as ov
 
 from ov_recipro.cut.bundle import ModelFile
 from ov_recipro.cut.graph import Graph, Node, descendants
-from ov_recipro.cut.layout import channels_last
-from ov_recipro.cut.outputs import find_scores
+from ov_recipro.cut.layout import channels_last, chw
+from ov_recipro.cut.outputs import Outputs
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.limits import TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
+from ov_recipro.sources.metadata import find_kind
 from ov_recipro.sources.onnx_file import load, one_line, tensors
 from ov_recipro.sources.openvino_models import core, reason
 from ov_recipro.sources.rewriting import shaping
@@ -195,19 +196,27 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
         )
     nodes = tuple(_neutral(node, operations) for node in model.graph)
     outputs = [str(value.name) for value in model.graph.outputs]
-    scores, activation, chosen = find_scores(nodes, outputs, shapes, cut.output_name)
     carried = frozenset(descendants(nodes, {str(image.name)}))
+    last = channels_last(nodes, str(image.name), shapes, carried)
+    _, height, width = chw(shapes[str(image.name)], image.name in last)
+    declared = find_kind(dict(model.metadata_props), path)
+    ending = Outputs(nodes, outputs, shapes, (height, width), last, declared).ending(
+        cut.output_name, cut.task
+    )
     graph = Graph(
         nodes=nodes,
         image=str(image.name),
-        scores=scores,
-        activation=activation,
-        output=chosen,
+        scores=ending.scores,
+        activation=ending.activation,
+        output=ending.output,
         shapes=shapes,
-        channels_last=channels_last(nodes, str(image.name), shapes, carried),
+        channels_last=last,
+        task=ending.task,
+        why=ending.why,
+        class_axis=ending.class_axis,
     )
     if not graph.path_nodes:
-        raise ModelError(f"{path}: output '{chosen}' does not depend on '{image.name}'.")
+        raise ModelError(f"{path}: output '{ending.output}' does not depend on '{image.name}'.")
     if dtype is None:
         raise ModelError(f"{path}: the type of input '{image.name}' is missing.")
     return OnnxSource(

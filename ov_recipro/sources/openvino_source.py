@@ -16,13 +16,14 @@ from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import ModelFile
 from ov_recipro.cut.graph import Graph, Node, Shape, descendants
-from ov_recipro.cut.layout import channels_last
-from ov_recipro.cut.outputs import find_scores
+from ov_recipro.cut.layout import channels_last, chw
+from ov_recipro.cut.outputs import Outputs
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ModelError
 from ov_recipro.limits import NODES, TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
+from ov_recipro.sources.metadata import find_kind
 from ov_recipro.sources.openvino_models import name_of, ports, read_model_file, reason
 from ov_recipro.sources.rewriting.openvino_float32 import hand_over, to_float32
 from ov_recipro.sources.source import SplitFiles
@@ -111,26 +112,34 @@ def _describe(path: Path, cut: Cut) -> OpenVINOSource:
     aliases = {alias: name_of(port) for _, port in ports(model) for alias in port.get_names()}
     output = cut.output_name
     asked = aliases.get(output, output) if output is not None else None
-    scores, activation, chosen = find_scores(nodes, results, shapes, asked)
-    name = name_of(image)
+    name, entries = name_of(image), _metadata(model)
+    last = channels_last(nodes, name, shapes, frozenset(descendants(nodes, {name})))
+    _, height, width = chw(shapes[name], name in last)
+    declared = find_kind(entries, path)
+    ending = Outputs(nodes, results, shapes, (height, width), last, declared).ending(
+        asked, cut.task
+    )
     graph = Graph(
         nodes=nodes,
         image=name,
-        scores=scores,
-        activation=activation,
-        output=chosen,
+        scores=ending.scores,
+        activation=ending.activation,
+        output=ending.output,
         shapes=shapes,
-        channels_last=channels_last(nodes, name, shapes, frozenset(descendants(nodes, {name}))),
+        channels_last=last,
         aliases={alias: tensor for alias, tensor in aliases.items() if alias != tensor},
+        task=ending.task,
+        why=ending.why,
+        class_axis=ending.class_axis,
     )
     if not graph.path_nodes:
-        raise ModelError(f"{path}: output '{chosen}' does not depend on '{name}'.")
+        raise ModelError(f"{path}: output '{ending.output}' does not depend on '{name}'.")
     return OpenVINOSource(
         path=path,
         graph=graph,
         image_shape=shapes[name],
         image_dtype=np.dtype(dtype.to_dtype()).name,
-        metadata=_metadata(model),
+        metadata=entries,
         constants=cut.constants,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ov_recipro.cut.bundle import ModelFile
+from ov_recipro.cut.graph import Graph
 from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.saliency import Array, close_scores
 from ov_recipro.sources import openvino_models as openvino
@@ -33,13 +34,13 @@ class Proof:
             costs; None for any other.
         any_batch: whether the tail, given two feature maps at once, scores them as it does one by
             one.
-        classes: number of classes.
+        values: how many numbers the tail gives for one feature map.
     """
 
     parity: float
     deviation: float | None
     any_batch: bool
-    classes: int
+    values: int
 
 
 def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
@@ -112,7 +113,9 @@ def _check_parity(
             f"{source.path}: head and tail differ from the model by {parity:.3g} where its largest "
             f"score is {largest:.3g}. That is more than rounding; nothing was written."
         )
-    closed = [close_scores(each, graph.activation) for each in logits]
+    closed = [_closed(graph, each[graph.scores]) for each in values]
+    if graph.task != "classifier" and closed[0].size != output[0].size:
+        return parity  # the output is enlarged, or a choice of classes
     error, largest = _largest_error(closed, output)
     if not error <= TOLERANCE * largest:
         raise ModelError(
@@ -120,6 +123,14 @@ def _check_parity(
             f"'{graph.scores}': they differ by {error:.3g}."
         )
     return parity
+
+
+def _closed(graph: Graph, scores: Array) -> Array:
+    """Apply the closing activation over the classes; return all numbers in a row."""
+    if graph.task == "classifier":
+        return close_scores(np.ravel(scores), graph.activation)
+    last = np.moveaxis(scores, graph.class_axis, -1)
+    return np.ravel(np.moveaxis(close_scores(last, graph.activation), -1, graph.class_axis))
 
 
 def _check_deviation(source: Source, ours: Sequence[Array], theirs: Sequence[Array]) -> float:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ov_recipro.cut.automatic import automatic
 from ov_recipro.cut.bundle import (
     SCHEMA_VERSION,
     SUFFIX,
@@ -21,7 +22,7 @@ from ov_recipro.cut.bundle import (
     new_folder,
     write_manifest,
 )
-from ov_recipro.cut.points import FoundCut, find_cut
+from ov_recipro.cut.points import FoundCut, cut_points, find_cut
 from ov_recipro.cut.tokens import find_tokens
 from ov_recipro.errors import ModelError
 from ov_recipro.images.preprocess import Preprocessing, changed
@@ -96,7 +97,11 @@ def split(
             channels_last=graph.image in graph.channels_last,
         )
         found = metadata.find_preprocessing(source.metadata, path, image.size)
-        names = metadata.find_labels(source.metadata, path) if labels is None else tuple(labels)
+        scores: tuple[int, ...] = (1, proof.values)
+        axis = 1
+        if graph.task in ("segmentation", "sequence"):
+            scores, axis = graph.shapes[graph.scores], graph.class_axis
+        names = _labels(source, labels, scores[axis])
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             source=_describe(source),
@@ -110,19 +115,35 @@ def split(
             output=graph.output,
             deployed_scores=files.low_precision,
             activation=graph.activation,
-            classes=proof.classes,
+            classes=scores[axis],
             any_batch=proof.any_batch,
             parity=proof.parity,
             deviation=proof.deviation,
             cost=costs(source, [cut.point], proof.any_batch)[0],
             preprocessing=changed(found, preprocessing),
-            labels=checked_labels(names, proof.classes),
+            labels=names,
             versions={name: version(name) for name in _LIBRARIES},
+            task=graph.task,
+            why=graph.why,
+            scores_shape=scores,
+            class_axis=axis,
         )
         if before != _stamp(path) or beside != [_stamp(each) for each in source.companions]:
             raise ModelError(f"{path} or its weights changed while the model was split.")
         write_manifest(work, manifest)
     return Bundle(folder, manifest)
+
+
+def _labels(source: Source, labels: Sequence[str] | None, classes: int) -> tuple[str, ...] | None:
+    """Return the classes' names: those given, else what the model says."""
+    if source.graph.task == "embedding":
+        return None
+    if labels is not None:
+        return checked_labels(tuple(labels), classes)
+    if source.graph.task == "sequence":
+        return metadata.find_characters(source.metadata, classes)
+    found = metadata.find_labels(source.metadata, source.path)
+    return checked_labels(found, classes)
 
 
 def _find_cut(source: Source, asked: Cut) -> FoundCut:
@@ -132,8 +153,13 @@ def _find_cut(source: Source, asked: Cut) -> FoundCut:
     later ones do; but where every cell there would take a run of the whole tail, at its last
     block.
     """
-    found = find_cut(source.graph, asked.layer, asked.exact)
-    tokens = find_tokens(source.graph)
+    graph = source.graph
+    if asked.layer == "auto" and graph.task in ("segmentation", "sequence"):
+        point = automatic(graph, cut_points(graph))
+        if point is not None:
+            return FoundCut(asked.layer, point.tensor, point)
+    found = find_cut(graph, asked.layer, asked.exact)
+    tokens = find_tokens(graph)
     if asked.layer != "auto" or tokens is None:
         return found
     (cost,) = costs(source, [found.point])

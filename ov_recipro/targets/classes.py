@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ov_recipro.errors import TargetError
+from ov_recipro.explanation import Target
 from ov_recipro.saliency import Floats, Score, best_classes, target_scores
 from ov_recipro.sources.labels import class_index
 
@@ -32,6 +33,10 @@ class ClassTarget:
     def scores(self, logits: Floats, softmax_terms: Floats | None) -> npt.NDArray[np.float64]:
         """Return the class's score in each run, [N]."""
         return target_scores(logits, self.score, [self.index], softmax_terms)[:, 0]
+
+    def described(self, measured: Target, saliency: Floats, raw: Floats) -> Target:  # noqa: ARG002
+        """Return what every target has."""
+        return measured
 
 
 def find_classes(

@@ -281,7 +281,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, cat: Path) -> N
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "from ov_recipro.splitting.bundle_cache import cached_split;"
-        "from ov_recipro.explainer import bundled_model;"
+        "from ov_recipro.sources.default_model import bundled_model;"
         "cached_split(bundled_model()); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "from ov_recipro.cli import main; main()"
     )

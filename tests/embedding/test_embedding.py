@@ -18,6 +18,7 @@ from ov_recipro import Bundle, Explainer, ReciproError, embed
 from ov_recipro.embedding import embed_onnx, save
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
+from ov_recipro.options import Targets
 from ov_recipro.runtimes.openvino_runtime import dense_logits
 from ov_recipro.saliency import class_scores, saliency_maps
 from ov_recipro.sources.openvino_models import core, keep_outputs
@@ -405,3 +406,50 @@ def test_the_command_writes_onnx(tmp_path: Path, lite0: Path) -> None:
     properties = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert properties["model_info saliency_layer"] == "/swish_1/Clip_output_0"
     fails(run("embed", lite0, "-o", "m.onnx", cwd=tmp_path), "m.onnx exists")
+
+
+ASKED = [
+    pytest.param({"task": "features"}, {"similar_to": "coffee", "unlike": "cat"}, id="similarity"),
+    pytest.param({"task": "features"}, {"similar_to": "coffee", "centre": "both"}, id="centred"),
+    pytest.param({}, {"against": 282, "gamma": 0.6}, id="contrast"),
+]
+
+
+@pytest.mark.parametrize("as_onnx", [False, True])
+@pytest.mark.parametrize(("how", "asked"), ASKED)
+def test_targets_are_scored_in_the_graph(
+    how: dict[str, Any], asked: dict[str, Any], as_onnx: bool, lite0: Path, image: np.ndarray
+) -> None:
+    folder = lite0.parents[2] / "examples"
+    files = {"coffee": folder / "coffee.jpg", "cat": folder / "chelsea.jpg", "both": folder}
+    asked = {name: files.get(str(value), value) for name, value in asked.items()}
+    explainer = Explainer(lite0, **how)
+    expected = explainer.explain_tensor(image, [285], **asked).raw
+    options: dict[str, Any] = {"scaling": "raw", "targets": Targets((), **asked), **how}
+    if "task" not in how:
+        options["classes"] = [285]
+    if as_onnx:
+        proto = embed_onnx(lite0, **options)
+        session = ort.InferenceSession(proto.SerializeToString())
+        (found,) = session.run(["saliency_map"], {"image": image})
+    else:
+        model = embed(lite0, **options)
+        model.reshape([1, 3, 224, 224])
+        found = infer(model, image)["saliency_map"]
+    assert found.shape == (1, 1, 7, 7)
+    spread = float(np.ptp(expected))
+    np.testing.assert_allclose(found[0], expected, atol=1e-4 * spread + 1e-6)
+
+
+def test_targets_that_a_graph_can_not_hold(lite0: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReciproError, match="named, not with 'next'"):
+        embed(lite0, targets=Targets(against="next"))
+    with pytest.raises(ReciproError, match="has no classes"):
+        embed(lite0, task="features", classes=3, targets=Targets(similar_to=np.ones(1280)))
+    with pytest.raises(ReciproError, match="say with --similar-to"):
+        embed(lite0, task="features")
+    b = Builder(shape=(1, 3, 32, 32))
+    x = b.add("Relu", b.conv(b.add("Relu", b.conv("image", 4, strides=[4, 4])), 4))
+    b.conv(x, 3, kernel=1, output="scores")
+    with pytest.raises(ReciproError, match="segmentation's maps can't be embedded"):
+        embed(b.save(tmp_path / "m.onnx"))

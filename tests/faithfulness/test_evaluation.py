@@ -19,6 +19,7 @@ from graphs import Builder
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.faithfulness.datasets import classes_of, read_boxes, read_dataset, spread
 from ov_recipro.faithfulness.evaluation import Evaluation, Measuring
+from ov_recipro.faithfulness.measure import Profile
 from ov_recipro.methods import METHODS, Subject
 from ov_recipro.metrics import area
 
@@ -365,7 +366,11 @@ def test_every_method_is_measured(
     """All but the slow ones, on a photograph; one of each kind by the other profile too."""
     every = [name for name in METHODS if name not in ("rise", "score-cam")]
     (sample, _) = read_dataset(folders, names)
-    for profile, methods in (("poppi", every), ("byun", ["recipro", "cam", "fake-cam"])):
+    profiles: list[tuple[Profile, list[str]]] = [
+        ("poppi", every),
+        ("byun", ["recipro", "cam", "fake-cam"]),
+    ]
+    for profile, methods in profiles:
         evaluation = Evaluation(
             Measuring(subject, methods, profile, step=12544), [sample], tmp_path
         )

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 
 from graphs import Builder
-from oracle import run
+from oracle import Oracle, run
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.options import Running
+from ov_recipro.plans.nodes import gather
 from ov_recipro.plans.rows import convolution, patches, pooling
 from ov_recipro.plans.rows.tensors import Rows
-from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
+from ov_recipro.plans.stream import Mask
+from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime, sparse_model
+from ov_recipro.sources.openvino_models import compiled
+
+MASKS: tuple[Mask, ...] = ("cell", "drop")
 
 
 def norm(b: Builder, x: str) -> str:
@@ -112,10 +117,10 @@ def network(rule: str, path: Path, flatten: bool) -> Bundle:
 
 
 def all_logits(
-    bundle: Bundle, plan: Any, image: np.ndarray, **options: Any
+    bundle: Bundle, plan: Any, image: np.ndarray, mask: Mask = "cell", **options: Any
 ) -> tuple[np.ndarray, Any]:
     """Return the logits [N+1,classes] of each cell, and of the whole image last, and the plan."""
-    runtime = OpenVINORuntime(bundle, Running(plan=plan, **options))
+    runtime = OpenVINORuntime(bundle, Running(plan=plan, **options), mask)
     whole, cells = run(runtime, image)
     return np.concatenate([cells, whole[None]]), runtime.plan
 
@@ -128,27 +133,49 @@ def _always_worth_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flatten", [False, True], ids=["pool", "flatten"])
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_is_exact(rule: str, flatten: bool, tmp_path: Path) -> None:
+def test_every_rule_is_exact(
+    rule: str, flatten: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = network(rule, tmp_path / "m.onnx", flatten)
     image = np.random.default_rng(0).standard_normal((1, 3, 24, 24)).astype(np.float32)
-    got, plan = all_logits(bundle, "rows", image)
-    expected, _ = all_logits(bundle, "stream", image)
     tolerance = 1e-4 if rule == "instance norm" else 1e-5  # it divides by a small deviation
-    np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max())
-    if rule in ("gate", "instance norm"):
-        assert plan.dense_from is not None
-    elif not flatten:
-        assert plan.dense_from is None
+    for mask in MASKS:
+        got, plan = all_logits(bundle, "rows", image, mask)
+        oracle = Oracle(tmp_path / "m.onnx", "feature", drop=mask == "drop")
+        expected = np.append(oracle.logits(image, (12, 12)), oracle.plain(image)[None], axis=0)
+        atol = tolerance * np.abs(expected).max()
+        np.testing.assert_allclose(got, expected, atol=atol, err_msg=mask)
+        if rule in ("gate", "instance norm"):
+            assert plan.dense_from is not None
+        elif not flatten:
+            assert plan.dense_from is None
+        # the plan's own check is slow, and the oracle checks more
+        monkeypatch.setattr("ov_recipro.runtimes.openvino_runtime.sparse_refusal", lambda *_: None)
 
 
-def test_a_dense_remainder_runs_in_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_dense_remainder_runs_in_chunks(mask: Mask, tmp_path: Path) -> None:
     bundle = network("gate", tmp_path / "m.onnx", flatten=False)
     image = np.random.default_rng(0).standard_normal((1, 3, 24, 24)).astype(np.float32)
-    expected, _ = all_logits(bundle, "stream", image)
-    got, _ = all_logits(bundle, "rows", image, batch_memory=20_000)
+    expected, _ = all_logits(bundle, "stream", image, mask)
+    got, _ = all_logits(bundle, "rows", image, mask, batch_memory=80_000)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("flatten", [False, True], ids=["pool", "flatten"])
+def test_without_the_whole_map_the_cells_are_the_same(flatten: bool, tmp_path: Path) -> None:
+    bundle = network("3x3", tmp_path / "m.onnx", flatten)
+    features = np.random.default_rng(0).standard_normal((1, 4, 12, 12)).astype(np.float32)
+    for mask in MASKS:
+        both, cells = (
+            compiled(sparse_model(bundle, mask, 64 << 20, plain=plain)[0], "CPU")(features)[0]
+            for plain in (True, False)
+        )
+        assert cells.shape == (144, 7)
+        np.testing.assert_allclose(cells, both[:-1], atol=1e-6 * np.abs(both).max())
+
+
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(
     ("rule", "module", "name"),
     [
@@ -160,7 +187,7 @@ def test_a_dense_remainder_runs_in_chunks(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_at_one_pixel_of_one_cell_is_caught(
-    rule: str, module: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rule: str, module: Any, name: str, mask: Mask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted in one row of one tensor; the plan is refused, with the reason, for `stream`."""
     right = getattr(module, name)
@@ -175,12 +202,30 @@ def test_an_error_at_one_pixel_of_one_cell_is_caught(
 
     monkeypatch.setattr(module, name, wrong)
     bundle = network(rule, tmp_path / "m.onnx", flatten=False)
-    runtime = OpenVINORuntime(bundle, Running())
+    runtime = OpenVINORuntime(bundle, Running(), mask)
     assert runtime.plan.name == "stream"
     assert runtime.reason is not None
     assert "differs from the dense tail" in runtime.reason
     with pytest.raises(ReciproError, match="differs from the dense tail"):
-        OpenVINORuntime(bundle, Running(plan="rows"))
+        OpenVINORuntime(bundle, Running(plan="rows"), mask)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_wrong_place_in_one_table_is_caught(
+    mask: Mask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row of one cell is taken from its neighbour."""
+    right: Any = vars(convolution)["differences"]
+
+    def wrong(rows: Rows) -> Any:
+        made = right(rows)
+        numbers = np.arange(rows.count)
+        numbers[rows.count // 3] += 1
+        return gather(made, numbers)
+
+    monkeypatch.setattr(convolution, "differences", wrong)
+    runtime = OpenVINORuntime(network("3x3", tmp_path / "m.onnx", flatten=False), Running(), mask)
+    assert "differs from the dense tail" in (runtime.reason or "")
 
 
 def test_a_wrong_sum_over_one_cell_is_caught(

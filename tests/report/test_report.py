@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from chromium import opened_browser  # noqa: F401 - the fixture `browser`
+from playwright.sync_api import Browser, Page
 
 from command import fails, run
 from ov_recipro import Explainer, Target
@@ -21,33 +21,7 @@ from ov_recipro.images.drawing import Style
 from ov_recipro.images.reading import read_image
 from ov_recipro.report import card, page
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 HOSTILE = '"><img src=x onerror=hacked=1><script>hacked=2</script>'
-
-
-def lacking(what: str) -> None:
-    """Skip for want of something, where it need not be there."""
-    if os.environ.get("OV_RECIPRO_BROWSER") == "required":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        lacking("there is no Chromium here to open the report with")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

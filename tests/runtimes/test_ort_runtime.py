@@ -56,7 +56,7 @@ def test_maps_equal_the_oracle(
     np.testing.assert_allclose(explanation.maps, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("mask", ["cell", "spread", "weight"])
+@pytest.mark.parametrize("mask", ["cell", "spread", "weight", "drop"])
 @pytest.mark.parametrize("layer", ["auto", "blocks.14/depthwise_conv/Conv"])
 def test_masks_equal_openvinos(mask: Any, layer: str, device: str, lite0: Path, cat: Path) -> None:
     options: dict[str, Any] = {"layer": layer, "exact": True, "mask": mask}

@@ -95,10 +95,13 @@ def test_a_classifier(make: Callable[[Path], Path], tmp_path: Path) -> None:
 
 
 def test_other_tasks_pad_to_the_inputs_size(tmp_path: Path) -> None:
-    found = split(as_ir(tmp_path, "detect"), tmp_path / "a").manifest.preprocessing
+    path = as_ir(tmp_path, "detect")
+    with pytest.raises(ReciproError, match=r"a detector \(task 'detect', metadata.yaml\)"):
+        split(path, tmp_path / "a")
+    found = split(path, tmp_path / "a", task="classifier").manifest.preprocessing
     assert (found.resize, found.pad_value) == ("fit_to_window_letterbox", 114)
     (tmp_path / "metadata.yaml").unlink()
-    again = split(tmp_path / "m.xml", tmp_path / "b").manifest.preprocessing
+    again = split(path, tmp_path / "b", task="classifier").manifest.preprocessing
     assert again.resize == "fit_to_window_letterbox"
 
 

@@ -23,11 +23,17 @@ from ov_recipro.sources.openvino_models import read, runner
 class Oracle:
     """Runs `model` with `tensor` multiplied by a mask.
 
-    Tokens [1,T,C] are masked behind `prefix` ones, which are always kept.
+    Tokens [1,T,C] are masked behind `prefix` ones, which are always kept. The mask keeps one cell,
+    or, to `drop` it, all others.
     """
 
     def __init__(
-        self, model: Path, tensor: str, output: str | None = None, prefix: int | None = None
+        self,
+        model: Path,
+        tensor: str,
+        output: str | None = None,
+        prefix: int | None = None,
+        drop: bool = False,
     ) -> None:
         proto = onnx.load(model)
         graph = proto.graph
@@ -43,7 +49,7 @@ class Oracle:
         graph.input.append(
             onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, shape)
         )
-        self._prefix = prefix
+        self._prefix, self._drop = prefix, drop
         self._session = ort.InferenceSession(
             proto.SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -56,11 +62,12 @@ class Oracle:
         grid: tuple[int, int],
         cells: Iterable[int] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Return the logits [n, classes] of each cell alone; of all H*W by default."""
+        """Return the logits [n, classes] of each cell's mask; of all H*W by default."""
         count = grid[0] * grid[1]
         rows = []
         for cell in range(count) if cells is None else cells:
             mask = np.eye(count, dtype=np.float32)[cell]
+            mask = 1 - mask if self._drop else mask
             if self._prefix is None:
                 mask = mask.reshape(1, 1, *grid)
             else:
@@ -70,8 +77,8 @@ class Oracle:
         return np.stack(rows)
 
     def plain(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the logits [classes] of the whole image, of a model of tokens."""
-        mask = np.ones((1, 1, 1), np.float32)
+        """Return the logits [classes] of the whole image."""
+        mask = np.ones((1,) * (4 if self._prefix is None else 3), np.float32)
         (logits,) = self._session.run([self._output], {self._image: image, "mask": mask})
         return np.asarray(logits).reshape(-1)
 

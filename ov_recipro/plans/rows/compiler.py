@@ -23,6 +23,7 @@ from ov_recipro.plans.nodes import (
     sources_of,
 )
 from ov_recipro.plans.rows import convolution, patches, pixelwise, pooling
+from ov_recipro.plans.rows.backgrounds import Background, FixedBackground, ImageBackground
 from ov_recipro.plans.rows.rows_cost import (
     MAX_SHARE_OF_DENSE,
     NO_SAVING,
@@ -32,6 +33,7 @@ from ov_recipro.plans.rows.rows_cost import (
 )
 from ov_recipro.plans.rows.tensors import PerCell, Rows, densified
 from ov_recipro.plans.rows.windows import window_of
+from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.verdict import PlanRefused
 
 _F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -54,24 +56,31 @@ class Lowered:
 
 
 def lower(
-    tail: ov.Model, feature: Port, core: ov.Core, memory: int, plain_macs: int, plain: bool
+    tail: ov.Model,
+    feature: Port,
+    core: ov.Core,
+    memory: int,
+    plain_macs: int,
+    plain: bool,
+    mask: Mask = "cell",
 ) -> Lowered:
     """Compile a prepared tail of one input [1,C,H,W] into rows built on `feature`.
 
     Args:
         tail: the tail at batch 1; it takes any batch.
         feature: the feature map [1,C,H,W] to read.
-        core: to evaluate the background with.
+        core: to evaluate constants with.
         memory: bytes that the dense remainder's activations may take at once.
         plain_macs: multiply-accumulates of one plain inference.
         plain: also give the whole map's logits. Where each cell is down to one vector, the whole
             map's is treated as one more, so that large weights are read once for all.
+        mask: "cell" or "drop".
 
     Raises:
         PlanRefused: rows don't apply or save too little.
     """
-    unmasked = _attached(tail, feature) if plain else {}
-    return _Compiler(tail, core, memory, plain_macs, unmasked).run(feature)
+    unmasked = _attached(tail, feature) if plain or mask == "drop" else {}
+    return _Compiler(tail, core, memory, plain_macs, plain, mask, unmasked).run(feature)
 
 
 @dataclass
@@ -80,6 +89,8 @@ class _Compiler:
     core: ov.Core
     memory: int
     plain_macs: int
+    plain: bool
+    mask: Mask
     unmasked: Mapping[str, ov.Node]
     values: dict[Key, Rows | PerCell] = field(default_factory=dict)
     rest: set[str] = field(default_factory=set)
@@ -95,13 +106,18 @@ class _Compiler:
         cost = estimate(steps, key_of(parameter.output(0)), (height, width))
         if not cost.is_worth_it(self.plain_macs):
             raise PlanRefused(NO_SAVING)
-        self.backgrounds = _backgrounds(self.tail, nodes, self.core)
-        port = ops.transpose(feature, constant([0, 2, 3, 1], np.int32)).output(0)
+        of_image = ImageBackground(feature)
+        self.backgrounds: Mapping[Key, Background]
+        at_cut: Background
+        if self.mask == "drop":
+            self.backgrounds = _of_image(nodes, self.unmasked)
+            port, at_cut = constant(np.zeros((cells, channels))), of_image
+        else:
+            self.backgrounds = _of_zeros(self.tail, nodes, self.core)
+            port = of_image.table
+            at_cut = FixedBackground(np.zeros((channels, height, width), np.float32))
         one_cell = np.eye(cells, dtype=bool).reshape(cells, height, width)
-        zeros = np.zeros((channels, height, width), np.float32)
-        self.values[key_of(parameter.output(0))] = Rows(
-            reshape(port, [cells, channels]), one_cell, zeros
-        )
+        self.values[key_of(parameter.output(0))] = Rows(port, one_cell, at_cut)
         for node in nodes:
             if key_of(node.output(0)) in self.values:
                 continue  # done together with an earlier one
@@ -115,12 +131,12 @@ class _Compiler:
         if value is None:
             value = self._densely(cells, nodes)
         count = int(np.prod(list(end.shape)))
-        if self.unmasked and not (isinstance(value, PerCell) and value.whole):
+        if self.plain and not (isinstance(value, PerCell) and value.whole):
             whole_logits = reshape(self._unmasked(key_of(end)), [1, count])
             masked = reshape(self._slice(value, 0, cells), [cells, count])
             logits = ops.concat([masked, whole_logits], 0).output(0)
         else:
-            entries = cells + bool(self.unmasked)
+            entries = cells + self.plain
             logits = reshape(self._slice(value, 0, entries), [entries, count])
         return Lowered(logits, cost.rows, self.dense_from)
 
@@ -152,7 +168,7 @@ class _Compiler:
         chunk = max(1, min(cells, self.memory // (2 * size)))
         borders = [*range(0, cells, chunk), cells]
         per_cell = all(isinstance(value, PerCell) for value in self.boundary.values())
-        adds_whole = bool(self.unmasked) and len(borders) == 2 and per_cell
+        adds_whole = self.plain and len(borders) == 2 and per_cell
         chunks = []
         for start, stop in pairwise(borders):
             copy = self.tail.clone()
@@ -201,7 +217,8 @@ class _Compiler:
         background = backgrounds[0]
         if background is None:
             return None
-        if kind in ELEMENTWISE and background.ndim == 3:
+        is_map = len(background.shape) == 3
+        if kind in ELEMENTWISE and is_map:
             inputs = [
                 value if isinstance(value, Rows) else self._constant(source)
                 for value, source in zip(values, sources, strict=True)
@@ -210,7 +227,7 @@ class _Compiler:
                 return None
             made = pixelwise.elementwise(node, inputs, background)  # type: ignore[arg-type]
             return None if made is None else [made]
-        if kind == "Concat" and len(rows) == len(values) and background.ndim == 3:
+        if kind == "Concat" and len(rows) == len(values) and is_map:
             if int(node.get_attributes()["axis"]) % 4 != 1:
                 return None
             return [pixelwise.concatenated(rows, background)]
@@ -229,27 +246,28 @@ class _Compiler:
         return self._lower_spatial(node, kind, rows[0], background)
 
     def _lower_spatial(
-        self, node: ov.Node, kind: str, rows: Rows, background: Array
+        self, node: ov.Node, kind: str, rows: Rows, background: Background
     ) -> list[Rows | PerCell] | None:
         height, width = rows.active.shape[1:]
-        shape = list(node.output(0).shape)
+        is_map = len(background.shape) == 3
         if kind == "ReduceMean":
             axes = self._constant(node.input_value(1))
             if axes is None or sorted(int(a) % 4 for a in axes.reshape(-1)) != [2, 3]:
                 return None
-            return [pooling.global_average(rows, shape[1:])]
+            return [pooling.global_average(rows, background)]
         if kind == "Reshape":
             return self._flattened(node, rows)
         if kind == "Convolution":
             weight = self._constant(node.input_value(1))
-            if weight is None or background.ndim != 3:
+            if weight is None or not is_map:
                 return None
             return [convolution.convolution(rows, window_of(node), weight, background)]
-        if kind not in ("GroupConvolution", "AvgPool", "MaxPool") or background.ndim != 3:
+        if kind not in ("GroupConvolution", "AvgPool", "MaxPool") or not is_map:
             return None
         window = window_of(node)
-        if kind == "AvgPool" and window.kernel == (height, width) and shape[2:] == [1, 1]:
-            return [pooling.global_average(rows, shape[1:])]
+        pools_all = window.kernel == (height, width) and background.shape[1:] == (1, 1)
+        if kind == "AvgPool" and pools_all:
+            return [pooling.global_average(rows, background)]
         if kind == "GroupConvolution":
             weight = self._constant(node.input_value(1))
             if weight is None:
@@ -284,7 +302,7 @@ class _Compiler:
         if linear.get_attributes()["transpose_b"]:
             weight = weight.T
         weight = np.asarray(weight, np.float32)
-        unmasked = self._unmasked(key_of(node.output(0))) if self.unmasked else None
+        unmasked = self._unmasked(key_of(node.output(0))) if self.plain else None
         made = pooling.flat_linear(rows, weight, background, unmasked)
         self.values[key_of(linear.output(0))] = made
         return [made]
@@ -329,18 +347,28 @@ def _attached(tail: ov.Model, feature: Port) -> dict[str, ov.Node]:
     return {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
 
 
-def _backgrounds(tail: ov.Model, nodes: Sequence[ov.Node], core: ov.Core) -> Mapping[Key, Array]:
-    """Return the tail's activations on a feature map of zeros, without the batch axis."""
-    copy = tail.clone()
-    known = {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
-    keys = [
+def _of_image(nodes: Sequence[ov.Node], unmasked: Mapping[str, ov.Node]) -> dict[Key, Background]:
+    """Return the tail's activations on the image's own feature map."""
+    return {key: ImageBackground(unmasked[key[0]].output(key[1])) for key in _activations(nodes)}
+
+
+def _activations(nodes: Sequence[ov.Node]) -> list[Key]:
+    """Return the outputs that may have a background."""
+    return [
         key_of(port)
         for node in nodes
         for port in node.outputs()
         if port.get_element_type() == ov.Type.f32 and len(port.shape) in (2, 4)
     ]
+
+
+def _of_zeros(tail: ov.Model, nodes: Sequence[ov.Node], core: ov.Core) -> dict[Key, Background]:
+    """Return the tail's activations on a feature map of zeros."""
+    copy = tail.clone()
+    known = {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
+    keys = _activations(nodes)
     results = [ops.result(known[name].output(index)) for name, index in keys]
     parameters = copy.get_parameters()
     compiled = core.compile_model(ov.Model(results, parameters), "CPU", _F32)
     values = compiled([np.zeros(list(p.shape), np.float32) for p in parameters])
-    return {key: np.array(values[i])[0] for i, key in enumerate(keys)}
+    return {key: FixedBackground(np.array(values[i])[0]) for i, key in enumerate(keys)}

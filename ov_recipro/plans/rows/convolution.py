@@ -8,6 +8,7 @@ import numpy as np
 from openvino import opset13 as ops
 
 from ov_recipro.plans.nodes import Array, constant, gather, reshape
+from ov_recipro.plans.rows.backgrounds import Background
 from ov_recipro.plans.rows.tensors import Rows, differences, plus_background
 from ov_recipro.plans.rows.windows import Window
 
@@ -22,7 +23,7 @@ def convolution_macs(read: int, written: int, window: Window, weight: list[int])
     return (written if window.kernel == (1, 1) else read) * prod(weight)
 
 
-def convolution(rows: Rows, window: Window, weight: Array, background: Array) -> Rows:
+def convolution(rows: Rows, window: Window, weight: Array, background: Background) -> Rows:
     """Lower a convolution with weight [O,C,kh,kw].
 
     A convolution is linear: its output is the background's plus what the active pixels'

@@ -11,6 +11,7 @@ from openvino import opset13 as ops
 from openvino.utils.node_factory import NodeFactory
 
 from ov_recipro.plans.nodes import Array, Port, constant, gather, reshape
+from ov_recipro.plans.rows.backgrounds import Background
 from ov_recipro.plans.rows.tensors import (
     Indices,
     Mask,
@@ -70,7 +71,7 @@ def is_saturated(size: Sequence[int], window: Window, active: int, pixels: int) 
 
 
 def grouped_convolution(
-    node: ov.Node, rows: Rows, window: Window, patch: Patch, background: Array
+    node: ov.Node, rows: Rows, window: Window, patch: Patch, background: Background
 ) -> Rows:
     """Lower a grouped convolution: linear, so the windows hold differences from the background."""
     patches = _difference_patches(rows, window, patch)
@@ -79,11 +80,13 @@ def grouped_convolution(
                   "auto_pad": "explicit"}  # fmt: skip
     factory = NodeFactory(node.get_type_info().version_id)
     result = factory.create(node.get_type_name(), [patches, weight], attributes).output(0)
-    port = _active_rows(result, patch, len(background))
+    port = _active_rows(result, patch, background.shape[0])
     return Rows(plus_background(port, background, patch.active), patch.active, background)
 
 
-def depthwise_once(rows: Rows, window: Window, weight: Array, background: Array) -> Rows | None:
+def depthwise_once(
+    rows: Rows, window: Window, weight: Array, background: Background
+) -> Rows | None:
     """Lower a depthwise convolution with weight [C,1,1,kh,kw] whose outputs see one row each.
 
     That is so right behind the cut, where a cell has one active pixel: each output is that row's
@@ -96,29 +99,29 @@ def depthwise_once(rows: Rows, window: Window, weight: Array, background: Array)
         return None
     tap = used.argmax(axis=1)
     source = gather(differences(rows), numbers[np.arange(len(tap)), tap])
-    by_tap = weight.reshape(len(background), -1).T
+    by_tap = weight.reshape(rows.channels, -1).T
     port = ops.multiply(source, constant(by_tap[tap])).output(0)
     return Rows(plus_background(port, background, active), active, background)
 
 
 def average_pool(
-    rows: Rows, window: Window, patch: Patch, background: Array, divisors: Array
+    rows: Rows, window: Window, patch: Patch, background: Background, divisors: Array
 ) -> Rows:
     """Lower an average pool; `divisors` [H',W'] are the pixel counts that it divides by."""
     patches = _difference_patches(rows, window, patch)
     pooled = ops.avg_pool(
         patches, list(window.stride), [0, 0], [0, 0], list(window.kernel), False, "floor"
     ).output(0)
-    port = _active_rows(pooled, patch, len(background))
+    port = _active_rows(pooled, patch, background.shape[0])
     pixels = np.flatnonzero(patch.active) % divisors.size
     factors = window.kernel[0] * window.kernel[1] / divisors.reshape(-1)[pixels]
     port = ops.multiply(port, constant(factors[:, None])).output(0)
     return Rows(plus_background(port, background, patch.active), patch.active, background)
 
 
-def max_pool(rows: Rows, window: Window, patch: Patch, background: Array) -> Rows:
+def max_pool(rows: Rows, window: Window, patch: Patch, background: Background) -> Rows:
     """Lower a max pool: not linear, so the windows hold the values themselves."""
-    table = _with_row(with_background(rows), np.full(len(rows.background), _LOWEST))
+    table = _with_row(with_background(rows), np.full(rows.channels, _LOWEST))
     height, width = window.source
     inactive = rows.count + np.arange(height * width).reshape(height, width)
     patches = _gathered(rows, window, patch, table, inactive, rows.count + height * width)
@@ -126,12 +129,12 @@ def max_pool(rows: Rows, window: Window, patch: Patch, background: Array) -> Row
         patches, list(window.stride), list(window.dilation), [0, 0], [0, 0],
         list(window.kernel), "floor",
     ).output(0)  # fmt: skip
-    return Rows(_active_rows(pooled, patch, len(background)), patch.active, background)
+    return Rows(_active_rows(pooled, patch, background.shape[0]), patch.active, background)
 
 
 def _difference_patches(rows: Rows, window: Window, patch: Patch) -> Port:
     """Return the input windows [N,C,h,w] of differences from the background, 0 where inactive."""
-    table = _with_row(differences(rows), np.zeros(len(rows.background)))
+    table = _with_row(differences(rows), np.zeros(rows.channels))
     return _gathered(rows, window, patch, table, np.full((1, 1), rows.count), rows.count)
 
 

@@ -10,10 +10,11 @@ from openvino import opset13 as ops
 from openvino.utils.node_factory import NodeFactory
 
 from ov_recipro.plans.nodes import Array, Port, constant, rebuild
+from ov_recipro.plans.rows.backgrounds import Background
 from ov_recipro.plans.rows.tensors import Rows, aligned
 
 
-def elementwise(node: ov.Node, values: list[Rows | Array], background: Array) -> Rows | None:
+def elementwise(node: ov.Node, values: list[Rows | Array], background: Background) -> Rows | None:
     """Lower an elementwise operation of rows and constants; None where shapes do not allow it."""
     rows = [value for value in values if isinstance(value, Rows)]
     if any(value.background.shape != background.shape for value in rows):
@@ -43,14 +44,14 @@ def _spread(node: ov.Node, value: Array, active: np.ndarray) -> Port | None:
     return constant(full.reshape(shape[1], -1).T[pixels], value.dtype)
 
 
-def concatenated(values: list[Rows], background: Array) -> Rows:
+def concatenated(values: list[Rows], background: Background) -> Rows:
     """Lower a Concat over channels."""
     active = reduce(np.logical_or, (value.active for value in values))
     port = ops.concat([aligned(value, active) for value in values], 1).output(0)
     return Rows(port, active, background)
 
 
-def split(node: ov.Node, rows: Rows, backgrounds: list[Array]) -> list[Rows]:
+def split(node: ov.Node, rows: Rows, backgrounds: list[Background]) -> list[Rows]:
     """Lower a Split or VariadicSplit over channels."""
     factory = NodeFactory(node.get_type_info().version_id)
     rest = [port.get_source_output() for port in node.inputs()][1:]

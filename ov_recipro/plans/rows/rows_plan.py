@@ -11,6 +11,7 @@ from ov_recipro.cut.bundle import Manifest
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.plans.nodes import Port, prepared
 from ov_recipro.plans.rows.compiler import Lowered, lower
+from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.verdict import PlanRefused
 
 FROZEN_BATCH = "the tail's batch is frozen"
@@ -34,9 +35,9 @@ class RowsPlan:
     name = "rows"
 
 
-def applies(manifest: Manifest, mask: str) -> str | None:
+def applies(manifest: Manifest, mask: Mask) -> str | None:
     """Return why the plan can't be used for a bundle; None where it can."""
-    if mask != "cell":
+    if mask not in ("cell", "drop"):
         return f"the mask '{mask}' keeps more than one cell"
     if not manifest.any_batch:
         return FROZEN_BATCH
@@ -61,6 +62,7 @@ def build(
     memory: int,
     plain_macs: int,
     plain: bool,
+    mask: Mask = "cell",
 ) -> tuple[Lowered, RowsPlan]:
     """Compile a tail at batch 1 into a graph built on `feature` (see `compiler.lower`).
 
@@ -68,7 +70,7 @@ def build(
         PlanRefused: rows don't apply, save too little, or their compiler fails on this graph.
     """
     try:
-        lowered = lower(prepared(tail), feature, core, memory, plain_macs, plain)
+        lowered = lower(prepared(tail), feature, core, memory, plain_macs, plain, mask)
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
         raise PlanRefused(f"{type(failure).__name__}: {str(failure).splitlines()[0]}") from failure
     cells = int(np.prod(list(feature.shape)[2:]))

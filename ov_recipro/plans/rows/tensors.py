@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from openvino import opset13 as ops
 
-from ov_recipro.plans.nodes import Array, Port, constant, gather, reshape
+from ov_recipro.plans.nodes import Port, constant, gather, reshape
+from ov_recipro.plans.rows.backgrounds import Background
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -23,12 +24,12 @@ class Rows:
     Attributes:
         port: [P,C], the values at the active pixels, ordered by cell, row and column.
         active: [N,H,W], P of which are true.
-        background: [C,H,W], the values at all other pixels.
+        background: the values [C,H,W] at all other pixels.
     """
 
     port: Port
     active: Mask
-    background: Array
+    background: Background
 
     @cached_property
     def positions(self) -> tuple[Indices, Indices]:
@@ -50,9 +51,9 @@ class Rows:
         return int(self.active.sum())
 
     @property
-    def background_table(self) -> Array:
-        """The background by pixel, [H*W,C]."""
-        return np.ascontiguousarray(self.background.reshape(len(self.background), -1).T)
+    def channels(self) -> int:
+        """C, the number of channels."""
+        return self.background.shape[0]
 
 
 @dataclass(frozen=True)
@@ -81,30 +82,29 @@ def aligned(rows: Rows, active: Mask) -> Port:
 
 def with_background(rows: Rows) -> Port:
     """Return [P+H*W,C]: the rows, and behind them the background's pixels."""
-    return ops.concat([rows.port, constant(rows.background_table)], 0).output(0)
+    return ops.concat([rows.port, rows.background.table], 0).output(0)
 
 
 def differences(rows: Rows) -> Port:
     """Return [P,C]: the values minus the background's."""
-    if not rows.background.any():
+    if rows.background.is_zero:
         return rows.port
-    negative = constant(-rows.background_table)  # a subtraction would lose its pinned precision
-    return ops.add(rows.port, gather(negative, rows.positions[1])).output(0)
+    # a subtraction would lose its pinned precision
+    negative = gather(rows.background.negative, rows.positions[1])
+    return ops.add(rows.port, negative).output(0)
 
 
-def plus_background(port: Port, background: Array, active: Mask) -> Port:
+def plus_background(port: Port, background: Background, active: Mask) -> Port:
     """Return [P,C] plus the background [C,H,W] at the active pixels."""
-    if not background.any():
+    if background.is_zero:
         return port
-    table = constant(background.reshape(len(background), -1).T)
     pixels = np.flatnonzero(active) % (active.shape[1] * active.shape[2])
-    return ops.add(port, gather(table, pixels)).output(0)
+    return ops.add(port, gather(background.table, pixels)).output(0)
 
 
 def densified(rows: Rows, cells: slice) -> Port:
     """Return the full maps [n,C,H,W] of a range of cells."""
     _, height, width = rows.active.shape
-    channels = len(rows.background)
     numbers = rows.lookup[cells].reshape(-1, height * width)
     pixels = np.broadcast_to(np.arange(height * width), numbers.shape)
     if (numbers >= 0).all():
@@ -112,7 +112,7 @@ def densified(rows: Rows, cells: slice) -> Port:
     else:
         port = gather(with_background(rows), np.where(numbers >= 0, numbers, rows.count + pixels))
     port = ops.transpose(port, constant([0, 2, 1], np.int32)).output(0)
-    return reshape(port, [len(numbers), channels, height, width])
+    return reshape(port, [len(numbers), rows.channels, height, width])
 
 
 def summed_per_cell(port: Port, cells: Indices, count: int) -> Port:

@@ -90,14 +90,19 @@ def add_mask(
     mask: Mask,
     cells: str = CELLS,
 ) -> None:
-    """Append the masking of a feature map at batch 1 by the cell numbers `cells` [b]."""
+    """Append the masking of a feature map at batch 1 by the cell numbers `cells` [b].
+
+    The number H*W stands for no cell: under "cell" none is kept, under "drop" all are.
+    """
     cut = manifest.cut
     height, width = cut.grid
     count, channels = height * width, cut.shape[0]
     values = graph.constant([0, 1], np.float32)
     one_hot = graph.add("OneHot", cells, graph.constant(count), values, axis=-1)
     plane = graph.add("Reshape", one_hot, graph.constant([-1, 1, height, width]))
-    if mask != "cell":
+    if mask == "drop":
+        plane = graph.add("Sub", graph.constant(1, np.float32), plane)
+    elif mask != "cell":
         kernel = graph.constant(GAUSSIAN[None, None], np.float32)
         plane = graph.add("Conv", plane, kernel, pads=[1, 1, 1, 1])
     if cut.layout != "NCHW":

@@ -42,11 +42,17 @@ def masked(tail: ov.Model, manifest: Manifest, batch: int, mask: Mask) -> ov.Mod
 def _mask_feature(
     feature: ov.Node | ov.Output, one_hot: ov.Node, cut: CutPoint, mask: Mask
 ) -> ov.Node:
-    """Return the masked feature maps, one for each row of `one_hot` [batch,N]."""
+    """Return the masked feature maps, one for each row of `one_hot` [batch,N].
+
+    A row of zeros, as of the number N, stands for no cell: under "cell" none is kept, under "drop"
+    all are.
+    """
     batch = one_hot.output(0).shape[0]
     plane = ops.reshape(one_hot, _int64([batch, 1, *cut.grid]), False)
     kind = feature.get_element_type()
-    if mask != "cell":
+    if mask == "drop":
+        plane = ops.subtract(np.float32(1), plane)
+    elif mask != "cell":
         kernel = ops.constant(GAUSSIAN[None, None])
         plane = ops.convolution(plane, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
     cells, channels, layout = cut.cells.count, cut.shape[0], cut.layout

@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Mask = Literal["cell", "spread", "weight"]
+Mask = Literal["cell", "spread", "weight", "drop"]
 """What is kept of a feature map: one cell (Eq. 5 of the paper); that cell's vector, copied to its
-3x3 neighbours with Gaussian weights; or the neighbours' own vectors times these weights."""
+3x3 neighbours with Gaussian weights; the neighbours' own vectors times these weights; or all cells
+but one."""
 
 GAUSSIAN = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 16
 

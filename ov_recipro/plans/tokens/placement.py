@@ -19,6 +19,8 @@ from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask
 from ov_recipro.plans.tokens.demand import Demand
 from ov_recipro.plans.verdict import PlanRefused
 
+KEEPS_MOST = "the mask 'drop' keeps all tokens but one"
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -61,6 +63,8 @@ class Masking:
 
 def masking_of(cut: CutPoint, mask: Mask) -> Masking:
     """Return what the masks of a cut hold (see `plans.stream.Mask`)."""
+    if mask == "drop":
+        raise PlanRefused(KEEPS_MOST)
     height, width = cut.grid
     cells = height * width
     count = cut.prefix + cells

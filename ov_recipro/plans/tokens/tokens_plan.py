@@ -14,6 +14,7 @@ from ov_recipro.cut.points import CutPoint
 from ov_recipro.plans.nodes import Port, key_of, prepared
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.tokens.builder import merged
+from ov_recipro.plans.tokens.placement import KEEPS_MOST
 from ov_recipro.plans.tokens.tokens_cost import estimate
 from ov_recipro.plans.verdict import PlanRefused
 
@@ -43,8 +44,10 @@ class TokensPlan:
     name = "tokens"
 
 
-def applies(manifest: Manifest) -> str | None:
+def applies(manifest: Manifest, mask: Mask) -> str | None:
     """Return why the plan can't be used for a bundle; None where it can."""
+    if mask == "drop":
+        return KEEPS_MOST
     return inapplicable(manifest.cut)
 
 

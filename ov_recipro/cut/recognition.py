@@ -1,0 +1,154 @@
+"""What a model is for, from what its file says, and the names and shapes of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Literal
+
+from ov_recipro.cut.graph import Shape, Task
+
+Kind = Task | Literal["anomaly", "detector", "instances", "keypoints", "unknown"]
+
+OWN_OUTPUTS = frozenset({"saliency_map", "saliency_classes", "feature_vector"})
+"""Outputs that explaining adds to a model; they say nothing about it."""
+
+NORMALISATIONS = frozenset({"LpNormalization", "NormalizeL2", "ReduceL2"})
+_OVER_CLASSES = ("LogSoftmax", "SoftMax", "Softmax")
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32), (8, 16, 32, 64, 128))
+_VECTOR_WORDS = ("embed", "descriptor", "pooler", "feat")
+_FINEST = 8  # the stride up to which a map [1,K,h,w] is taken for a segmentation
+_MAX_QUERIES = 900
+_MODEL_TYPES: dict[str, Kind] = {
+    "classification": "classifier",
+    "segmentation": "segmentation",
+    **dict.fromkeys(
+        ("ssd", "yolo", "yolov3-onnx", "yolov4", "yolov5", "yolov8", "yolo11", "yolox", "yolof",
+         "detectionmodel"),
+        "detector",
+    ),
+    **dict.fromkeys(("maskrcnn", "detrinstseg"), "instances"),
+    "anomalydetection": "anomaly",
+    "keypointdetection": "keypoints",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a model is for, and how that is known, in words."""
+
+    kind: Kind
+    why: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """One of a model's outputs.
+
+    Attributes:
+        shape: at batch 1; closing: the operation that makes it, casts and reshapes aside.
+        channels_last: whether it is laid out [N,H,W,C].
+    """
+
+    shape: Shape
+    closing: str
+    channels_last: bool = False
+
+
+def of_model_type(model_type: str) -> Finding | None:
+    """Return what OpenVINO Model API's `model_type` says, if it is one that is known."""
+    kind = _MODEL_TYPES.get(model_type.lower())
+    return None if kind is None else Finding(kind, f"model_type '{model_type}'")
+
+
+def recognise(outputs: Mapping[str, Output], image: tuple[int, int]) -> Finding:
+    """Tell what a model is for by its outputs; the first rule that fits decides.
+
+    Args:
+        outputs: the outputs of known shape, by name.
+        image: (height, width) of the model's input.
+    """
+    known = {name: out for name, out in outputs.items() if name not in OWN_OUTPUTS} or outputs
+    shapes = {name: output.shape for name, output in known.items()}
+    for name, output in known.items():
+        if len(known) == 1 and len(output.shape) == 3 and output.closing in _OVER_CLASSES:
+            return Finding("sequence", _as_text(name, output.shape))
+    for rule in (_boxes_by_name, _boxes_by_shape, _raw_heads):
+        if (why := rule(shapes, image)) is not None:
+            return Finding("detector", why)
+    vectors = [name for name, shape in shapes.items() if is_vector(shape)]
+    if vectors:
+        name = vectors[0]
+        by_name = any(word in name.lower() for word in _VECTOR_WORDS)
+        if len(vectors) == 1 and (by_name or known[name].closing in NORMALISATIONS):
+            return Finding("embedding", _as_text(name, shapes[name]))
+        return Finding("classifier", _as_text(name, shapes[name]))
+    for name, output in known.items():
+        if _is_map(output, image):
+            return Finding("segmentation", _as_text(name, output.shape))
+    return Finding("unknown", ", ".join(_as_text(*each) for each in shapes.items()))
+
+
+def is_vector(shape: Shape) -> bool:
+    """[K], [1,K], [1,K,1,1] or [1,1,1,K]."""
+    return len(shape) in (1, 2) or (
+        len(shape) == 4 and shape[0] == 1 and prod(shape) == max(shape[1], shape[3])
+    )
+
+
+def _as_text(name: str, shape: Shape) -> str:
+    return f"output '{name}' {list(shape)}"
+
+
+def _is_map(output: Output, image: tuple[int, int]) -> bool:
+    """Whether an output is [1,K,h,w] of a fine stride, or an index of a class for each pixel."""
+    shape = output.shape
+    if output.closing in ("ArgMax", "TopK"):
+        return len(shape) in (3, 4) and prod(shape) == shape[-1] * shape[-2]
+    if len(shape) != 4 or shape[0] != 1:
+        return False
+    height, width = shape[1:3] if output.channels_last else shape[2:]
+    return min(height, width) > 1 and height * _FINEST >= image[0]
+
+
+def _boxes_by_name(shapes: Mapping[str, Shape], _: tuple[int, int]) -> str | None:
+    names = {name.lower() for name in shapes}
+    if {"num_dets", "det_boxes"} <= names:
+        return "outputs of TensorRT's EfficientNMS"
+    if {"boxes", "labels"} <= names or ("boxes" in names and len(names) > 1):
+        return "an output 'boxes'"
+    return "outputs 'logits' and 'pred_boxes'" if "pred_boxes" in names else None
+
+
+def _boxes_by_shape(shapes: Mapping[str, Shape], image: tuple[int, int]) -> str | None:
+    values = list(shapes.values())
+    if any(len(s) == 4 and s[:2] == (1, 1) and s[3] == 7 and s[2] != image[0] for s in values):
+        return "an output [1,1,N,7] of DetectionOutput"
+    if len(values) == 2 and all(len(s) == 3 for s in values) and values[0][1] == values[1][1]:
+        four = [s for s in values if s[2] == 4]
+        return f"boxes and scores of {four[0][1]} candidates" if len(four) == 1 else None
+    if len(values) != 1 or len(values[0]) != 3:
+        return None
+    _, first, last = values[0]
+    grids = _anchors(image)
+    if last in (6, 7) and first > last:
+        return f"an output [1,{first},{last}] of boxes"
+    if last in grids:
+        return f"an output [1,4+K,{last}], as of YOLOv8"
+    if first in grids:
+        return f"an output [1,{first},5+K], as of YOLOX"
+    return f"an output [1,{first},5+K], as of YOLOv5" if first in {3 * g for g in grids} else None
+
+
+def _raw_heads(shapes: Mapping[str, Shape], image: tuple[int, int]) -> str | None:
+    sizes = {prod(s[2:]) if len(s) == 4 else s[-2] for s in shapes.values() if len(s) in (3, 4)}
+    if len(shapes) > 2 and len(sizes) > 1 and sum(sizes) in _anchors(image):
+        return "maps of the strides of a detector"
+    return None
+
+
+def _anchors(image: tuple[int, int]) -> set[int]:
+    """Return the numbers of cells of usual pyramids."""
+    height, width = image
+    return {sum(ceil(height / s) * ceil(width / s) for s in each) for each in _STRIDES}

@@ -1,0 +1,57 @@
+"""A limit on what an explanation may cost, checked before anything is compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ov_recipro.cut.bundle import Bundle
+from ov_recipro.errors import OptionError
+from ov_recipro.options import Cut, Running
+from ov_recipro.plans.stream import Mask
+from ov_recipro.runtimes import runs_on_openvino
+
+
+def check_cost(
+    bundle: Bundle, running: Running, mask: Mask, source: tuple[Path, Cut] | None
+) -> None:
+    """Raise ReciproError where an explanation costs more than `max_cost` inferences.
+
+    Args:
+        bundle: what to explain.
+        running: how it is run, and the limit, if there is one.
+        mask: what is kept of the feature map.
+        source: the model's file and how it is cut, to name a cheaper layer; None for a bundle.
+    """
+    cost, max_cost = bundle.manifest.cost, running.max_cost
+    if max_cost is None or cost is None:
+        return
+    cut = bundle.manifest.cut
+    on_tokens = cut.layout == "NTC"
+    on_openvino = runs_on_openvino(running.device)
+    if on_tokens:
+        sparse_applies = on_openvino and mask != "drop"
+    else:
+        sparse_applies = mask == "cell" or (mask == "drop" and on_openvino)
+    expected = cost.stream
+    if sparse_applies and running.plan != "stream":
+        expected = cost.inferences
+        if mask not in (
+            "cell",
+            "drop",
+        ):  # nine cells instead of one, beside the prefix and the rest
+            expected = 1 + (expected - 1) * (cut.prefix + 10) / (cut.prefix + 2)
+    if expected <= max_cost:
+        return
+    hint = "'ov-recipro layers' lists what other layers cost"
+    tensor = bundle.manifest.cut.tensor
+    if source is not None:
+        from ov_recipro.splitting.costs import cheaper_layer
+        from ov_recipro.splitting.split import open_source
+
+        found = cheaper_layer(open_source(*source), tensor, max_cost)
+        if found is not None:
+            hint = f"'{found[0]}', further on, would cost about {found[1].inferences:.3g}"
+    raise OptionError(
+        f"Explaining at '{tensor}' would cost about {expected:.3g} inferences per image; the limit "
+        f"is {max_cost:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
+    )

@@ -1,0 +1,197 @@
+"""From what users ask about an image to targets, and what a model predicts for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ov_recipro.cut.bundle import Manifest
+from ov_recipro.errors import OptionError, TargetError
+from ov_recipro.explanation import Prediction
+from ov_recipro.images.preprocess import Window
+from ov_recipro.options import Targets
+from ov_recipro.saliency import Floats, Score, best_classes, class_scores, target_scores
+from ov_recipro.sources.labels import class_index
+from ov_recipro.targets.base import ScoredTarget
+from ov_recipro.targets.classes import ClassTarget, find_classes
+from ov_recipro.targets.contrast import NEXT, ContrastTarget, other_class
+from ov_recipro.targets.regions import RegionTarget, area_of, best_by_pixel, by_pixel
+from ov_recipro.targets.sequences import PositionTarget, check_position
+from ov_recipro.targets.similarity import Reference, SimilarityTarget
+
+_LISTED = 5  # predictions that an explanation lists
+_OF_TASK = {
+    "similar_to": "embedding",
+    "unlike": "embedding",
+    "centre": "embedding",
+    "region": "segmentation",
+    "pixel": "segmentation",
+    "position": "sequence",
+    "against": "classifier",
+}
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Finds targets and predictions in a model's outputs.
+
+    Attributes:
+        manifest: of the model; labels: its class names; score: how logits become scores.
+    """
+
+    manifest: Manifest
+    labels: tuple[str, ...] | None
+    score: Score
+
+    def check(self, asked: Targets) -> None:
+        """Raise where an option is not one for this model, or there is no such class.
+
+        Raises:
+            OptionError: the option is for models of another kind, or one is missing.
+            TargetError: there is no such class.
+        """
+        task, why = self.manifest.task, self.manifest.why
+        article = "an" if task == "embedding" else "a"
+        for name, wanted in _OF_TASK.items():
+            if _is_given(getattr(asked, name)) and task != wanted:
+                option = f"--{name.replace('_', '-')}"
+                hint = " --task similarity cuts it as one." if wanted == "embedding" else ""
+                wanted_article = "an" if wanted == "embedding" else "a"
+                raise OptionError(
+                    f"{option} is for {wanted_article} {wanted}; this model is {article} {task} "
+                    f"({why}).{hint}"
+                )
+        if task == "embedding":
+            if not _is_given(asked.similar_to):
+                raise OptionError(
+                    f"This model is an embedding ({why}): say with --similar-to what images are "
+                    "compared with."
+                )
+            return
+        if asked.region is not None and asked.pixel is not None:
+            raise OptionError("Either --region or --pixel, not both.")
+        self._classes(asked, None)
+        if asked.against not in (None, NEXT):
+            self._index(asked.against)
+
+    def targets(self, asked: Targets, outputs: Floats, window: Window | None) -> list[ScoredTarget]:
+        """Return the targets for an image.
+
+        Args:
+            asked: what was asked, with references already made.
+            outputs: of the image, in a row.
+            window: the part of the image that the model saw.
+
+        Raises:
+            OptionError, TargetError: there are no such targets.
+        """
+        self.check(asked)
+        task = self.manifest.task
+        if task == "embedding":
+            if not isinstance(asked.similar_to, Reference):
+                raise TypeError("references must be made first")
+            return [SimilarityTarget(asked.similar_to)]
+        if task == "segmentation":
+            return self._regions(asked, outputs, window)
+        if task == "sequence":
+            logits = outputs.reshape(-1, self.manifest.classes)
+            position = check_position(asked.position, logits, self.labels)
+            return [
+                PositionTarget(index, self.label(index), self.score, position, len(logits))
+                for index in self._classes(asked, logits[position])
+            ]
+        indices = self._classes(asked, outputs)
+        if asked.against is None:
+            return [ClassTarget(index, self.label(index), self.score) for index in indices]
+        other = None if asked.against == NEXT else self._index(asked.against)
+        found: list[ScoredTarget] = []
+        for index in indices:
+            against = other_class(index, other, outputs)
+            rival = Prediction(against, self.label(against), float(outputs[against]))
+            found.append(ContrastTarget(index, self.label(index), rival, asked.gamma))
+        return found
+
+    def predictions(self, outputs: Floats, terms: Floats | None) -> tuple[Prediction, ...]:
+        """Return what the model predicts for an image.
+
+        These are a classifier's best classes, best first; the classes that a segmentation gives
+        most pixels to, with their share of all pixels as score; the best class of each position of
+        a sequence, in order. An embedding predicts nothing.
+
+        Args:
+            outputs: of the image, in a row; terms: see `saliency.softmax_terms`.
+        """
+        task = self.manifest.task
+        if task == "embedding":
+            return ()
+        if task == "segmentation":
+            predicted = self._best(outputs)
+            counts = np.bincount(predicted[predicted >= 0], minlength=self.manifest.classes)
+            shares = (counts / predicted.size).tolist()
+            best = best_classes(counts.astype(np.float32), _LISTED)
+            chosen = [each for each in best if counts[each]]
+            return tuple(Prediction(each, self.label(each), shares[each]) for each in chosen)
+        if task == "sequence":
+            scores = class_scores(outputs.reshape(-1, self.manifest.classes), self.score)
+            return tuple(
+                Prediction(int(row.argmax()), self.label(int(row.argmax())), float(row.max()))
+                for row in scores
+            )
+        chosen = best_classes(outputs, _LISTED)
+        listed = target_scores(outputs[None], self.score, chosen, terms)[0].tolist()
+        return tuple(
+            Prediction(index, self.label(index), score)
+            for index, score in zip(chosen, listed, strict=True)
+        )
+
+    def label(self, index: int) -> str | None:
+        """Return a class's name, where names are known."""
+        return self.labels[index] if self.labels is not None else None
+
+    def _classes(self, asked: Targets, scores: Floats | None) -> list[int]:
+        return find_classes(asked.classes, self.labels, self.manifest.classes, scores)
+
+    def _index(self, name: str | int | None) -> int:
+        return class_index(name or 0, self.labels, self.manifest.classes)
+
+    def _best(self, outputs: Floats) -> np.ndarray:
+        pixels = by_pixel(outputs, self.manifest.scores_shape, self.manifest.class_axis)[0]
+        return best_by_pixel(pixels, self.score == "sigmoid")
+
+    def _regions(
+        self, asked: Targets, outputs: Floats, window: Window | None
+    ) -> list[ScoredTarget]:
+        best, box = self._best(outputs), None
+        counts = np.bincount(best[best >= 0], minlength=self.manifest.classes)
+        mask = None
+        if asked.region is not None or asked.pixel is not None:
+            x, y, width, height = asked.region or (*(asked.pixel or (0, 0)), 1, 1)
+            box = (x, y, x + width, y + height)
+            mask = area_of(box, window, best.shape)
+            counts = np.bincount(best[mask & (best >= 0)], minlength=self.manifest.classes)
+        found: list[ScoredTarget] = []
+        for index in self._classes(asked, counts.astype(np.float32)):
+            pixels = best == index if mask is None else mask
+            if not pixels.any():
+                name = self.label(index) or f"class {index}"
+                raise TargetError(
+                    f"No pixel of this image is predicted as '{name}'; --region names pixels to "
+                    "explain all the same."
+                )
+            target = RegionTarget(
+                index=index,
+                label=self.label(index),
+                score=self.score,
+                mask=pixels,
+                region=box,
+                shape=self.manifest.scores_shape,
+                class_axis=self.manifest.class_axis,
+            )
+            found.append(target)
+        return found
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, tuple) and not value)
