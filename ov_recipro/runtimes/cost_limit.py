@@ -35,10 +35,7 @@ def check_cost(
     expected = cost.stream
     if sparse_applies and running.plan != "stream":
         expected = cost.inferences
-        if mask not in (
-            "cell",
-            "drop",
-        ):  # nine cells instead of one, beside the prefix and the rest
+        if mask in ("spread", "weight"):  # nine cells instead of one, beside prefix and rest
             expected = 1 + (expected - 1) * (cut.prefix + 10) / (cut.prefix + 2)
     if expected <= max_cost:
         return
