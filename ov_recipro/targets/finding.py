@@ -71,7 +71,16 @@ class Finder:
                 )
             return
         if asked.region is not None and asked.pixel is not None:
-            raise OptionError("Either --region or --pixel, not both.")
+            raise OptionError("Either --region or --pixel can be given, not both.")
+        if asked.region is not None and not min(asked.region[2:]) > 0:
+            raise OptionError("A region's width and height must be above 0.")
+        for name, numbers in (
+            ("gamma", [asked.gamma]),
+            ("region", asked.region or ()),
+            ("pixel", asked.pixel or ()),
+        ):
+            if not np.isfinite(numbers).all():
+                raise OptionError(f"--{name} must be finite.")
         self._classes(asked, None)
         if asked.against not in (None, NEXT):
             self._index(asked.against)

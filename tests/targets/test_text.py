@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from oracle import Oracle
-from ov_recipro import Explainer, TargetError
+from ov_recipro import Explainer, OptionError, TargetError
 from ov_recipro.images.preprocess import Image, Preprocessing, prepare
 from ov_recipro.targets.regions import Region
 from ov_recipro.targets.sequences import Position
@@ -98,6 +99,15 @@ def test_each_word_has_its_own_map(detector: Explainer, signs: Image) -> None:
 
 
 def test_wrong_regions(detector: Explainer, signs: Image) -> None:
+    wrongs: list[tuple[dict[str, Any], str]] = [
+        ({"region": (0, 0, -5, 50)}, "above 0"),
+        ({"region": (0, float("nan"), 5, 50)}, "--region must be finite"),
+        ({"pixel": (float("inf"), 1)}, "--pixel must be finite"),
+        ({"region": (0, 0, 5, 5), "pixel": (1, 1)}, "not both"),
+    ]
+    for wrong, message in wrongs:
+        with pytest.raises(OptionError, match=message):
+            detector(signs, **wrong)
     with pytest.raises(TargetError, match=r"200,200,210,210 lies outside .* 0,0,160,160"):
         detector(signs, region=(200, 200, 10, 10))
     blank = np.full((160, 160, 3), 230, np.uint8)
