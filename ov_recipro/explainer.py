@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import msgspec
@@ -31,7 +31,7 @@ from ov_recipro.sources.default_model import default_model
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.openvino_models import as_file
 from ov_recipro.targets.base import ScoredTarget
-from ov_recipro.targets.finding import Finder
+from ov_recipro.targets.finding import Finder, default_mask
 from ov_recipro.targets.similarity import Reference, make_reference
 from ov_recipro.targets.vectors import only_image, read_vectors
 
@@ -89,12 +89,12 @@ class Explainer:
         cut, self.running = cut_and_running_from(layer, device, options)
         if isinstance(model, Bundle):
             self.bundle = model
-            self.mask: Mask = mask or _default_mask(self.bundle)
+            self.mask: Mask = mask or default_mask(self.bundle.manifest)
             check_cost(self.bundle, self.running, self.mask, None)
         else:
             with as_file(default_model() if model is None else model) as path:
                 self.bundle = _open(path, cut)
-                self.mask = mask or _default_mask(self.bundle)
+                self.mask = mask or default_mask(self.bundle.manifest)
                 source = None if path.is_dir() else (path, cut)
                 check_cost(self.bundle, self.running, self.mask, source)
         manifest = self.bundle.manifest
@@ -108,6 +108,8 @@ class Explainer:
         )
         self._finder = Finder(manifest, self.labels, self.score)
         self._runtime = open_runtime(self.bundle, self.running, self.mask)
+        self._lock = Lock()
+        self._zero_runner: Callable[[npt.NDArray[Any]], Floats] | None = None
         self.workers = self._runtime.parallel + 1  # one more reads and draws meanwhile
         self.plan = self._runtime.plan
         self.plan_reason = self._runtime.reason
@@ -231,7 +233,7 @@ class Explainer:
             runs = [self._scores(scored, *run) for run in inference.masked]
             vector = np.array(inference.logits) if manifest.task == "embedding" else None
         zeros: Floats | None = None
-        if dropped and not manifest.deployed_scores:
+        if dropped and not manifest.deployed_scores and self.running.precision == "f32":
             zeros = np.array(full_scores)
         elif dropped or self.signed:
             (zeros,) = self._scores(scored, self._zero(tensor)[None], None)
@@ -321,9 +323,17 @@ class Explainer:
         length = self.bundle.manifest.values
         return make_reference(like, against, middle, length, only_image(similar_to))
 
-    @cached_property
-    def _zero(self) -> Callable[[npt.NDArray[Any]], Floats]:
-        return zero_runner(self.bundle, self.running, self.mask)
+    def _zero(self, tensor: npt.NDArray[Any]) -> Floats:
+        """Return the tail's outputs [values] where masks begin (see `runtimes.zero_runner`)."""
+        with self._lock:
+            if self._zero_runner is None:
+                self._zero_runner = zero_runner(self.bundle, self.running, self.mask)
+        found = self._zero_runner(tensor)
+        if np.isfinite(found).all():
+            return found
+        if self.bundle.manifest.task == "embedding":  # a vector of zeros, divided by its length
+            return np.zeros_like(found)
+        raise ImageError("The model gives NaN or infinite numbers for an empty feature map.")
 
     def vector(self, image: str | Path | ImageFile | Image) -> Floats:
         """Return an embedding's vector of an image, float32 [D].
@@ -376,11 +386,6 @@ class Explainer:
 def _check_finite(inference: Inference) -> None:
     if not (inference.finite and np.isfinite(inference.logits).all()):
         raise ImageError("The model gives NaN or infinite numbers for this image.")
-
-
-def _default_mask(bundle: Bundle) -> Mask:
-    """Keeping one cell of a segmentation would only repeat where its pixels are."""
-    return "drop" if bundle.manifest.task == "segmentation" else "cell"
 
 
 def _open(path: Path, cut: Cut) -> Bundle:

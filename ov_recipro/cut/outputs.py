@@ -8,7 +8,7 @@ from functools import cached_property
 from math import prod
 
 from ov_recipro.cut.graph import Node, Shape, Task
-from ov_recipro.cut.recognition import Finding, Output, is_vector, recognise
+from ov_recipro.cut.recognition import NORMALISATIONS, Finding, Output, is_vector, recognise
 from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.options import TaskName
 from ov_recipro.saliency import Activation
@@ -106,7 +106,8 @@ class Outputs:
         found = self._recognised(asked)
         if task != "auto":
             if wants_vector:
-                return self._vector(self._choose(asked, "the vector"), task, found)
+                name = self._choose(asked, "the vector")
+                return self._vector(name, "embedding" if asked == name else task, found)
             if task != found.kind:
                 found = Finding(_KINDS[task], f"--task {task}")
         if found.kind == "classifier":
@@ -133,10 +134,22 @@ class Outputs:
     def _closing(self, name: str) -> str:
         """Return the operation that makes a tensor, apart from casts and reshapes."""
         while (node := self._producers.get(name)) is not None and node.inputs:
+            if node.op == "Div" and self._is_length(node.inputs[-1]):
+                return "LpNormalization"
             if node.op not in _TRANSPARENT:
                 return node.op
             name = node.inputs[0]
         return ""
+
+    def _is_length(self, name: str) -> bool:
+        """Whether a tensor is the length of a vector, as PyTorch's normalize computes it."""
+        while (node := self._producers.get(name)) is not None and node.inputs:
+            if node.op in NORMALISATIONS:
+                return True
+            if node.op not in ("Clip", "Clamp", "Max", "Maximum", "Expand", "Broadcast"):
+                return False
+            name = node.inputs[0]
+        return False
 
     def _refusal(self, found: Finding) -> ModelError:
         if found.kind == "unknown":
@@ -211,7 +224,7 @@ class Outputs:
             tensor = carried[0]
         raise OptionError(
             f"Before output '{output}' there is no linear layer whose input could be compared; "
-            "name a vector [1,D] with --output-name."
+            "--task embedding compares the output itself, --output-name another vector."
         )
 
     def _many(self, asked: str | None, found: Finding) -> Ending:

@@ -72,6 +72,8 @@ def scoring_of(bundle: Bundle, score: Score | None, targets: Targets) -> Scoring
         explainer = Explainer(bundle)
         found = explainer.find_targets(targets)
         return Scoring("none", reference=found.similar_to)
+    if not np.isfinite(targets.gamma):
+        raise OptionError("--gamma must be finite.")
     own = score or default_score(manifest.activation, manifest.classes)
     if targets.against is None:
         return Scoring(own)

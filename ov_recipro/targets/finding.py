@@ -12,6 +12,7 @@ from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.explanation import Prediction
 from ov_recipro.images.preprocess import Window
 from ov_recipro.options import Targets
+from ov_recipro.plans.stream import Mask
 from ov_recipro.saliency import Floats, Score, best_classes, class_scores, target_scores
 from ov_recipro.sources.labels import class_index
 from ov_recipro.targets.base import ScoredTarget
@@ -57,7 +58,9 @@ class Finder:
         for name, wanted in _OF_TASK.items():
             if _is_given(getattr(asked, name)) and task != wanted:
                 option = f"--{name.replace('_', '-')}"
-                hint = " --task similarity cuts it as one." if wanted == "embedding" else ""
+                hint = ""
+                if wanted == "embedding":
+                    hint = " --task similarity takes a model's file for one."
                 wanted_article = "an" if wanted == "embedding" else "a"
                 raise OptionError(
                     f"{option} is for {wanted_article} {wanted}; this model is {article} {task} "
@@ -69,6 +72,8 @@ class Finder:
                     f"This model is an embedding ({why}): say with --similar-to what images are "
                     "compared with."
                 )
+            if asked.classes not in ((), Targets().classes):
+                raise OptionError("An embedding has no classes that --target could name.")
             return
         if asked.region is not None and asked.pixel is not None:
             raise OptionError("Either --region or --pixel can be given, not both.")
@@ -82,8 +87,13 @@ class Finder:
             if not np.isfinite(numbers).all():
                 raise OptionError(f"--{name} must be finite.")
         self._classes(asked, None)
-        if asked.against not in (None, NEXT):
+        if asked.against is None:
+            if asked.gamma != 1:
+                raise OptionError("--gamma is the weight of the class that --against names.")
+        elif asked.against != NEXT:
             self._index(asked.against)
+        if task == "segmentation" and self.manifest.classes == 1 and self.score == "softmax":
+            raise OptionError("The softmax of a single class is always 1; --score sigmoid is not.")
 
     def targets(self, asked: Targets, outputs: Floats, window: Window | None) -> list[ScoredTarget]:
         """Return the targets for an image.
@@ -117,6 +127,8 @@ class Finder:
         other = None if asked.against == NEXT else self._index(asked.against)
         found: list[ScoredTarget] = []
         for index in indices:
+            if index == other and len(indices) > 1 and not self._is_named(asked, index):
+                continue
             against = other_class(index, other, outputs)
             rival = Prediction(against, self.label(against), float(outputs[against]))
             found.append(ContrastTarget(index, self.label(index), rival, asked.gamma))
@@ -162,12 +174,16 @@ class Finder:
     def _classes(self, asked: Targets, scores: Floats | None) -> list[int]:
         return find_classes(asked.classes, self.labels, self.manifest.classes, scores)
 
-    def _index(self, name: str | int | None) -> int:
-        return class_index(name or 0, self.labels, self.manifest.classes)
+    def _index(self, name: str | int) -> int:
+        return class_index(name, self.labels, self.manifest.classes)
+
+    def _is_named(self, asked: Targets, index: int) -> bool:
+        """Whether a class was asked for by itself, not as one of the best."""
+        return index in self._classes(asked, None)
 
     def _best(self, outputs: Floats) -> np.ndarray:
         pixels = by_pixel(outputs, self.manifest.scores_shape, self.manifest.class_axis)[0]
-        return best_by_pixel(pixels, self.score == "sigmoid")
+        return best_by_pixel(pixels)
 
     def _regions(
         self, asked: Targets, outputs: Floats, window: Window | None
@@ -183,6 +199,8 @@ class Finder:
         found: list[ScoredTarget] = []
         for index in self._classes(asked, counts.astype(np.float32)):
             pixels = best == index if mask is None else mask
+            if not pixels.any() and not self._is_named(asked, index):
+                continue
             if not pixels.any():
                 name = self.label(index) or f"class {index}"
                 raise TargetError(
@@ -199,7 +217,17 @@ class Finder:
                 class_axis=self.manifest.class_axis,
             )
             found.append(target)
+        if not found:
+            raise TargetError(
+                "No pixel of this image is predicted as any class; --region names pixels to "
+                "explain all the same."
+            )
         return found
+
+
+def default_mask(manifest: Manifest) -> Mask:
+    """Keeping one cell of a segmentation would only repeat where its pixels are."""
+    return "drop" if manifest.task == "segmentation" else "cell"
 
 
 def _is_given(value: Any) -> bool:

@@ -96,15 +96,14 @@ def by_pixel(outputs: Floats, shape: tuple[int, ...], class_axis: int) -> Floats
     return np.moveaxis(maps, class_axis, -1)
 
 
-def best_by_pixel(scores: Floats, sigmoid: bool) -> npt.NDArray[np.int64]:
+def best_by_pixel(scores: Floats) -> npt.NDArray[np.int64]:
     """Return the class [h,w] that each pixel is predicted as, of logits [h,w,K].
 
-    One class of its own, by a sigmoid, is predicted where its score is above a half; elsewhere the
-    result is -1.
+    One class of its own is predicted where its sigmoid is above a half; elsewhere the result is -1.
     """
     if scores.shape[-1] > 1:
         return np.asarray(scores.argmax(axis=-1))
-    return np.where(scores[..., 0] > (0 if sigmoid else 0.5), 0, -1)
+    return np.where(scores[..., 0] > 0, 0, -1)
 
 
 def area_of(region: Box, window: Window | None, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:

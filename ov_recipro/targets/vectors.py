@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,10 @@ def read_vectors(
         ReciproError: a file can't be read.
     """
     if isinstance(named, np.ndarray):
-        vectors = np.atleast_2d(np.asarray(named, np.float32))
+        try:
+            vectors = _numbers(named)
+        except ValueError as error:
+            raise OptionError(f"An array of {named.dtype} holds no vectors.") from error
         yield Source("an array", hashlib.sha256(vectors.tobytes()).hexdigest()), vectors
     elif isinstance(named, str | Path):
         path = Path(named)
@@ -43,6 +46,8 @@ def read_vectors(
         for image in find_images([str(path)]):
             file = read_file(image)
             yield Source(str(image), file.sha256), embed(file)[None]
+    elif isinstance(named, float | int) or not isinstance(named, Iterable):
+        raise OptionError(f"{named!r} is not an image, a folder, a .npy file or an array.")
     else:
         for each in named:
             yield from read_vectors(each, embed)
@@ -58,13 +63,25 @@ def only_image(named: Any) -> str | None:
     return str(path) if path.is_file() and path.suffix.lower() != VECTORS else None
 
 
+def _numbers(array: Any) -> Floats:
+    """Return numbers as float32 [n,D]; beyond its range they become infinite.
+
+    Raises:
+        ValueError: they are not real numbers.
+    """
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{array.dtype} is not a kind of number")
+    with np.errstate(over="ignore"):
+        return np.atleast_2d(np.asarray(array, np.float32))
+
+
 def _from_file(path: Path) -> tuple[Source, Floats]:
     try:
         if path.stat().st_size > _LARGEST:
             raise OptionError(f"{path} is larger than 1 GiB.")
         data = path.read_bytes()
         array = np.load(BytesIO(data), allow_pickle=False)
-        vectors = np.atleast_2d(np.asarray(array, np.float32))
+        vectors = _numbers(array)
     except OSError as error:
         raise OptionError(f"{path} can't be read: {error.strerror or error}.") from error
     except (ValueError, TypeError, EOFError) as error:

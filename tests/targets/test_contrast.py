@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from command import fails, run
-from ov_recipro import Explainer, TargetError
+from ov_recipro import Explainer, OptionError, TargetError
 from ov_recipro.targets.contrast import Contrast, other_class
 
 CAT, TIGER_CAT = 285, 282
@@ -32,6 +32,18 @@ def test_next_is_the_strongest_other(explainer: Explainer, cat: Path) -> None:
     found = explainer(cat, ["top1", TIGER_CAT], against="next").targets
     rivals = [each.against.index for each in found if isinstance(each, Contrast) and each.against]
     assert rivals == [TIGER_CAT, CAT]
+
+
+def test_a_best_class_that_is_the_other_is_left_out(explainer: Explainer, cat: Path) -> None:
+    found = explainer(cat, "top3", against=TIGER_CAT).targets
+    assert TIGER_CAT not in [each.index for each in found]
+    assert len(found) == 2
+    with pytest.raises(TargetError):
+        explainer(cat, against="")
+    with pytest.raises(OptionError, match="--gamma is the weight"):
+        explainer(cat, gamma=2.0)
+    with pytest.raises(OptionError, match="--gamma must be finite"):
+        explainer(cat, against="next", gamma=float("nan"))
 
 
 def test_no_other_class(explainer: Explainer, cat: Path) -> None:

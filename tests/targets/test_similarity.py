@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from command import fails, run
+from graphs import Builder
 from oracle import Oracle
 from ov_recipro import Explainer, OptionError, TargetError
 from ov_recipro.images.preprocess import prepare
@@ -134,3 +135,19 @@ def test_on_the_command_line(tmp_path: Path, cat: Path, coffee: Path) -> None:
         run("explain", cat, "--similar-to", coffee, "--task", "classifier", cwd=tmp_path),
         "--similar-to is for an embedding; this model is a classifier",
     )
+
+
+def test_a_model_that_divides_by_the_length(tmp_path: Path, cat: Path) -> None:
+    """It is an embedding, and an empty map, which has no direction, is like nothing."""
+    b = Builder()
+    x = b.add("Flatten", b.add("GlobalAveragePool", b.conv("image", 4)))
+    x = b.add("MatMul", x, b.constant(b.random.normal(size=(4, 6))))
+    length = b.add("ReduceL2", x, axes=[1], keepdims=1)
+    b.add("Div", x, length, output="scores")
+    path = b.save(tmp_path / "m.onnx")
+    explainer = Explainer(path, signed=True)
+    assert explainer.bundle.manifest.task == "embedding"
+    found = explainer(cat, similar_to=np.ones(6))
+    assert np.isfinite(found.signed_maps).all()
+    named = Explainer(path, task="similarity", output_name="scores").bundle.manifest
+    assert named.scores_shape == (1, 6)
