@@ -233,20 +233,19 @@ class Explainer:
             runs = [self._scores(scored, *run) for run in inference.masked]
             vector = np.array(inference.logits) if manifest.task == "embedding" else None
         zeros: Floats | None = None
-        if dropped and not manifest.deployed_scores and self.running.precision == "f32":
-            zeros = np.array(full_scores)
-        elif dropped or self.signed:
-            (zeros,) = self._scores(scored, self._zero(tensor)[None], None)
         scores = np.concatenate(runs)
-        if dropped and zeros is not None:
-            scores = zeros - scores  # what each cell's loss costs
+        if dropped:
+            whole = np.array(full_scores)
+            if manifest.deployed_scores or self.running.precision != "f32":  # not the tail's own
+                (whole,) = self._scores(scored, self._zero(tensor)[None], None)
+            scores, zeros = whole - scores, np.zeros(len(scored))  # what each cell's loss costs
+        elif self.signed:
+            (zeros,) = self._scores(scored, self._zero(tensor)[None], None)
         cells = manifest.cut.cells.as_maps(scores)
         if not np.isfinite(cells).all():
             raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
         maps = saliency_maps(cells, from_zero=dropped)
-        if zeros is not None:
-            zeros = np.zeros(len(scored)) if dropped else zeros
         return Explanation(
             predictions=predictions,
             targets=tuple(

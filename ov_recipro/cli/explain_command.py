@@ -22,6 +22,7 @@ from ov_recipro.cli.option_groups import (
 from ov_recipro.cli.progress import progress
 from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.terminal import colour_console, picture
+from ov_recipro.cut.recognition import with_article
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.drawing import DEFAULT, Style
 from ov_recipro.options import Hint, Running, Targets
@@ -202,8 +203,7 @@ def _hint(engine: Engine, inputs: Sequence[Input]) -> Hint:
 def _say_how(explainer: Explainer, quiet: bool) -> None:
     """Note what a user would want to know before trusting the maps."""
     manifest = explainer.bundle.manifest
-    article = "an" if manifest.task == "embedding" else "a"
-    note(f"Taken for {article} {manifest.task}: {manifest.why}.", quiet)
+    note(f"Taken for {with_article(manifest.task)}: {manifest.why}.", quiet)
     if manifest.layer == "auto" and manifest.cut.block:
         note(
             f"Explaining at blocks.{manifest.cut.block}: at blocks.0, where maps of transformers "

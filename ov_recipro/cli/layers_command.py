@@ -40,12 +40,12 @@ def command(
     tokens, such as the class token, are kept in every mask.
     """
     from ov_recipro.cut.points import cut_points
+    from ov_recipro.cut.recognition import with_article
     from ov_recipro.splitting.costs import costs
     from ov_recipro.splitting.split import open_source
 
     source = open_source(model, cut)
-    article = "an" if source.graph.task == "embedding" else "a"
-    note(f"Taken for {article} {source.graph.task}: {source.graph.why}.")
+    note(f"Taken for {with_article(source.graph.task)}: {source.graph.why}.")
     points = cut_points(source.graph)
     estimates = costs(source, points)
     if as_json:

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from ov_recipro.cut.graph import Node, Shape, Task
-from ov_recipro.cut.recognition import NORMALISATIONS, Finding, Output, is_vector, recognise
+from ov_recipro.cut.graph import Graph, Node, Shape, Task, descendants
+from ov_recipro.cut.layout import channels_last, chw
+from ov_recipro.cut.recognition import (
+    NORMALISATIONS,
+    Finding,
+    Output,
+    is_vector,
+    recognise,
+    with_article,
+)
 from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.options import TaskName
 from ov_recipro.saliency import Activation
@@ -157,14 +165,13 @@ class Outputs:
                 f"The model has {found.why}: not class scores [1,classes], a vector, a map of "
                 "classes or a sequence of them. --task says what it is."
             )
-        article = "an" if found.kind[0] in "ai" else "a"
         what = {
             "anomaly": "anomaly detector",
             "instances": "instance segmentation",
             "keypoints": "keypoint detector",
         }.get(found.kind, found.kind)
         return ModelError(
-            f"The model is {article} {what} ({found.why}); only classifiers, embeddings, "
+            f"The model is {with_article(what)} ({found.why}); only classifiers, embeddings, "
             "segmentations and sequences can be explained. If it is one of these, say so with "
             "--task."
         )
@@ -232,11 +239,14 @@ class Outputs:
 
         Choices of the best class, enlarging and activations behind them are left out.
         """
-        kind: Task = "segmentation" if found.kind == "segmentation" else "sequence"
-        output = self._of_rank(asked, (3, 4) if kind == "segmentation" else (3,), kind)
-        rank = 4 if kind == "segmentation" else 3
-        passed = _BEHIND_MAPS if kind == "segmentation" else _TRANSPARENT
-        scores, activation, tensor = output, "none", output
+        kind: Task = "sequence"
+        rank, passed = 3, _TRANSPARENT
+        ranks: tuple[int, ...] = (3,)
+        if found.kind == "segmentation":
+            kind, rank, ranks, passed = "segmentation", 4, (3, 4), _BEHIND_MAPS
+        output = self._of_rank(asked, ranks, kind)
+        activation: Activation = "none"
+        scores = tensor = output
         while (node := self._producers.get(tensor)) is not None and node.inputs:
             if node.op in _ACTIVATIONS and activation == "none":
                 axis = self._class_axis(node.inputs[0], rank)
@@ -251,7 +261,7 @@ class Outputs:
         if len(self.shapes.get(scores, ())) != rank:
             raise ModelError(f"Output '{output}': no scores of classes lead to it.")
         axis = self._class_axis(scores, rank)
-        return Ending(kind, found.why, scores, axis, activation, output)  # type: ignore[arg-type]
+        return Ending(kind, found.why, scores, axis, activation, output)
 
     def _class_axis(self, name: str, rank: int) -> int:
         return (3 if name in self.channels_last else 1) if rank == 4 else 2
@@ -266,6 +276,45 @@ class Outputs:
         raise OptionError(
             f"Which output is the {kind}? Name it with --output-name: {self._listed()}."
         )
+
+
+def read_graph(
+    nodes: Sequence[Node],
+    image: str,
+    names: Sequence[str],
+    shapes: Mapping[str, Shape],
+    *,
+    declared: Finding | None,
+    asked: str | None,
+    task: TaskName,
+    aliases: Mapping[str, str] | None = None,
+) -> Graph:
+    """Return a model as a graph, with what its targets are scored by.
+
+    Args:
+        nodes: the model's nodes, in topological order; image: name of its image input.
+        names, shapes, declared: see `Outputs`; asked, task: see `Outputs.ending`.
+        aliases: see `Graph`.
+
+    Raises:
+        OptionError, ModelError: see `Outputs.ending`.
+    """
+    last = channels_last(nodes, image, shapes, frozenset(descendants(nodes, {image})))
+    _, height, width = chw(shapes[image], image in last)
+    ending = Outputs(nodes, names, shapes, (height, width), last, declared).ending(asked, task)
+    return Graph(
+        nodes=tuple(nodes),
+        image=image,
+        scores=ending.scores,
+        activation=ending.activation,
+        output=ending.output,
+        shapes=shapes,
+        channels_last=last,
+        aliases=aliases or {},
+        task=ending.task,
+        why=ending.why,
+        class_axis=ending.class_axis,
+    )
 
 
 def _over_classes(node: Node, shape: Shape | None) -> bool:

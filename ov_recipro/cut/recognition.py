@@ -11,7 +11,10 @@ from ov_recipro.cut.graph import Shape, Task
 
 Kind = Task | Literal["anomaly", "detector", "instances", "keypoints", "unknown"]
 
-OWN_OUTPUTS = frozenset({"saliency_map", "saliency_classes", "feature_vector"})
+SALIENCY_MAP = "saliency_map"
+SALIENCY_CLASSES = "saliency_classes"
+FEATURE_VECTOR = "feature_vector"
+_OWN_OUTPUTS = frozenset({SALIENCY_MAP, SALIENCY_CLASSES, FEATURE_VECTOR})
 """Outputs that explaining adds to a model; they say nothing about it."""
 
 NORMALISATIONS = frozenset({"LpNormalization", "NormalizeL2", "ReduceL2"})
@@ -19,7 +22,6 @@ _OVER_CLASSES = ("LogSoftmax", "SoftMax", "Softmax")
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32), (8, 16, 32, 64, 128))
 _VECTOR_WORDS = ("embed", "descriptor", "pooler", "feat")
 _FINEST = 8  # the stride up to which a map [1,K,h,w] is taken for a segmentation
-_MAX_QUERIES = 900
 _MODEL_TYPES: dict[str, Kind] = {
     "classification": "classifier",
     "segmentation": "segmentation",
@@ -56,6 +58,11 @@ class Output:
     channels_last: bool = False
 
 
+def with_article(noun: str) -> str:
+    """Return a noun with "a" or "an" in front of it."""
+    return f"{'an' if noun[0] in 'aei' else 'a'} {noun}"
+
+
 def of_model_type(model_type: str) -> Finding | None:
     """Return what OpenVINO Model API's `model_type` says, if it is one that is known."""
     kind = _MODEL_TYPES.get(model_type.lower())
@@ -63,13 +70,13 @@ def of_model_type(model_type: str) -> Finding | None:
 
 
 def recognise(outputs: Mapping[str, Output], image: tuple[int, int]) -> Finding:
-    """Tell what a model is for by its outputs; the first rule that fits decides.
+    """Return what a model is for, judging by its outputs; the first rule that fits decides.
 
     Args:
         outputs: the outputs of known shape, by name.
         image: (height, width) of the model's input.
     """
-    known = {name: out for name, out in outputs.items() if name not in OWN_OUTPUTS} or outputs
+    known = {name: out for name, out in outputs.items() if name not in _OWN_OUTPUTS} or outputs
     shapes = {name: output.shape for name, output in known.items()}
     for name, output in known.items():
         if len(known) == 1 and len(output.shape) == 3 and output.closing in _OVER_CLASSES:

@@ -17,9 +17,6 @@ from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.sources.labels import checked_labels, class_index
 from ov_recipro.sources.metadata import MODEL_API_RESIZES
 
-SALIENCY_MAP = "saliency_map"
-SALIENCY_CLASSES = "saliency_classes"
-FEATURE_VECTOR = "feature_vector"
 SPATIAL_AXES: dict[Layout, list[int]] = {"NCHW": [2, 3], "NHWC": [1, 2], "NTC": [1]}
 Scaling = Literal["uint8", "float", "raw"]
 Classes = Literal["all"] | int | Sequence[int | str]

@@ -13,10 +13,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from ov_recipro.cut.bundle import Bundle, Manifest
+from ov_recipro.cut.recognition import FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP
 from ov_recipro.embedding.common import (
-    FEATURE_VECTOR,
-    SALIENCY_CLASSES,
-    SALIENCY_MAP,
     SPATIAL_AXES,
     Classes,
     Scaling,

@@ -12,10 +12,8 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Bundle, Manifest
+from ov_recipro.cut.recognition import FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP
 from ov_recipro.embedding.common import (
-    FEATURE_VECTOR,
-    SALIENCY_CLASSES,
-    SALIENCY_MAP,
     SPATIAL_AXES,
     Classes,
     Scaling,

@@ -13,8 +13,7 @@ import openvino as ov
 
 from ov_recipro.cut.bundle import ModelFile
 from ov_recipro.cut.graph import Graph, Node, descendants
-from ov_recipro.cut.layout import channels_last, chw
-from ov_recipro.cut.outputs import Outputs
+from ov_recipro.cut.outputs import read_graph
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.limits import TENSOR_BYTES
@@ -196,27 +195,17 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
         )
     nodes = tuple(_neutral(node, operations) for node in model.graph)
     outputs = [str(value.name) for value in model.graph.outputs]
-    carried = frozenset(descendants(nodes, {str(image.name)}))
-    last = channels_last(nodes, str(image.name), shapes, carried)
-    _, height, width = chw(shapes[str(image.name)], image.name in last)
-    declared = find_kind(dict(model.metadata_props), path)
-    ending = Outputs(nodes, outputs, shapes, (height, width), last, declared).ending(
-        cut.output_name, cut.task
-    )
-    graph = Graph(
-        nodes=nodes,
-        image=str(image.name),
-        scores=ending.scores,
-        activation=ending.activation,
-        output=ending.output,
-        shapes=shapes,
-        channels_last=last,
-        task=ending.task,
-        why=ending.why,
-        class_axis=ending.class_axis,
+    graph = read_graph(
+        nodes,
+        str(image.name),
+        outputs,
+        shapes,
+        declared=find_kind(dict(model.metadata_props), path),
+        asked=cut.output_name,
+        task=cut.task,
     )
     if not graph.path_nodes:
-        raise ModelError(f"{path}: output '{ending.output}' does not depend on '{image.name}'.")
+        raise ModelError(f"{path}: output '{graph.output}' does not depend on '{image.name}'.")
     if dtype is None:
         raise ModelError(f"{path}: the type of input '{image.name}' is missing.")
     return OnnxSource(

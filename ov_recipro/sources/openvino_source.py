@@ -15,9 +15,8 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import ModelFile
-from ov_recipro.cut.graph import Graph, Node, Shape, descendants
-from ov_recipro.cut.layout import channels_last, chw
-from ov_recipro.cut.outputs import Outputs
+from ov_recipro.cut.graph import Graph, Node, Shape
+from ov_recipro.cut.outputs import read_graph
 from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ModelError
 from ov_recipro.limits import NODES, TENSOR_BYTES
@@ -113,27 +112,18 @@ def _describe(path: Path, cut: Cut) -> OpenVINOSource:
     output = cut.output_name
     asked = aliases.get(output, output) if output is not None else None
     name, entries = name_of(image), _metadata(model)
-    last = channels_last(nodes, name, shapes, frozenset(descendants(nodes, {name})))
-    _, height, width = chw(shapes[name], name in last)
-    declared = find_kind(entries, path)
-    ending = Outputs(nodes, results, shapes, (height, width), last, declared).ending(
-        asked, cut.task
-    )
-    graph = Graph(
-        nodes=nodes,
-        image=name,
-        scores=ending.scores,
-        activation=ending.activation,
-        output=ending.output,
-        shapes=shapes,
-        channels_last=last,
+    graph = read_graph(
+        nodes,
+        name,
+        results,
+        shapes,
+        declared=find_kind(entries, path),
+        asked=asked,
+        task=cut.task,
         aliases={alias: tensor for alias, tensor in aliases.items() if alias != tensor},
-        task=ending.task,
-        why=ending.why,
-        class_axis=ending.class_axis,
     )
     if not graph.path_nodes:
-        raise ModelError(f"{path}: output '{ending.output}' does not depend on '{name}'.")
+        raise ModelError(f"{path}: output '{graph.output}' does not depend on '{name}'.")
     return OpenVINOSource(
         path=path,
         graph=graph,

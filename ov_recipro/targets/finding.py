@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ov_recipro.cut.bundle import Manifest
+from ov_recipro.cut.recognition import with_article
 from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.explanation import Prediction
 from ov_recipro.images.preprocess import Window
@@ -54,16 +55,14 @@ class Finder:
             TargetError: there is no such class.
         """
         task, why = self.manifest.task, self.manifest.why
-        article = "an" if task == "embedding" else "a"
         for name, wanted in _OF_TASK.items():
             if _is_given(getattr(asked, name)) and task != wanted:
                 option = f"--{name.replace('_', '-')}"
                 hint = ""
                 if wanted == "embedding":
                     hint = " --task similarity takes a model's file for one."
-                wanted_article = "an" if wanted == "embedding" else "a"
                 raise OptionError(
-                    f"{option} is for {wanted_article} {wanted}; this model is {article} {task} "
+                    f"{option} is for {with_article(wanted)}; this model is {with_article(task)} "
                     f"({why}).{hint}"
                 )
         if task == "embedding":
@@ -99,14 +98,13 @@ class Finder:
         """Return the targets for an image.
 
         Args:
-            asked: what was asked, with references already made.
+            asked: what was asked, checked, with references already made.
             outputs: of the image, in a row.
             window: the part of the image that the model saw.
 
         Raises:
             OptionError, TargetError: there are no such targets.
         """
-        self.check(asked)
         task = self.manifest.task
         if task == "embedding":
             if not isinstance(asked.similar_to, Reference):
@@ -149,9 +147,9 @@ class Finder:
             return ()
         if task == "segmentation":
             predicted = self._best(outputs)
-            counts = np.bincount(predicted[predicted >= 0], minlength=self.manifest.classes)
+            counts = self._counts(predicted)
             shares = (counts / predicted.size).tolist()
-            best = best_classes(counts.astype(np.float32), _LISTED)
+            best = best_classes(counts, _LISTED)
             chosen = [each for each in best if counts[each]]
             return tuple(Prediction(each, self.label(each), shares[each]) for each in chosen)
         if task == "sequence":
@@ -185,19 +183,23 @@ class Finder:
         pixels = by_pixel(outputs, self.manifest.scores_shape, self.manifest.class_axis)[0]
         return best_by_pixel(pixels)
 
+    def _counts(self, predicted: np.ndarray) -> Floats:
+        """Return how many pixels are predicted as each class, [classes]."""
+        counts = np.bincount(predicted[predicted >= 0], minlength=self.manifest.classes)
+        return counts.astype(np.float32)
+
     def _regions(
         self, asked: Targets, outputs: Floats, window: Window | None
     ) -> list[ScoredTarget]:
         best, box = self._best(outputs), None
-        counts = np.bincount(best[best >= 0], minlength=self.manifest.classes)
-        mask = None
+        counts, mask = self._counts(best), None
         if asked.region is not None or asked.pixel is not None:
             x, y, width, height = asked.region or (*(asked.pixel or (0, 0)), 1, 1)
             box = (x, y, x + width, y + height)
             mask = area_of(box, window, best.shape)
-            counts = np.bincount(best[mask & (best >= 0)], minlength=self.manifest.classes)
+            counts = self._counts(best[mask])
         found: list[ScoredTarget] = []
-        for index in self._classes(asked, counts.astype(np.float32)):
+        for index in self._classes(asked, counts):
             pixels = best == index if mask is None else mask
             if not pixels.any() and not self._is_named(asked, index):
                 continue
