@@ -230,13 +230,16 @@ def _alone(folder: Path, running: Running, only_plain: bool) -> float:
 
 
 def _targets(manifest: Manifest) -> Targets:
-    """Return something to explain: the best class of all, one place or a random direction."""
+    """Return something to explain: the best class, one place or a random direction."""
     if manifest.task == "embedding":
         vector = np.random.default_rng(0).standard_normal(manifest.values)
         return Targets(similar_to=vector.astype(np.float32))
     if manifest.task == "segmentation":
         height, width = manifest.image.size
         return Targets(pixel=(width / 2, height / 2))
+    if manifest.task == "detector":  # noise holds no objects
+        height, width = manifest.image.size
+        return Targets(box=(width / 4, height / 4, width / 2, height / 2))
     return Targets(position=0 if manifest.task == "sequence" else None)
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
-from ov_recipro.cut.bundle import Bundle, open_bundle
+from ov_recipro.black_boxes.attribution import Method, attributions, check_method, coarse, fill_of
+from ov_recipro.black_boxes.masked_image import MaskedImage, Progress
+from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ImageError, OptionError
-from ov_recipro.explanation import Explanation, Target
+from ov_recipro.explanation import Explanation
 from ov_recipro.images.preprocess import Image, Preprocessing, Window, changed, prepare
 from ov_recipro.images.reading import ImageFile, read_file
 from ov_recipro.options import Cut, Running, Targets, cut_and_running_from, targets_from
@@ -25,15 +27,19 @@ from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import open_runtime, zero_runner
 from ov_recipro.runtimes.cost_limit import check_cost
-from ov_recipro.runtimes.runtime import Inference
+from ov_recipro.runtimes.runtime import Runtime
+from ov_recipro.runtimes.whole_runtime import WholeRuntime
 from ov_recipro.saliency import Floats, Score, default_score, saliency_maps, softmax_terms
 from ov_recipro.sources.default_model import default_model
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.openvino_models import as_file
-from ov_recipro.targets.base import ScoredTarget
+from ov_recipro.splitting.opening import opened
+from ov_recipro.targets.base import ScoredTarget, measured, read_by, scores_of
+from ov_recipro.targets.boxes import edges_of, signed_losses
 from ov_recipro.targets.finding import Finder, default_mask
 from ov_recipro.targets.similarity import Reference, make_reference
 from ov_recipro.targets.vectors import only_image, read_vectors
+from ov_recipro.targets.votes import votes
 
 
 class Explainer:
@@ -49,10 +55,15 @@ class Explainer:
             softmax.
         mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants, or "drop", which
             empties one cell and keeps all others; by default "drop" for segmentations, else "cell".
+        method: "recipro", which masks feature maps; or a black box, which masks the image and
+            takes any model, at the cost of hundreds of inferences: "occlusion", "rise", "aise", or
+            for boxes also "d-rise", and "votes", which masks nothing.
         signed: also find the targets' scores with no cell kept, where `signed_maps` begin.
         preprocessing: how images become inputs, or a function that changes what the model says
             about it (see `ov_recipro.sources.metadata.find_preprocessing`).
         labels: class names in order; by default the model's own.
+        progress: called after each of a black box's inferences with their number so far, and the
+            highest that it can become.
         options: single fields of `Cut` and `Running`, such as ``exact=True`` or ``plan="stream"``.
 
     Attributes:
@@ -81,33 +92,42 @@ class Explainer:
         device: str | Running = "CPU",
         score: Score | None = None,
         mask: Mask | None = None,
+        method: Method = "recipro",
         signed: bool = False,
         preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
         labels: Sequence[str] | None = None,
+        progress: Progress | None = None,
         **options: Any,
     ) -> None:
         cut, self.running = cut_and_running_from(layer, device, options)
+        self.method, self._progress = method, progress
         if isinstance(model, Bundle):
             self.bundle = model
             self.mask: Mask = mask or default_mask(self.bundle.manifest)
-            check_cost(self.bundle, self.running, self.mask, None)
+            check_cost(self.bundle, self.running, self.mask, method)
         else:
             with as_file(default_model() if model is None else model) as path:
-                self.bundle = _open(path, cut)
+                self.bundle = opened(path, cut, is_cut=method == "recipro")
                 self.mask = mask or default_mask(self.bundle.manifest)
                 source = None if path.is_dir() else (path, cut)
-                check_cost(self.bundle, self.running, self.mask, source)
+                check_cost(self.bundle, self.running, self.mask, method, source)
         manifest = self.bundle.manifest
         self.signed = signed
-        vectors = manifest.task == "embedding"
-        default = "none" if vectors else default_score(manifest.activation, manifest.classes)
+        self._task = manifest.task
+        scored = self._task in ("detector", "embedding")  # by a box's score, by a cosine
+        default = "none" if scored else default_score(manifest.activation, manifest.classes)
         self.score: Score = score or default
         self.preprocessing = changed(manifest.preprocessing, preprocessing)
-        self.labels = checked_labels(
-            tuple(labels) if labels is not None else manifest.labels, manifest.classes
-        )
+        self.labels = tuple(labels) if labels is not None else manifest.labels
+        if manifest.classes:
+            self.labels = checked_labels(self.labels, manifest.classes)
         self._finder = Finder(manifest, self.labels, self.score)
-        self._runtime = open_runtime(self.bundle, self.running, self.mask)
+        self._runtime: Runtime
+        if self.method == "recipro":
+            self._runtime = open_runtime(self.bundle, self.running, self.mask)
+        else:
+            check_method(self.method, self._task == "detector")
+            self._runtime = self._whole = WholeRuntime(self.bundle, self.running)
         self._lock = Lock()
         self._zero_runner: Callable[[npt.NDArray[Any]], Floats] | None = None
         self.workers = self._runtime.parallel + 1  # one more reads and draws meanwhile
@@ -143,11 +163,8 @@ class Explainer:
             else (source, None, None)
         )
         tensor, window = self._prepared(pixels)
-        asked = self.find_targets(targets, **options)
-        explanation = self._explain(tensor, asked, window)
-        return dataclasses.replace(
-            explanation, image=pixels, window=window, path=path, sha256=sha256
-        )
+        found = self._explain(tensor, self.find_targets(targets, **options), window)
+        return dataclasses.replace(found, image=pixels, window=window, path=path, sha256=sha256)
 
     def stream(
         self,
@@ -195,19 +212,10 @@ class Explainer:
     def explain_scored(
         self, tensor: npt.NDArray[Any], targets: Sequence[ScoredTarget]
     ) -> Explanation:
-        """Explain a preprocessed input by targets of `ov_recipro.targets`, already found.
-
-        Args:
-            tensor: the model's input at batch 1.
-            targets: what to explain, such as `Explanation.scored` of another explanation.
-        """
+        """Explain a preprocessed input by targets such as `Explanation.scored` of another one."""
         return self._explain(tensor, targets, None)
 
     def _prepared(self, pixels: Image) -> tuple[npt.NDArray[Any], Window]:
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-            raise ImageError(
-                f"An image must be uint8 [H,W,3] in BGR, not {pixels.dtype} {list(pixels.shape)}."
-            )
         entry = self.bundle.manifest.image
         return prepare(pixels, self.preprocessing, entry.channels_last, entry.dtype)
 
@@ -218,45 +226,54 @@ class Explainer:
         window: Window | None,
     ) -> Explanation:
         manifest, finder = self.bundle.manifest, self._finder
-        dropped = self.mask == "drop"
         started = time.perf_counter()
         with self._runtime.infer(tensor) as inference:
-            _check_finite(inference)
-            own = inference.logits[None]
-            scored = (
-                finder.targets(asked, inference.logits, window)
-                if isinstance(asked, Targets)
-                else list(asked)
-            )
-            predictions = finder.predictions(inference.logits, inference.softmax_terms)
-            (full_scores,) = self._scores(scored, own, inference.softmax_terms).tolist()
-            runs = [self._scores(scored, *run) for run in inference.masked]
-            vector = np.array(inference.logits) if manifest.task == "embedding" else None
+            inference.check_finite()
+            logits, terms = inference.logits, inference.softmax_terms
+            if isinstance(asked, Targets):
+                scored, predictions = finder.found(asked, logits, terms, window)
+            else:
+                scored, predictions = list(asked), finder.predictions(logits, terms, window)
+            (full_scores,) = self._scores(scored, logits[None], terms)
+            vector = np.array(logits) if manifest.task == "embedding" else None
+            columns = read_by(scored)
+            runs = [self._scores(scored, *run, columns) for run in inference.masked(columns)]
+        further: list[dict[str, Any]] = [{} for _ in scored]
+        next_layer = manifest.cut.next_layer
         zeros: Floats | None = None
-        scores = np.concatenate(runs)
-        if dropped:
-            whole = np.array(full_scores)
+        if self.method != "recipro":
+            cells, further = self._without_cut(tensor, logits, scored)
+            zeros = np.zeros(len(scored))
+        elif self.mask == "drop":
+            whole = full_scores
             if manifest.deployed_scores or self.running.precision != "f32":  # not the tail's own
                 (whole,) = self._scores(scored, self._zero(tensor)[None], None)
-            scores, zeros = whole - scores, np.zeros(len(scored))  # what each cell's loss costs
-        elif self.signed:
-            (zeros,) = self._scores(scored, self._zero(tensor)[None], None)
-        cells = manifest.cut.cells.as_maps(scores)
+            found = signed_losses(scored, whole - np.concatenate(runs))  # the cost of each cell
+            cells, zeros = manifest.cut.cells.as_maps(found), np.zeros(len(scored))
+        else:
+            cells = manifest.cut.cells.as_maps(np.concatenate(runs))
+            if self.signed:
+                (zeros,) = self._scores(scored, self._zero(tensor)[None], None)
         if not np.isfinite(cells).all():
             raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
-        maps = saliency_maps(cells, from_zero=dropped)
+        from_zero = self.mask == "drop" or self.method != "recipro"
+        maps = saliency_maps(cells, from_zero)
         return Explanation(
             predictions=predictions,
             targets=tuple(
-                target.described(self._measured(target, score, values, saliency), saliency, values)
-                for target, score, values, saliency in zip(
-                    scored, full_scores, raw, maps, strict=True
+                target.described(
+                    measured(target, score, values, saliency, next_layer=next_layer, **more),
+                    saliency,
+                    values,
+                )
+                for target, score, values, saliency, more in zip(
+                    scored, full_scores.tolist(), raw, maps, further, strict=True
                 )
             ),
             maps=maps,
             raw=raw,
-            feature_shape=manifest.cut.shape,
+            feature_shape=(manifest.cut.shape[0], *raw.shape[1:]),
             layout=manifest.cut.layout,
             provenance=self._provenance,
             milliseconds=1e3 * (time.perf_counter() - started),
@@ -265,28 +282,36 @@ class Explainer:
             scored=tuple(scored),
         )
 
-    def _measured(
-        self, target: ScoredTarget, score: float, raw: Floats, saliency: Floats
-    ) -> Target:
-        """Return what is recorded of every target."""
-        return Target(
-            index=target.index,
-            label=target.label,
-            score=score,
-            range=(float(raw.min()), float(raw.max())),
-            distinct_values=len(set(raw.ravel().tolist())),
-            flat=bool(saliency.min() == saliency.max()),
-            next_layer=self.bundle.manifest.cut.next_layer,
-        )
+    def _without_cut(
+        self, tensor: npt.NDArray[Any], outputs: Floats, scored: Sequence[ScoredTarget]
+    ) -> tuple[npt.NDArray[np.float64], list[dict[str, Any]]]:
+        """Return maps [T,h,w] of the image, and how much each rests on."""
+        if self.method == "votes":
+            return votes(scored, outputs), [{"runs": 0} for _ in scored]
+
+        def run(image: npt.NDArray[Any]) -> Floats:
+            return self._scores(scored, self._whole.run(image)[None], None)
+
+        if self.method == "aise" and any(getattr(each, "missed", False) for each in scored):
+            raise OptionError("Method 'aise' explains boxes that the model predicts, no others.")
+        last = self.bundle.manifest.image.channels_last
+        image = MaskedImage(tensor, fill_of(self.preprocessing), last)
+        found = attributions(self.method, run, image, edges_of(scored), self._progress)
+        losses = np.stack([coarse(each.raw) for each in found], axis=-1)
+        cells = np.moveaxis(signed_losses(scored, losses.astype(np.float64)), -1, 0)
+        return cells, [{"runs": each.runs, "reliability": each.reliability} for each in found]
 
     def _scores(
-        self, targets: Sequence[ScoredTarget], outputs: Floats, terms: Floats | None
+        self,
+        targets: Sequence[ScoredTarget],
+        outputs: Floats,
+        terms: Floats | None,
+        columns: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float64]:
         """Return the targets' scores in each run, [N,T]; what they share is computed once."""
-        classifies = self.bundle.manifest.task == "classifier"
-        if terms is None and self.score == "softmax" and classifies:
+        if terms is None and self.score == "softmax" and self._task == "classifier":
             terms = softmax_terms(outputs)
-        return np.stack([target.scores(outputs, terms) for target in targets], axis=1)
+        return scores_of(targets, outputs, terms, columns)
 
     def find_targets(
         self, targets: str | int | Iterable[str | int] | Targets = "top1", **options: Any
@@ -316,9 +341,8 @@ class Explainer:
         Raises:
             ReciproError: a file can't be read, or vectors do not fit the model.
         """
-        like, against, middle = (
-            list(read_vectors(each, self.vector)) for each in (similar_to, unlike, centre)
-        )
+        sources = (similar_to, unlike, centre)
+        like, against, middle = (list(read_vectors(each, self.vector)) for each in sources)
         length = self.bundle.manifest.values
         return make_reference(like, against, middle, length, only_image(similar_to))
 
@@ -346,7 +370,7 @@ class Explainer:
         source = read_file(Path(image)) if isinstance(image, str | Path) else image
         tensor, _ = self._prepared(source.pixels if isinstance(source, ImageFile) else source)
         with self._runtime.infer(tensor) as inference:
-            _check_finite(inference)
+            inference.check_finite()
             return np.array(inference.logits, np.float32)
 
     def options(self) -> dict[str, Any]:
@@ -355,6 +379,7 @@ class Explainer:
             "device": dataclasses.replace(self.running, plan="auto", max_cost=None),
             "score": self.score,
             "mask": self.mask,
+            "method": self.method,
             "signed": self.signed,
             "preprocessing": self.preprocessing,
             "labels": self.labels,
@@ -362,16 +387,9 @@ class Explainer:
 
     def provenance(self) -> dict[str, Any]:
         """Return what its maps depend on, besides the image and the targets."""
-        manifest = self.bundle.manifest
         return {
-            "model": manifest.source.name,
-            "sha256": manifest.source.sha256,
-            "companions": [
-                {"name": each.name, "sha256": each.sha256} for each in manifest.source.companions
-            ],
-            "layer": manifest.cut.tensor,
-            "feature_shape": manifest.cut.shape,
-            "output": manifest.output,
+            **self.bundle.manifest.provenance,
+            "method": self.method,
             "plan": self.plan.name,
             "score": self.score,
             "mask": self.mask,
@@ -380,20 +398,3 @@ class Explainer:
             "preprocessing": self.preprocessing,
             "versions": self.versions,
         }
-
-
-def _check_finite(inference: Inference) -> None:
-    if not (inference.finite and np.isfinite(inference.logits).all()):
-        raise ImageError("The model gives NaN or infinite numbers for this image.")
-
-
-def _open(path: Path, cut: Cut) -> Bundle:
-    if path.is_dir():
-        if cut != Cut():
-            raise OptionError(
-                f"{path} is already split: its layer, output and input shape are fixed."
-            )
-        return open_bundle(path)
-    from ov_recipro.splitting.bundle_cache import cached_split
-
-    return cached_split(path, cut)

@@ -28,6 +28,7 @@ from ov_recipro.sources.labels import find_class
 _FEW = 0.5  # share of different scores below which a map is coarse
 _NOTEBOOK_SIDE = 640  # pixels of an overlay's longer side in a notebook
 _COSTS = 0.01  # share of the score below which what a cell's loss costs is a weak signal
+_RELIABLE = 0.9  # where methods with random masks stop
 _CLOSE = 0.02  # spread of the scores, as a share of the highest, below which the signal is weak
 
 
@@ -44,6 +45,11 @@ class Prediction:
     label: str | None
     score: float
 
+    @property
+    def outline(self) -> tuple[float, float, float, float] | None:
+        """Left, top, width and height of its part of the image, in pixels; None for no part."""
+        return None
+
 
 @dataclass(frozen=True)
 class Target(Prediction):
@@ -54,12 +60,18 @@ class Target(Prediction):
         distinct_values: number of different raw scores; few among many cells mean a map of noise.
         flat: all cells score the same, so the map is all zeros and says nothing.
         next_layer: the layer to try where this one's map says little; None where none is known.
+        runs: of methods that need no cut, the number of inferences on masked images that the map
+            rests on.
+        reliability: of a method with random masks, the estimated correlation, 0..1, of its map
+            with that of as many others.
     """
 
     range: tuple[float, float]
     distinct_values: int
     flat: bool
     next_layer: str | None = None
+    runs: int | None = None
+    reliability: float | None = None
 
     @property
     def identity(self) -> Any:
@@ -71,6 +83,17 @@ class Target(Prediction):
         """What tells it from the other targets of an image, in file names."""
         return str(self.index)
 
+    def _remarks_without_cut(self) -> list[str]:
+        """Return what speaks against a map that no masked feature map was needed for."""
+        if self.flat:
+            return ["Nothing that was hidden changes the score: this map says nothing."]
+        if self.reliability is not None and self.reliability < _RELIABLE:
+            return [
+                f"Unreliable: after {self.runs} inferences, as many others would give a map that "
+                f"correlates with this one by {self.reliability:.2f}."
+            ]
+        return []
+
     def remarks(self, cells: int, score: Score, mask: str = "cell") -> list[str]:
         """Return, in words, what speaks against the class's map.
 
@@ -79,6 +102,8 @@ class Target(Prediction):
             score: how logits became scores.
             mask: what was kept of the feature map.
         """
+        if self.runs is not None:
+            return self._remarks_without_cut()
         advice = "" if self.next_layer is None else f" Try --layer {self.next_layer}."
         low, high = self.range
         if self.flat and mask == "drop":
@@ -193,6 +218,10 @@ class Explanation:
             raise TargetError("A tensor was explained, not an image: nothing to draw onto.")
         saliency, scores = self._drawn(position, style)
         drawn = draw.overlay(self.image, saliency, self.window, style)
+        target = self.targets[position]
+        if target.outline is not None:
+            others = (each.outline for each in self.predictions if each.outline != target.outline)
+            draw.outline(drawn, target.outline, [each for each in others if each is not None])
         if not style.legend:
             return drawn
         strip = draw.legend(drawn.shape[1], scores, style)
@@ -215,7 +244,8 @@ class Explanation:
     @property
     def _from_zero(self) -> bool:
         """Whether `raw` is what the loss of each cell costs, and maps begin at 0."""
-        return bool(self.provenance["mask"] == "drop")
+        run = self.provenance
+        return bool(run["mask"] == "drop" or run["method"] != "recipro")
 
     def _zeros(self) -> npt.NDArray[np.float32]:
         if self.zeros is None:

@@ -29,6 +29,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 _KINDS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _BLUR_SIDE, _BLUR_SIGMA = 11, 5.0
 _RESAMPLES = 2000
+_DEFOCUS = 20  # of these an image's longer side has; one is the blur's sigma
 
 
 def upsampled(saliency: Floats, size: tuple[int, int], kind: Interpolation) -> Floats:
@@ -98,6 +99,22 @@ def by_saliency(saliency: Floats) -> npt.NDArray[np.intp]:
     return np.argsort(-np.asarray(saliency).ravel(), kind="stable")
 
 
+def by_saliency_inside(saliency: Floats, box: Box) -> npt.NDArray[np.intp]:
+    """Return a box's pixels alone, numbered in the map [H,W], in the order of `by_saliency`.
+
+    A pixel is the box's where its centre lies in it.
+    """
+    order = by_saliency(saliency)
+    return order[inside(np.shape(saliency), box).ravel()[order]]
+
+
+def inside(size: tuple[int, ...], box: Box) -> npt.NDArray[np.bool_]:
+    """Return which pixels of an image of `size` (H, W) have their centres in a box, [H,W]."""
+    left, top, right, bottom = box
+    y, x = np.arange(size[0])[:, None] + 0.5, np.arange(size[1])[None] + 0.5
+    return np.asarray((x >= left) & (x < right) & (y >= top) & (y < bottom))
+
+
 def replaced(
     start: Floats, end: Floats, order: npt.NDArray[np.intp], step: int
 ) -> Iterator[Floats]:
@@ -120,6 +137,19 @@ def blurred(image: Floats) -> Floats:
     """Blur an image [C,H,W] as RISE does where insertion starts: 11x11, nearly a box."""
     planes = [
         cv2.filter2D(np.ascontiguousarray(plane), -1, _kernel(), borderType=cv2.BORDER_CONSTANT)
+        for plane in np.asarray(image, np.float32)
+    ]
+    return np.stack(planes)
+
+
+def defocused(image: Floats) -> Floats:
+    """Blur an image [C,H,W] until no object can be made out: sigma 1/20 of its longer side.
+
+    Of a detector's image, RISE's blur hides nothing but the smallest boxes.
+    """
+    sigma = max(image.shape[1:]) / _DEFOCUS
+    planes = [
+        cv2.GaussianBlur(np.ascontiguousarray(plane), (0, 0), sigma)
         for plane in np.asarray(image, np.float32)
     ]
     return np.stack(planes)
@@ -176,13 +206,11 @@ def points_inside(saliency: Floats, boxes: Sequence[Box]) -> bool:
 def energy_inside(saliency: Floats, boxes: Sequence[Box]) -> float:
     """Return the part of a map's sum [H,W] that lies in the boxes, 0..1; 0 for a map of zeros."""
     values = np.maximum(np.asarray(saliency, np.float64), 0)
-    height, width = values.shape
-    y, x = np.mgrid[:height, :width] + 0.5
-    inside = np.zeros((height, width), bool)
-    for left, top, right, bottom in boxes:
-        inside |= (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    chosen = np.zeros(values.shape, bool)
+    for box in boxes:
+        chosen |= inside(values.shape, box)
     total = values.sum()
-    return float(values[inside].sum() / total) if total > 0 else 0.0
+    return float(values[chosen].sum() / total) if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -281,8 +309,8 @@ class Tally:
             rows = [tally._measured[name] for name in names]
             kinds = np.array([[r.drop, r.coherency or 0.0, r.complexity] for r in rows]).T
             values.append(adcc(*(math.fsum(kind.tolist()) / len(names) for kind in kinds)))
-            drawn.append(np.array([adcc(*means) for means in _resampled_means(kinds).T]))
-        return Mean(values[0] - values[1], *_interval(drawn[0] - drawn[1]))
+            drawn.append(np.array([adcc(*means) for means in resampled_means(kinds).T]))
+        return Mean(values[0] - values[1], *interval(drawn[0] - drawn[1]))
 
     def summary(self) -> Summary:
         """Return the means with their intervals.
@@ -301,47 +329,51 @@ class Tally:
         count = len(rows)
         names = ("drop", "increase", "deletion", "insertion", "coherency", "complexity")
         values = np.stack([columns[name] for name in names])
-        drawn = _resampled_means(values)
+        drawn = resampled_means(values)
         means = {
             name: _mean(columns[name], resampled)
             for name, resampled in zip(names, drawn, strict=True)
         }
         overall = adcc(means["drop"].value, means["coherency"].value, means["complexity"].value)
         resampled = np.array([adcc(*three) for three in drawn[[0, 4, 5]].T])
-        inside: dict[str, Mean | None] = {"pointing": None, "energy": None}
+        in_boxes: dict[str, Mean | None] = {"pointing": None, "energy": None}
         if boxed.any():
-            pair = np.stack([columns[name][boxed] for name in inside])
-            for name, ours, resample in zip(inside, pair, _resampled_means(pair), strict=True):
-                inside[name] = _mean(ours, resample)
+            pair = np.stack([columns[name][boxed] for name in in_boxes])
+            for name, ours, resample in zip(in_boxes, pair, resampled_means(pair), strict=True):
+                in_boxes[name] = _mean(ours, resample)
         return Summary(
             images=count,
             boxed=int(boxed.sum()),
             flat=sum(row.flat for row in rows),
             undefined=sum(row.coherency is None for row in rows),
-            adcc=Mean(overall, *_interval(resampled)),
-            pointing=inside["pointing"],
-            energy=inside["energy"],
+            adcc=Mean(overall, *interval(resampled)),
+            pointing=in_boxes["pointing"],
+            energy=in_boxes["energy"],
             **means,
         )
 
 
 def _mean(values: Floats, resampled: Floats) -> Mean:
-    return Mean(math.fsum(values.tolist()) / len(values), *_interval(resampled))
+    return Mean(math.fsum(values.tolist()) / len(values), *interval(resampled))
 
 
-def _resampled_means(values: Floats) -> Floats:
-    """Return the means [kinds,resamples] of bootstrap samples of values [kinds,images]."""
+def resampled_means(values: Floats, counts: Floats | None = None) -> Floats:
+    """Return the means [kinds,resamples] of bootstrap samples of images, the same in each call.
+
+    Args:
+        values: of each kind and image [kinds,images]; where an image has several, their sum.
+        counts: number of values of each image [images], by default 1. Images are drawn, not
+            values, since values of one image depend on each other.
+    """
     count = values.shape[1]
     generator = np.random.default_rng(0)
+    drawn = [generator.multinomial(count, np.full(count, 1 / count)) for _ in range(_RESAMPLES)]
     return np.stack(
-        [
-            values @ generator.multinomial(count, np.full(count, 1 / count)) / count
-            for _ in range(_RESAMPLES)
-        ],
-        axis=1,
+        [values @ each / (count if counts is None else counts @ each) for each in drawn], axis=1
     )
 
 
-def _interval(resampled: Floats) -> tuple[float, float]:
+def interval(resampled: Floats) -> tuple[float, float]:
+    """Return the ends of the 95% interval of a bootstrap's means."""
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(low), float(high)

@@ -12,8 +12,18 @@ Hint = Literal["latency", "throughput"]
 PlanName = Literal["auto", "rows", "tokens", "stream"]
 Precision = Literal["f32", "native"]
 TaskName = Literal[
-    "auto", "classifier", "embedding", "features", "similarity", "segmentation", "sequence"
+    "auto",
+    "classifier",
+    "detector",
+    "embedding",
+    "features",
+    "similarity",
+    "segmentation",
+    "sequence",
 ]
+AFFORDABLE = 25.0
+"""Plain inferences that an explanation may cost where nobody says what it may."""
+
 Constants: TypeAlias = Mapping[str, float]
 
 _OLD_SPELLINGS = {"output": "output_name", "image_shape": "input_shape"}
@@ -34,9 +44,9 @@ class Cut:
         output_name: The model output to explain, if there are several; of vectors, any tensor.
         input_shape: Shape of the image input, if the file leaves it open, such as 1,3,224,224.
         constants: Value to fill an input other than the image with, for each such input.
-        task: What the model is for, where its file does not show it: classifier, segmentation,
-            sequence, embedding, features (the vector that a classifier's last layer reads) or
-            similarity (embedding or features).
+        task: What the model is for, where its file does not show it: classifier, detector,
+            segmentation, sequence, embedding, features (the vector that a classifier's last layer
+            reads) or similarity (embedding or features).
     """
 
     layer: str = "auto"
@@ -92,6 +102,11 @@ class Targets:
         pixel: Explain one pixel of a segmentation: X,Y in the image.
         position: Explain one position of a sequence, counted from 0, or from the end if it is
             negative.
+        box: Explain this box of a detector: its number in the printed list, all, or
+            X,Y,WIDTH,HEIGHT in the image, whether the model predicts such a box or misses it; by
+            default the three of highest score, or all of the class that is asked for.
+        threshold: Least score of a detector's boxes.
+        nms: Overlap (IoU) with a better box of its class from which on a box is left out.
     """
 
     classes: tuple[str | int, ...] = ("top1",)
@@ -103,6 +118,9 @@ class Targets:
     region: tuple[float, float, float, float] | None = None
     pixel: tuple[float, float] | None = None
     position: int | None = None
+    box: str | int | tuple[float, ...] | None = None
+    threshold: float = 0.4
+    nms: float = 0.5
 
 
 Options = TypeVar("Options", Cut, Running)

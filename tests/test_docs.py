@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -17,7 +18,10 @@ import pytest
 
 from command import run
 from ov_recipro.images.reading import read_image
-from places import ROOT, SCENE_VIT
+from places import ROOT, SCENE_DETECTOR, SCENE_VIT
+
+sys.path.append(str(ROOT / "tools"))
+detector_scenes = importlib.import_module("detector_scenes")
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(
@@ -44,6 +48,8 @@ def folder(
     shutil.copy(models["float"], folder / "float.onnx")
     shutil.copy(SCENE_VIT / "textures.onnx", folder / "vit.onnx")
     shutil.copy(models["qdq"], folder / "int8.onnx")
+    shutil.copy(SCENE_DETECTOR / "model.onnx", folder / "detector.onnx")
+    cv2.imwrite(str(folder / "scene.png"), scene_with("ring"))
     for name in ("image.jpg", "cat.jpg", "photos/n02124075/cat.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(cat, folder / name)
@@ -67,6 +73,17 @@ def folder(
         writer.write(frame)
     writer.release()
     return folder
+
+
+def scene_with(name: str) -> Any:
+    """A picture with an object of this class, and others."""
+    scenes = detector_scenes.make_scenes(200, (detector_scenes.HELD_OUT_SEED, 1))
+    wanted = detector_scenes.CLASSES.index(name)
+    return next(
+        scene.image
+        for scene in scenes
+        if wanted in [each.class_index for each in scene.objects] and len(scene.objects) > 1
+    )
 
 
 @pytest.fixture(scope="module")

@@ -56,13 +56,13 @@ def test_a_lost_device_ends_a_run(
     lite0: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explainer = Explainer(lite0)
-    plain = openvino_runtime._run
+    plain = openvino_runtime.run_request
     lost: dict[int, Lost] = {}
 
     def run_until_lost(request: Any, inputs: Any) -> Any:
         return plain(lost.setdefault(id(request), Lost(request, 3)), inputs)
 
-    monkeypatch.setattr(openvino_runtime, "_run", run_until_lost)
+    monkeypatch.setattr(openvino_runtime, "run_request", run_until_lost)
     batch = Batch(explainer, find_inputs([str(photographs)]), tmp_path, ["top1"], False)
     outcomes: list[Outcome] = []
     with pytest.raises(DeviceError, match="the device was removed") as error:
@@ -85,13 +85,13 @@ def test_a_lost_device_is_no_verdict_on_a_plan(
 ) -> None:
     path = residual(tmp_path / "m.onnx")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    plain = openvino_runtime._run
+    plain = openvino_runtime.run_request
 
     def lost(request: Any, inputs: Any) -> Any:
         return plain(Lost(request, 0), inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(openvino_runtime, "_run", lost)
+        patch.setattr(openvino_runtime, "run_request", lost)
         with pytest.raises(DeviceError):
             Explainer(path, layer="stem")
     assert Explainer(path, layer="stem").plan.name == "rows"

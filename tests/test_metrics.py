@@ -87,6 +87,32 @@ def test_pixels_turn_by_decreasing_saliency_ties_in_raster_order() -> None:
     assert not steps[2].any()
 
 
+def test_a_boxs_pixels_alone_are_ordered() -> None:
+    saliency = np.array([[0.1, 0.9, 0.5], [0.5, 0.0, 0.9]], np.float32)
+    assert metrics.by_saliency_inside(saliency, (0.5, 0, 3, 2)).tolist() == [1, 5, 2, 3, 0, 4]
+    assert metrics.by_saliency_inside(saliency, (0.6, 0, 9, 2)).tolist() == [1, 5, 2, 4]
+    assert metrics.by_saliency_inside(saliency, (0, 1, 2.5, 1.6)).tolist() == [3, 4]
+    assert metrics.inside((2, 3), (0.5, 0, 1.5, 2)).tolist() == [[True, False, False]] * 2
+
+
+def test_a_defocused_image_keeps_its_light_alone() -> None:
+    """Unlike RISE's blur it leaves no edge of an eighth of the image, and no dark border."""
+    stripes = np.zeros((1, 80, 160), np.float32)
+    stripes[:, :, ::16] = 16
+    blurred = metrics.defocused(stripes)
+    assert blurred[:, :, 32:96].mean() == pytest.approx(1, rel=0.02)
+    assert np.ptp(blurred[:, :, 20:-20]) < 0.1 * np.ptp(metrics.blurred(stripes)[:, :, 20:-20])
+    np.testing.assert_allclose(metrics.defocused(np.ones((3, 40, 30), np.float32)), 1, rtol=1e-5)
+
+
+def test_images_are_drawn_with_all_their_values() -> None:
+    values = np.array([[1.0, 5.0, 3.0]])
+    one = metrics.resampled_means(values)
+    np.testing.assert_allclose(metrics.resampled_means(values, np.ones(3)), one)
+    pooled = metrics.resampled_means(np.array([[3.0, 0.0]]), np.array([3.0, 1.0]))
+    assert set(np.round(pooled[0], 6)) == {0, 0.75, 1}
+
+
 def test_boxes_of_cells_have_one_row_and_column_more() -> None:
     image = np.ones((1, 9, 8), np.float32)
     saliency = np.array([[0, 1], [0.5, 0.2]], np.float32)

@@ -28,7 +28,8 @@ import onnxruntime
 
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.cut.points import CutPoint, cut_points
+from ov_recipro.cut.cut_point import CutPoint
+from ov_recipro.cut.points import cut_points
 from ov_recipro.sources.source import Source
 from ov_recipro.splitting.split import open_source, split
 

@@ -23,6 +23,7 @@ from ov_recipro.cluster.explaining import JobOptions, Run
 from ov_recipro.cluster.pool import open_pool
 from ov_recipro.images.drawing import Style
 from ov_recipro.images.reading import find_images
+from ov_recipro.options import Targets
 
 _ACTOR = "ray::MapWorker(MapBatches(_Worker"
 _WARM = 0.1  # of the images come before the clock
@@ -71,7 +72,7 @@ def alone(model: Path, layer: str, folder: Path, count: int) -> float:
 def on_ray(model: Path, layer: str, folder: Path, actors: int) -> float:
     """Return images a second of actors; print what they take."""
     explainer = Explainer(model, layer=layer, hint="throughput")
-    job = JobOptions(("top1",), "float32", False, None, Style())
+    job = JobOptions(Targets(), "float32", False, None, Style())
     with (
         tempfile.TemporaryDirectory() as output,
         open_pool("local", actors, 1, 0) as pool,

@@ -49,7 +49,8 @@ RECORD = "comparison.json"
     default="top1",
     show_default=True,
     metavar="CLASS",
-    help="What to explain: a class index or name, or top1, which is A's prediction.",
+    help="What to explain: a class index or name, or top1, which is A's prediction. Of detectors "
+    "it is A's best box of that class, or of all.",
 )
 @click.option("--layer-b", metavar="LAYER", help="Where to cut B.  [default: the same as --layer]")
 @click.option(
@@ -80,9 +81,10 @@ def command(
 
     A and B are model files or bundles with the same classes, such as a float model and its 8-bit
     form, or the same file with --layer and --layer-b. Their maps of one class, A's prediction
-    unless -t names another, are compared by Pearson's correlation; a flat map counts as 0.
+    unless -t names another, are compared by Pearson's correlation; a flat map counts as 0, and so
+    does a box that B misses.
     """
-    from ov_recipro.faithfulness.comparison import compare, side_by_side
+    from ov_recipro.faithfulness.comparison import check_comparable, compare, side_by_side
     from ov_recipro.images.reading import find_images
     from ov_recipro.output import file_stems, open_folder, write_whole
 
@@ -91,6 +93,7 @@ def command(
     one = open_explainer(quiet, model=first, cut=cut, **options)
     cut = dataclasses.replace(cut, layer=layer_b or cut.layer)
     other = open_explainer(quiet, model=second, cut=cut, **options)
+    check_comparable(one, other)
     found: list[Comparison] = []
     failed: list[str] = []
     for path, stem in zip(paths, file_stems(paths), strict=True):
@@ -139,11 +142,19 @@ def _row(each: Comparison) -> tuple[str, ...]:
         _said(each.first),
         _said(each.second),
         "no" if each.changed else "yes",
-        "flat" if each.correlation is None else f"{each.correlation:.3f}",
+        _compared(each),
     )
 
 
-def _said(prediction: Prediction) -> str:
+def _compared(each: Comparison) -> str:
+    if each.correlation is None:
+        return "missed" if each.second is None else "flat"
+    return f"{each.correlation:.3f}"
+
+
+def _said(prediction: Prediction | None) -> str:
+    if prediction is None:
+        return "no such box"
     return f"{prediction.label or prediction.index} {prediction.score:.3g}"
 
 

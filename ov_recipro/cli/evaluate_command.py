@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from ov_recipro.cli.evaluation_tables import as_csv, box_csv, box_table, class_table
 from ov_recipro.cli.option_groups import (
     FILE,
-    methods_of,
+    Numbers,
     model_options,
     note,
     open_explainer,
+    options_of,
     running_options,
 )
 from ov_recipro.cli.progress import progress
-from ov_recipro.cli.ray_options import engine_of, engine_options, pool_of
+from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.tables import aligned, markdown
-from ov_recipro.errors import ReciproError
-from ov_recipro.options import Running
+from ov_recipro.cut.recognition import with_article
+from ov_recipro.errors import OptionError, ReciproError
+from ov_recipro.options import Running, Targets
 
 if TYPE_CHECKING:
-    from ov_recipro.faithfulness.evaluation import Evaluation, Row
-    from ov_recipro.metrics import Mean
+    from ov_recipro.cut.bundle import Manifest
+    from ov_recipro.explainer import Explainer
+    from ov_recipro.faithfulness.box_evaluation import BoxEvaluation, BoxOutcome
+    from ov_recipro.faithfulness.box_measure import BoxLimits
+    from ov_recipro.faithfulness.evaluation import Evaluation, Outcome, Row
 
 RESULT = "evaluation"
+_OF_TASK = {
+    "classifier": ("profile", "step", "boxes"),
+    "detector": ("threshold", "nms", "most_boxes", "box_size"),
+}
+_NEED_NO_CUT = ("occlusion", "d-rise", "aise", "votes")
 
 
 @click.command("evaluate")
@@ -70,6 +80,23 @@ RESULT = "evaluation"
 @click.option(
     "--boxes", type=FILE, help="Boxes: a folder of Pascal VOC XML files, or a COCO JSON file."
 )
+@options_of(Targets, "targets", "threshold", "nms")
+@click.option(
+    "--most-boxes",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Detectors: at most this many boxes of an image, those of highest score.",
+)
+@click.option(
+    "--box-size",
+    type=Numbers(2, float),
+    default="1,45",
+    show_default=True,
+    metavar="LOW,HIGH",
+    help="Detectors: boxes that cover this share of the model's input, in percent.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -90,6 +117,9 @@ def command(
     limit: int | None,
     step: int | None,
     boxes: Path | None,
+    targets: Targets,
+    most_boxes: int,
+    box_size: tuple[float, float],
     workers: int,
     running: Running,
     as_json: bool,
@@ -102,20 +132,102 @@ def command(
     id), a .csv or .tsv table with the columns path and label, or a flat folder of images.
     Measurements are saved image by image: the same command resumes an earlier run.
 
+    Of a detector, DATASET is a folder of images; the maps of the boxes that it predicts are
+    measured. Two controls that know nothing about the model always stand beside them.
+
     With --engine ray, DATASET may also be the URL of a folder.
     """
-    from ov_recipro.faithfulness.datasets import classes_of, read_boxes, read_dataset, spread
-    from ov_recipro.faithfulness.evaluation import Evaluation, Measuring
-    from ov_recipro.methods import Subject
-    from ov_recipro.output import open_folder, write_whole
+    from ov_recipro.faithfulness.box_measure import BoxLimits
+    from ov_recipro.output import open_folder
 
     engine = engine_of(options)
-    names = methods_of(methods)
+    names = [name.strip() for name in methods.split(",")]
     open_folder(output)
     explainer = open_explainer(
-        quiet, running=dataclasses.replace(running, hint="throughput"), **options
+        quiet,
+        running=dataclasses.replace(running, hint="throughput"),
+        method=_method(names),
+        **options,
     )
-    classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, options["labels"])
+    _check_task(explainer.bundle.manifest, engine)
+    with ExitStack() as stack:
+        if explainer.bundle.manifest.task == "detector":
+            smallest, largest = (percent / 100 for percent in box_size)
+            limits = BoxLimits(targets.threshold, targets.nms, most_boxes, smallest, largest)
+            run = _of_boxes(explainer, names, Path(dataset), limit, limits, output, workers)
+        else:
+            how = {"profile": profile, "step": step, "boxes": boxes, "labels": options["labels"]}
+            data = (dataset, limit, how)
+            run = _of_classes(explainer, names, data, output, workers, engine, stack, quiet)
+        _measure(run, output, as_json, quiet)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tables:
+    """What is written and printed: the table, and what its numbers depend on."""
+
+    table: list[tuple[str, ...]]
+    csv: str
+    provenance: str
+    record: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What is measured.
+
+    Attributes:
+        evaluation: keeps what is measured; outcomes: measures it.
+        tables: of what is measured so far; None where there is nothing.
+        nothing: why there may be nothing.
+    """
+
+    evaluation: Evaluation | BoxEvaluation
+    outcomes: Iterator[Outcome] | Iterator[BoxOutcome]
+    tables: Callable[[], _Tables | None]
+    nothing: str = "No image could be measured."
+
+
+def _method(names: list[str]) -> Any:
+    """Return the explainer's method: one that takes any model, where none needs a cut."""
+    needs_cut = "recipro" in names or "all" in names
+    return next((name for name in names if name in _NEED_NO_CUT and not needs_cut), "recipro")
+
+
+def _check_task(manifest: Manifest, engine: Engine) -> None:
+    """Raise OptionError where the model, or an option for it, is of another kind."""
+    what = f"this model is {with_article(manifest.task)} ({manifest.why})."
+    if manifest.task not in _OF_TASK:
+        raise OptionError(f"evaluate measures classifiers and detectors; {what}")
+    if manifest.task == "detector" and engine.is_ray:
+        raise OptionError(f"--engine ray measures classifiers alone; {what}")
+    context = click.get_current_context()
+    for task, names in _OF_TASK.items():
+        for name in names:
+            given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if given and task != manifest.task:
+                option = f"--{name.replace('_', '-')}"
+                raise OptionError(f"{option} is for {with_article(task)}; {what}")
+
+
+def _of_classes(
+    explainer: Explainer,
+    names: list[str],
+    data: tuple[str, int | None, dict[str, Any]],
+    output: Path,
+    workers: int,
+    engine: Engine,
+    stack: ExitStack,
+    quiet: bool,
+) -> _Run:
+    """Return the measuring of a classifier over a dataset, its limit, and how."""
+    from ov_recipro.faithfulness.datasets import classes_of, read_boxes, read_dataset, spread
+    from ov_recipro.faithfulness.evaluation import Evaluation, Measuring
+    from ov_recipro.methods import Subject, find_methods
+
+    dataset, limit, how = data
+    methods = find_methods(names)
+    classes = classes_of(explainer.bundle.manifest.classes, explainer.labels, how["labels"])
     root = ""
     if engine.is_ray:
         from ov_recipro.cluster import files
@@ -123,138 +235,126 @@ def command(
 
         root = dataset if files.is_url(dataset) else ""
     found = remote.read_dataset(root, classes) if root else read_dataset(Path(dataset), classes)
-    samples = spread(found, limit)
-    around = read_boxes(boxes, classes) if boxes is not None else None
-    measuring = Measuring(Subject(explainer), names, profile, step, around)
-    evaluation = Evaluation(measuring, samples, output)
+    around = read_boxes(how["boxes"], classes) if how["boxes"] is not None else None
+    measuring = Measuring(Subject(explainer), methods, how["profile"], how["step"], around)
+    evaluation = Evaluation(measuring, spread(found, limit), output)
+    if engine.is_ray:
+        actors = stack.enter_context(pool_of(engine, explainer.running.device, quiet))
+        outcomes = remote.measure(actors, evaluation, root, workers)
+    else:
+        outcomes = evaluation.run(workers)
+    return _Run(evaluation, outcomes, lambda: _class_tables(evaluation))
+
+
+def _of_boxes(
+    explainer: Explainer,
+    names: list[str],
+    folder: Path,
+    limit: int | None,
+    limits: BoxLimits,
+    output: Path,
+    workers: int,
+) -> _Run:
+    """Return the measuring of a detector over photographs."""
+    from ov_recipro.faithfulness.box_evaluation import (
+        BoxEvaluation,
+        BoxMeasuring,
+        find_photographs,
+    )
+    from ov_recipro.faithfulness.datasets import spread
+    from ov_recipro.methods import BOX_METHODS, Subject, find_methods
+
+    measuring = BoxMeasuring(Subject(explainer), find_methods(names, BOX_METHODS), limits)
+    evaluation = BoxEvaluation(measuring, spread(find_photographs(folder), limit), output)
+    nothing = f"No image has a box that {_limits_in_words(limits)}."
+    run = evaluation.run(workers)
+    return _Run(evaluation, run, lambda: _box_tables(evaluation), nothing)
+
+
+def _measure(run: _Run, output: Path, as_json: bool, quiet: bool) -> None:
+    """Measure, write the tables of what is measured, even if it ends early, and print them."""
+    from ov_recipro.output import write_whole
+
+    evaluation = run.evaluation
+    total, methods = len(evaluation.samples), len(evaluation.measuring.methods)
     if evaluation.kept:
-        note(
-            f"{evaluation.kept} of {len(samples) * len(names)} measurements are kept.",
-            quiet,
-        )
+        note(f"{evaluation.kept} of {total * methods} measurements are kept.", quiet)
     try:
-        with ExitStack() as stack:
-            if engine.is_ray:
-                actors = stack.enter_context(pool_of(engine, explainer.running.device, quiet))
-                outcomes = remote.measure(actors, evaluation, root, workers)
-            else:
-                outcomes = evaluation.run(workers)
-            advance = stack.enter_context(progress("Measuring", len(samples), quiet))
-            for outcome in outcomes:
+        with progress("Measuring", total, quiet) as advance:
+            for outcome in run.outcomes:
                 if outcome.error is not None:
                     note(f"Error: {outcome.error}")
                 advance(1, int(outcome.error is not None))
     finally:
-        rows = evaluation.rows()
-        if rows:
-            provenance = _provenance(evaluation, rows)
-            record = evaluation.record(rows)
-            table = [_header(rows), *(_shown(row, rows) for row in rows)]
-            text = f"{markdown(table)}\n\n{provenance}\n"
+        found = run.tables()
+        if found is not None:
+            text = f"{markdown(found.table)}\n\n{found.provenance}\n"
             write_whole(output / f"{RESULT}.md", text.encode())
-            write_whole(output / f"{RESULT}.csv", _csv(rows).encode())
-            write_whole(output / f"{RESULT}.json", record)
-    if not rows:
-        raise ReciproError("No image could be measured.")
+            write_whole(output / f"{RESULT}.csv", found.csv.encode())
+            write_whole(output / f"{RESULT}.json", found.record)
+    if found is None:
+        raise ReciproError(run.nothing)
     if as_json:
-        click.echo(record, nl=False)
+        click.echo(found.record, nl=False)
     else:
-        click.echo(aligned(table))
-        note(provenance, quiet)
+        click.echo(aligned(found.table))
+        note(found.provenance, quiet)
     if evaluation.failed:
-        raise ReciproError(
-            f"{len(evaluation.failed)} of {len(samples)} images could not be measured."
-        )
+        raise ReciproError(f"{len(evaluation.failed)} of {total} images could not be measured.")
 
 
-_COLUMNS = {
-    "drop": "drop ↓",
-    "increase": "increase ↑",
-    "deletion": "deletion ↓",
-    "insertion": "insertion ↑",
-    "coherency": "coherency ↑",
-    "complexity": "complexity ↓",
-    "adcc": "ADCC ↑",
-    "pointing": "pointing ↑",
-    "energy": "energy ↑",
-}
+def _class_tables(evaluation: Evaluation) -> _Tables | None:
+    rows = evaluation.rows()
+    if not rows:
+        return None
+    provenance = _provenance(evaluation, rows)
+    return _Tables(class_table(rows), as_csv(rows), provenance, evaluation.record(rows))
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
-    """Return the measures that were taken; some need boxes."""
-    taken = [row.summary for row in rows if row.summary is not None]
-    return [name for name in _COLUMNS if any(getattr(each, name) is not None for each in taken)]
+def _box_tables(evaluation: BoxEvaluation) -> _Tables | None:
+    rows = evaluation.rows()
+    if not any(row.summary for row in rows):
+        return None
+    settings = evaluation.settings()
+    provenance = (
+        "Values x100, with bootstrap 95% intervals over the images in brackets; 'less' lines hold "
+        "differences, box by box. 'inner' figures order the box's own pixels alone. Boxes that "
+        f"{_limits_in_words(evaluation.measuring.limits)}, at most "
+        f"{evaluation.measuring.limits.most} an image; {_setting(settings, evaluation)}."
+    )
+    return _Tables(box_table(rows), box_csv(rows), provenance, evaluation.record(rows))
 
 
-def _header(rows: Sequence[Row]) -> tuple[str, ...]:
-    above = (f"ADCC difference from {rows[0].method}",) if len(rows) > 1 else ()
-    return ("method", *(_COLUMNS[name] for name in _columns(rows)), *above, "flat", "images")
-
-
-def _shown(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
-    names = _columns(rows)
-    if row.summary is None:
-        empty = ("",) * (len(_header(rows)) - 2)
-        return (row.method, f"not applicable: {row.not_applicable}", *empty)
-    means = [getattr(row.summary, name) for name in names]
-    above = (_percent(row.above_first, signed=True),) if len(rows) > 1 else ()
+def _limits_in_words(limits: BoxLimits) -> str:
     return (
-        row.method,
-        *map(_percent, means),
-        *above,
-        str(row.summary.flat),
-        str(row.summary.images),
+        f"score {limits.threshold:g} or more and cover {100 * limits.smallest:g} to "
+        f"{100 * limits.largest:g} % of the input"
     )
 
 
-def _percent(mean: Mean | None, signed: bool = False) -> str:
-    if mean is None:
-        return ""
-    if signed:
-        return f"{100 * mean.value:+.2f} ({100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
-    return f"{100 * mean.value:.2f} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    names = _columns(rows)
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    ends = ("", "_low", "_high")
-    heads = [f"{name}{end}" for name in names for end in ends]
-    writer.writerow(
-        [
-            *("method", *heads, *(f"adcc_above_first{end}" for end in ends)),
-            *("images", "boxed", "flat", "undefined_coherency", "not_applicable"),
-        ]
-    )
-    for row in rows:
-        found = row.summary
-        if found is None:
-            writer.writerow([row.method, *("" for _ in heads), *[""] * 7, row.not_applicable])
-            continue
-        means = [*(getattr(found, name) for name in names), row.above_first]
-        values = [
-            value for m in means for value in ((m.value, m.low, m.high) if m else ("", "", ""))
-        ]
-        counts = [found.images, found.boxed, found.flat, found.undefined]
-        writer.writerow([row.method, *values, *counts, ""])
-    return file.getvalue()
-
-
-def _provenance(evaluation: Evaluation, rows: Sequence[Row]) -> str:
+def _provenance(evaluation: Evaluation, rows: list[Row]) -> str:
     """Return, in words, everything that the numbers depend on."""
     settings = evaluation.settings()
-    how = evaluation.measuring.subject.explainer.preprocessing
     summaries = [row.summary for row in rows if row.summary]
     undefined = sum(summary.undefined for summary in summaries)
     images = max((summary.images for summary in summaries), default=0)
-    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
     step = f", {settings['step']} pixels per step" if settings["step"] else ""
     return (
         f"Values x100, with bootstrap 95% intervals over the images in brackets. Profile "
         f"{settings['profile']}{step}; {images} images; "
+        f"{_setting(settings, evaluation, f'undefined coherencies counted as 0: {undefined}; ')}."
+    )
+
+
+def _setting(
+    settings: dict[str, Any], evaluation: Evaluation | BoxEvaluation, further: str = ""
+) -> str:
+    """Return the model, the device, the preprocessing and the versions in words."""
+    how = evaluation.measuring.subject.explainer.preprocessing
+    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
+    return (
         f"model {settings['model']} (sha256 {settings['sha256'][:12]}), layer {settings['layer']}; "
         f"{settings['device']}, {settings['precision']}; {how.resize} to "
         f"{how.size[1]}x{how.size[0]}, crop fraction {how.crop_fraction}, {how.interpolation} "
-        f"({how.source}); undefined coherencies counted as 0: {undefined}; {versions}."
+        f"({how.source}); {further}{versions}"
     )

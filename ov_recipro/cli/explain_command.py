@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ov_recipro.black_boxes.attribution import Method
 from ov_recipro.cli.option_groups import (
     FILE,
     colormap_option,
@@ -19,13 +20,13 @@ from ov_recipro.cli.option_groups import (
     options_of,
     score_option,
 )
-from ov_recipro.cli.progress import progress
+from ov_recipro.cli.progress import inferences, progress
 from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.terminal import colour_console, picture
 from ov_recipro.cut.recognition import with_article
 from ov_recipro.errors import ReciproError
 from ov_recipro.images.drawing import DEFAULT, Style
-from ov_recipro.options import Hint, Running, Targets
+from ov_recipro.options import AFFORDABLE, Hint, Running, Targets
 from ov_recipro.plans.stream import Mask
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _MANY = 8  # from this many images on, it pays to run several at once
 _ERRORS = 20  # that are printed one by one
+_BOXES = 30  # that are listed
 
 
 @click.command("explain")
@@ -63,7 +65,7 @@ _ERRORS = 20  # that are printed one by one
     Running,
     "running",
     *("device", "precision", "batch_memory", "max_cost", "hint"),
-    max_cost={"default": 25, "show_default": True},
+    max_cost={"default": AFFORDABLE, "show_default": True},
     hint={
         "default": None,
         "help": "One image at a time (latency), or several at once (throughput).  [default: "
@@ -73,10 +75,20 @@ _ERRORS = 20  # that are printed one by one
 @model_options
 @score_option
 @click.option(
+    "--method",
+    type=click.Choice(get_args(Method)),
+    default="recipro",
+    show_default=True,
+    help="Mask cells of feature maps (recipro), or parts of the image: occlusion, rise, aise, or "
+    "d-rise for boxes. These take any model, even one that can't be cut, and hundreds to thousands "
+    "of inferences. For boxes, votes shows where the candidates are that agree, and masks nothing.",
+)
+@click.option(
     "--mask",
     type=click.Choice(get_args(Mask)),
     help="Keep one cell, or one of two Gaussian variants of it, spread and weight; or drop one "
-    "cell and keep all others.  [default: drop for segmentations, else cell]",
+    "cell and keep all others.  [default: drop for detectors and "
+    "segmentations, else cell]",
 )
 @click.option(
     "--signed",
@@ -138,17 +150,24 @@ def command(
     from ov_recipro.batch import Batch, find_inputs
 
     engine = engine_of(options)
-    if engine.is_ray and (signed or targets != Targets(targets.classes)):
-        raise click.UsageError("With --engine ray, classes alone are explained, without --signed.")
+    if engine.is_ray and (signed or targets != _classes_or_boxes(targets)):
+        raise click.UsageError(
+            "With --engine ray, classes or boxes alone are explained, without --signed."
+        )
     if engine.is_ray and (report or save_maps or as_json):
         raise click.UsageError(
             "With --engine ray, results are Parquet files; --report, --save-maps and --json don't "
             "apply."
         )
+    if engine.is_ray and options["method"] != "recipro":
+        raise click.UsageError("--engine ray explains by recipro alone.")
     files.open_folder(output)
     inputs = [] if engine.is_ray else find_inputs(images)
+    is_black_box = options["method"] != "recipro"
+    tell = click.get_current_context().with_resource(inferences(quiet or not is_black_box))
     explainer = open_explainer(
         quiet,
+        progress=tell,
         running=dataclasses.replace(running, hint=running.hint or _hint(engine, inputs)),
         targets=targets,
         signed=signed,
@@ -162,7 +181,7 @@ def command(
         from ov_recipro.cluster.explaining import OVERLAYS, JobOptions
 
         drawn = output.absolute() / OVERLAYS if overlays else None
-        job = JobOptions(tuple(map(str, targets.classes)), maps, verify, drawn, style)
+        job = JobOptions(targets, maps, verify, drawn, style)
         _on_ray(explainer, engine, images, output, job, quiet)
         return
     subject = None
@@ -173,7 +192,7 @@ def command(
     batch = Batch(explainer, inputs, output, targets, save_maps, style, subject, report)
     failed = 0
     try:
-        silent = quiet or as_json
+        silent = quiet or as_json or is_black_box
         with progress("Explaining", 0 if silent else _count(inputs), silent) as advance:
             for outcome in batch.run(on_frame=lambda: advance(1, 0)):
                 if outcome.error is not None:
@@ -193,6 +212,11 @@ def command(
             if failed < len(inputs)
             else "No image could be explained."
         )
+
+
+def _classes_or_boxes(asked: Targets) -> Targets:
+    """Return what is asked about classes or boxes, and nothing else."""
+    return Targets(asked.classes, box=asked.box, threshold=asked.threshold, nms=asked.nms)
 
 
 def _hint(engine: Engine, inputs: Sequence[Input]) -> Hint:
@@ -270,6 +294,15 @@ def _predicted(found: Explanation, explainer: Explainer) -> str:
     if task == "segmentation":
         shares = [f"{p.label or p.index} {100 * p.score:.3g} %" for p in found.predictions]
         return ", ".join(shares) or "no pixel of any class"
+    if task == "detector":
+        count = len(found.predictions)
+        lines = [f"{count} box{'' if count == 1 else 'es'}"]
+        for number, each in enumerate(found.predictions[:_BOXES], 1):
+            where = ",".join(f"{edge:g}" for edge in each.outline or ())
+            lines.append(f"  {number} {each.label or each.index} {each.score:.3g} [{where}]")
+        if count > _BOXES:
+            lines.append(f"  and {count - _BOXES} more")
+        return "\n".join(lines)
     return ", ".join(f"{each.label or each.index} {each.score:.3g}" for each in found.predictions)
 
 

@@ -13,7 +13,7 @@ from ov_recipro.cli.tables import aligned
 from ov_recipro.options import Cut
 
 if TYPE_CHECKING:
-    from ov_recipro.cut.points import CutPoint
+    from ov_recipro.cut.cut_point import CutPoint
 
 
 _DRIFT = (
@@ -53,6 +53,7 @@ def command(
             {
                 "index": index,
                 "tensor": point.tensor,
+                "joined": [each.tensor for each in point.joined],
                 "node": point.node,
                 "op": point.op,
                 "shape": point.shape,
@@ -77,8 +78,8 @@ def command(
         (
             str(index),
             *(_tokens(point) if on_tokens else ()),
-            point.tensor,
-            point.op,
+            point.tensor + (f" + {len(point.joined)} more" if point.joined else ""),
+            "joint" if point.joined else point.op,
             " x ".join(map(str, point.shape)),
             str(point.stride),
             "?" if cost is None else cost.plan,

@@ -60,6 +60,22 @@ class Numbers(click.ParamType):  # type: ignore[type-arg] # generic from click 8
         return numbers
 
 
+class BoxChoice(click.ParamType):  # type: ignore[type-arg]
+    """A box: its number, all, or four comma-separated numbers."""
+
+    name = "N|all|X,Y,W,H"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int | tuple[float, ...]:
+        """Parse the text."""
+        if not isinstance(value, str) or value == "all":
+            return cast("str | int | tuple[float, ...]", value)
+        if value.isdigit():
+            return int(value)
+        return Numbers(4, float).convert(value, param, ctx)
+
+
 class Constant(click.ParamType):  # type: ignore[type-arg]
     """A name and a number, as in threshold=0.5."""
 
@@ -125,6 +141,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "region": {"type": Numbers(4, float)},
     "pixel": {"type": Numbers(2, float)},
     "position": {"type": int},
+    "box": {"type": BoxChoice()},
 }
 """Where the command line's options differ from the fields' names and types."""
 

@@ -36,6 +36,38 @@ def progress(verb: str, total: int, quiet: bool, kept: int = 0) -> Iterator[Adva
 
 
 @contextmanager
+def inferences(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show on stderr how many inferences of an image are done.
+
+    Args:
+        quiet: show nothing.
+
+    Yields:
+        What is called with their number so far, and the highest that it can become.
+    """
+    if quiet:
+        yield lambda *_: None
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("Inferences", total=None)
+            yield lambda done, most: bar.update(task, completed=done, total=most)
+        return
+    said = time.monotonic()
+
+    def tell(done: int, most: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _LINE_SECONDS:
+            said = time.monotonic()
+            note(f"Inferences: {done} of {most} at most")
+
+    yield tell
+
+
+@contextmanager
 def _bar(verb: str, total: int, kept: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (

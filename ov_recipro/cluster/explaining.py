@@ -22,6 +22,7 @@ from ov_recipro.faithfulness.verification import verify
 from ov_recipro.images.drawing import Style
 from ov_recipro.images.reading import decode_file
 from ov_recipro.methods import Subject
+from ov_recipro.options import Targets
 from ov_recipro.ordered import in_order
 from ov_recipro.output import file_stems, open_folder
 
@@ -35,14 +36,14 @@ class JobOptions:
     """What to make of each image.
 
     Attributes:
-        targets: see `Explainer.__call__`; the same for all.
+        targets: what is explained, the same for all: classes or boxes.
         kind: number type of the maps.
         verify: whether maps are verified.
         overlays: the folder for overlays, which all machines must see; None to draw none.
         style: how overlays are drawn.
     """
 
-    targets: tuple[str, ...]
+    targets: Targets
     kind: MapType
     verify: bool
     overlays: Path | None
@@ -164,9 +165,12 @@ def _settings(explainer: Explainer, job: JobOptions) -> dict[str, Any]:
     """Return what results depend on."""
     settings = explainer.provenance() | {
         "labels": explainer.labels,
-        "targets": job.targets,
+        "targets": tuple(map(str, job.targets.classes)),
         "maps": job.kind,
         "verify": job.verify,
         "overlays": job.style if job.overlays is not None else None,
     }
+    if explainer.bundle.manifest.task == "detector":
+        asked = job.targets
+        settings |= {"box": asked.box, "threshold": asked.threshold, "nms": asked.nms}
     return dict(msgspec.to_builtins(settings))

@@ -22,7 +22,7 @@ from ov_recipro.saliency import Score
 SETTINGS = "_run.json"  # readers that open the folder as one dataset skip such names
 _OLD_SETTINGS = "run.json"
 PARTS = "results"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MapType = Literal["float32", "float16"]
 
@@ -39,8 +39,10 @@ def schema(feature_shape: tuple[int, int, int], kind: MapType) -> pa.Schema:
     """
     _, height, width = feature_shape
     score = [("index", pa.int32()), ("label", pa.string()), ("score", pa.float32())]
+    box = ("box", pa.list_(pa.float32(), 4))  # left, top, width and height; null of classes
     target = [
         *score,
+        box,
         ("low", pa.float32()),
         ("high", pa.float32()),
         ("distinct_values", pa.int32()),
@@ -59,7 +61,7 @@ def schema(feature_shape: tuple[int, int, int], kind: MapType) -> pa.Schema:
         ("prediction", pa.int32()),
         ("label", pa.string()),
         ("score", pa.float32()),
-        ("predictions", pa.list_(pa.struct(score))),
+        ("predictions", pa.list_(pa.struct([*score, box]))),
         ("targets", pa.list_(pa.struct(target))),
         ("maps", pa.list_(pa.list_(number, height * width))),
         ("height", pa.int32()),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.graph import CONVOLUTIONS, Graph, descendants
-from ov_recipro.cut.points import CutPoint
 
-_UPSAMPLING = frozenset(
+UPSAMPLING = frozenset(
     {
         "ConvTranspose",
         "ConvolutionBackpropData",
@@ -37,7 +37,7 @@ def automatic(graph: Graph, points: Sequence[CutPoint]) -> CutPoint | None:
         tall = [point for point in clean if point.grid[0] > 1]
         return _last(tall or clean)
     upsampled = {
-        name for node in graph.path_nodes if node.op in _UPSAMPLING for name in node.outputs
+        name for node in graph.path_nodes if node.op in UPSAMPLING for name in node.outputs
     }
     impure = descendants(graph.path_nodes, upsampled)
     pure = [point for point in fitting if point.tensor not in impure] or fitting

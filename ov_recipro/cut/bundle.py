@@ -9,17 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from ov_recipro.cut.box_layout import BoxLayout
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.graph import Task
-from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.output import discard
 from ov_recipro.saliency import Activation
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SUFFIX = ".recipro"
 MANIFEST = "recipro.json"
 
@@ -130,6 +132,7 @@ class Manifest:
         scores_shape: shape at batch 1 of what targets are scored by: class scores [1,K], an
             embedding's vector [1,D], class scores of pixels [1,K,h,w] or of positions [1,T,K].
         class_axis: its axis of classes.
+        boxes: of a detector, how its candidate boxes are laid out.
     """
 
     schema_version: int
@@ -156,6 +159,21 @@ class Manifest:
     why: str
     scores_shape: tuple[int, ...]
     class_axis: int
+    boxes: BoxLayout | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What maps depend on: the model, where it is cut, and which output is explained."""
+        return {
+            "model": self.source.name,
+            "sha256": self.source.sha256,
+            "companions": [
+                {"name": each.name, "sha256": each.sha256} for each in self.source.companions
+            ],
+            "layer": self.cut.name,
+            "feature_shape": self.cut.shape,
+            "output": self.output,
+        }
 
     @property
     def values(self) -> int:
@@ -165,10 +183,17 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle's folder and its manifest."""
+    """A bundle's folder and its manifest.
+
+    Attributes:
+        folder: where its files are.
+        manifest: what they are.
+        whole: it is a model that can't be split; head and tail are the file itself.
+    """
 
     folder: Path
     manifest: Manifest
+    whole: bool = False
 
     @property
     def head(self) -> Path:

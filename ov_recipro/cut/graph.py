@@ -12,12 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ov_recipro.saliency import Activation
 
+if TYPE_CHECKING:
+    from ov_recipro.cut.box_layout import BoxLayout
+
 Shape: TypeAlias = tuple[int, ...]
-Task = Literal["classifier", "embedding", "segmentation", "sequence"]
+Task = Literal["classifier", "detector", "embedding", "segmentation", "sequence"]
 """What a model is for, and so what its targets are."""
 
 ON_MAPS = frozenset(
@@ -73,6 +76,9 @@ class Graph:
         aliases: further names of tensors, each with the tensor it names.
         task: what the model is for; why: how that is known, in words.
         class_axis: the axis of `scores` that counts classes, or an embedding's numbers.
+        boxes: of a detector, how its candidate boxes are laid out.
+        joined: tensors whose numbers in a row are `scores`, which is then a tensor of its own;
+            empty where `scores` is one of the model's.
     """
 
     nodes: tuple[Node, ...]
@@ -86,6 +92,8 @@ class Graph:
     task: Task = "classifier"
     why: str = ""
     class_axis: int = 1
+    boxes: BoxLayout | None = None
+    joined: tuple[str, ...] = ()
 
     @cached_property
     def path_nodes(self) -> tuple[Node, ...]:
@@ -170,15 +178,22 @@ class Graph:
         divided = (1, tokens, channels) == (*after[:2], prod(after[2:]))
         return len(front) in (1, 2) and tokens > 1 and divided and after[2] > 1
 
-    def bypass(self, tensor: str) -> tuple[str, ...]:
-        """Return the tensors that carry the image around `tensor`, as late as possible.
+    def bypass(self, *tensors: str) -> tuple[str, ...]:
+        """Return the tensors that carry the image around `tensors`, as late as possible.
 
-        With `tensor` masked, everything downstream of it is computed anew; what that part reads
-        from outside itself and depends on the image is the bypass. Empty for a clean tensor.
+        With `tensors` masked, everything downstream of them is computed anew, up to one that is
+        masked itself; what that part reads from outside and depends on the image is the bypass.
+        Empty where every path from the image to the scores passes through one of them.
         """
-        tail = descendants(self.path_nodes, {tensor})
+        cut, needed = set(tensors), {self.scores}
+        kept: list[Node] = []
+        for node in reversed(self.path_nodes):
+            if needed.intersection(node.outputs) - cut:
+                kept.append(node)
+                needed.update(self.path_tensors.intersection(node.inputs))
+        tail = descendants(reversed(kept), cut)
         outside: dict[str, None] = {}
-        for node in self.path_nodes:
+        for node in reversed(kept):
             if tail.intersection(node.inputs):
                 for name in node.inputs:
                     if name in self.path_tensors and name not in tail:

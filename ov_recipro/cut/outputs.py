@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from ov_recipro.cut.box_layout import BoxLayout
+from ov_recipro.cut.detectors import find_layout, of_suppression
 from ov_recipro.cut.graph import Graph, Node, Shape, Task, descendants
 from ov_recipro.cut.layout import channels_last, chw
 from ov_recipro.cut.recognition import (
     NORMALISATIONS,
+    OWN_OUTPUTS,
     Finding,
     Output,
     is_vector,
+    named_as_boxes,
     recognise,
     with_article,
 )
@@ -45,9 +49,14 @@ _BEHIND_MAPS = _TRANSPARENT | {"ArgMax", "Interpolate", "Resize", "TopK", "Upsam
 _LINEAR = frozenset({"Conv", "Convolution", "FullyConnected", "Gemm", "MatMul"})
 _KINDS: dict[TaskName, Task] = {
     "classifier": "classifier",
+    "detector": "detector",
     "segmentation": "segmentation",
     "sequence": "sequence",
 }
+SUPPRESSIONS = frozenset({"NonMaxSuppression", "MatrixNms", "MulticlassNms"})
+JOINED = "ov_recipro/candidates"
+"""The tensor that holds a detector's candidates where several outputs do."""
+
 _BEHIND_LINEAR = _TRANSPARENT | {"Add", *_ACTIVATIONS}
 
 
@@ -61,6 +70,8 @@ class Ending:
             axis of classes, or of an embedding's numbers.
         activation: what the model applies to that.
         output: the model's output that this leads to.
+        boxes: of a detector, how the scores hold its candidate boxes.
+        joined: the tensors whose numbers in a row the scores are, where these are several.
     """
 
     task: Task
@@ -69,6 +80,8 @@ class Ending:
     class_axis: int
     activation: Activation
     output: str
+    boxes: BoxLayout | None = None
+    joined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ class Outputs:
         shapes: shapes at batch 1, where known.
         image: (height, width) of the model's input.
         channels_last: the 4-D tensors laid out [N,H,W,C].
-        declared: what the file says about itself.
+        declared: what the file says about itself; classes: how many it names.
     """
 
     nodes: Sequence[Node]
@@ -90,6 +103,7 @@ class Outputs:
     image: tuple[int, int]
     channels_last: frozenset[str] = frozenset()
     declared: Finding | None = None
+    classes: int | None = None
 
     @cached_property
     def _producers(self) -> dict[str, Node]:
@@ -124,6 +138,8 @@ class Outputs:
             return self._vector(self._choose(asked, "the vector"), "embedding", found)
         if found.kind in ("segmentation", "sequence"):
             return self._many(asked, found)
+        if found.kind == "detector":
+            return self._detector(asked, found)
         raise self._refusal(found)
 
     def _recognised(self, asked: str | None) -> Finding:
@@ -135,6 +151,8 @@ class Outputs:
             for name in names
             if name in self.shapes
         }
+        if len(known) < len(names) and (why := named_as_boxes(names)) is not None:
+            return Finding("detector", why)
         if not known:
             return Finding("classifier", f"output '{names[0]}'")  # only its own runtime knows it
         return recognise(known, self.image)
@@ -159,6 +177,49 @@ class Outputs:
             name = node.inputs[0]
         return False
 
+    def _detector(self, asked: str | None, found: Finding) -> Ending:
+        """Return where the candidate boxes are: in outputs, or in front of what removes some."""
+        names = [n for n in self.names if n not in OWN_OUTPUTS] if asked is None else [asked]
+        shapes = {name: self.shapes[name] for name in names if name in self.shapes}
+        layout = self._layout(shapes) if len(shapes) == len(names) else None
+        why = found.why
+        if layout is None or layout.suppressed:
+            inside = self._before_suppression()
+            if inside is not None:
+                layout, why = inside, f"{why}; its candidates, '{inside.outputs[0]}'"
+        if layout is None:
+            raise ModelError(
+                f"The model is a detector ({found.why}) with candidate boxes laid out in a way "
+                f"that is not known: {self._listed()}. If it is something else, say so with --task."
+            )
+        joined = layout.outputs if len(layout.outputs) > 1 else ()
+        scores = JOINED if joined else layout.outputs[0]
+        return Ending("detector", why, scores, 1, "none", ", ".join(names), layout, joined)
+
+    def _layout(self, shapes: Mapping[str, Shape]) -> BoxLayout | None:
+        return find_layout(shapes, self.image, classes=self.classes)
+
+    def _before_suppression(self) -> BoxLayout | None:
+        """Return the candidates inside a model that removes overlapping boxes itself.
+
+        They are what its operator for that reads, or else the last tensor that is laid out as the
+        only output of a detector is.
+        """
+        for node in self.nodes:
+            boxes, scores = (*node.inputs, "", "")[:2]
+            both = [self.shapes.get(name, ()) for name in (boxes, scores)]
+            if node.op in SUPPRESSIONS and [len(each) for each in both] == [3, 3]:
+                return of_suppression(
+                    (boxes, both[0]), (scores, both[1]), int(node.axes == (1,)), self.image
+                )
+        for node in reversed(self.nodes):
+            for name in node.outputs:
+                shape = self.shapes.get(name, ())
+                layout = self._layout({name: shape}) if len(shape) == 3 else None
+                if layout is not None and not layout.suppressed and layout.grids:
+                    return layout
+        return None
+
     def _refusal(self, found: Finding) -> ModelError:
         if found.kind == "unknown":
             return ModelError(
@@ -171,9 +232,9 @@ class Outputs:
             "keypoints": "keypoint detector",
         }.get(found.kind, found.kind)
         return ModelError(
-            f"The model is {with_article(what)} ({found.why}); only classifiers, embeddings, "
-            "segmentations and sequences can be explained. If it is one of these, say so with "
-            "--task."
+            f"The model is {with_article(what)} ({found.why}); only classifiers, detectors, "
+            "embeddings, segmentations and sequences can be explained. If it is one of these, say "
+            "so with --task."
         )
 
     def _choose(self, asked: str | None, what: str) -> str:
@@ -285,6 +346,7 @@ def read_graph(
     shapes: Mapping[str, Shape],
     *,
     declared: Finding | None,
+    classes: int | None,
     asked: str | None,
     task: TaskName,
     aliases: Mapping[str, str] | None = None,
@@ -293,7 +355,7 @@ def read_graph(
 
     Args:
         nodes: the model's nodes, in topological order; image: name of its image input.
-        names, shapes, declared: see `Outputs`; asked, task: see `Outputs.ending`.
+        names, shapes, declared, classes: see `Outputs`; asked, task: see `Outputs.ending`.
         aliases: see `Graph`.
 
     Raises:
@@ -301,7 +363,13 @@ def read_graph(
     """
     last = channels_last(nodes, image, shapes, frozenset(descendants(nodes, {image})))
     _, height, width = chw(shapes[image], image in last)
-    ending = Outputs(nodes, names, shapes, (height, width), last, declared).ending(asked, task)
+    outputs = Outputs(nodes, names, shapes, (height, width), last, declared, classes)
+    ending = outputs.ending(asked, task)
+    if ending.joined:
+        parts = [prod(shapes[name]) for name in ending.joined]
+        rows = {f"{JOINED}/{number}": (1, count) for number, count in enumerate(parts)}
+        shapes = {**shapes, **rows, JOINED: (1, sum(parts))}
+        nodes = [*nodes, Node(JOINED, "Concat", ending.joined, (JOINED,))]
     return Graph(
         nodes=tuple(nodes),
         image=image,
@@ -314,6 +382,8 @@ def read_graph(
         task=ending.task,
         why=ending.why,
         class_axis=ending.class_axis,
+        boxes=ending.boxes,
+        joined=ending.joined,
     )
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from ov_recipro.cut.cells import Cells
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.graph import CONVOLUTIONS, Graph, descendants
+from ov_recipro.cut.joint import joined, joint_points
 from ov_recipro.cut.layout import Layout, chw
 from ov_recipro.cut.tokens import MAX_PREFIX, Tokens, find_tokens
 from ov_recipro.errors import ModelError, OptionError
@@ -19,58 +20,6 @@ from ov_recipro.errors import ModelError, OptionError
 _FEWEST_PRODUCTS = 8  # two blocks; a convolutional network may end in fewer
 _STAGE = re.compile(r"conv([1-5])")
 _BLOCK = re.compile(r"blocks\.(-?\d+)")
-
-
-@dataclass(frozen=True)
-class CutPoint:
-    """A tensor at which the model can be cut into head and tail: a feature map, or tokens.
-
-    Attributes:
-        tensor: the tensor's name in the file.
-        node: name of the node that makes it; `op`: that node's operation.
-        shape: (C, H, W).
-        stride: input height over feature height, to the nearest whole number.
-        bypass: tensors that carry the image around this one; empty for a clean cut.
-        layout: the order of the tensor's axes in the model.
-        prefix: number of tokens in front of the cells', which are always kept.
-        block: number of the transformer's block that reads these tokens; None for feature maps, and
-            for tokens inside a block.
-        blocks: number of the model's blocks; 0 for feature maps. Tokens behind the last one have
-            this `block`.
-    """
-
-    tensor: str
-    node: str
-    op: str
-    shape: tuple[int, int, int]
-    stride: int
-    bypass: tuple[str, ...]
-    layout: Layout = "NCHW"
-    prefix: int = 0
-    block: int | None = None
-    blocks: int = 0
-
-    @property
-    def clean(self) -> bool:
-        """Whether every path from the image to the scores passes through this tensor."""
-        return not self.bypass
-
-    @property
-    def cells(self) -> Cells:
-        """The cells that are kept one at a time."""
-        return Cells(self.shape[1:])
-
-    @property
-    def next_layer(self) -> str | None:
-        """The layer to try where this one's maps say little: halfway to the last block's tokens."""
-        if self.block is None or self.block + 1 >= self.blocks:
-            return None
-        return f"blocks.{(self.block + self.blocks) // 2}"
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width of the cells, and so of a saliency map."""
-        return self.cells.grid
 
 
 @dataclass(frozen=True)
@@ -97,9 +46,13 @@ def cut_points(graph: Graph) -> tuple[CutPoint, ...]:
     """List the tensors that can be explained at, from the image to the scores.
 
     These are the clean 4-D tensors and all convolutions' outputs, of more than one cell; and the
-    tokens that each block of a transformer reads.
+    tokens that each block of a transformer reads. A detector has joint cuts instead, where its
+    levels part.
     """
-    tokens = find_tokens(graph)
+    joint = joint_points(graph) if graph.task == "detector" else ()
+    if joint:
+        return joint
+    tokens = _tokens_of(graph)
     clean = set(graph.clean_tensors)
     if tokens is not None:  # what is 4-D behind them are the heads of attention
         clean = set(itertools.takewhile(lambda name: name != tokens.first, graph.clean_tensors))
@@ -127,7 +80,8 @@ def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> FoundCut
         layer: "auto", the last clean feature map or the tokens that the first block reads; a
             tensor, node or module name, in full, by unique suffix or by glob; an index into
             `cut_points` (-1 the last); "conv1" to "conv5", the last clean tensor at stride 2, 4,
-            8, 16 or 32; or "blocks.0", "blocks.-1" and so on, the tokens that a block reads.
+            8, 16 or 32; "blocks.0", "blocks.-1" and so on, the tokens that a block reads; or
+            several of these with commas between them: a joint cut, by the first one's cells.
         exact: cut at the named tensor even where other tensors go around it, instead of at the
             nearest clean tensor downstream of the same height and width.
 
@@ -135,20 +89,63 @@ def find_cut(graph: Graph, layer: str = "auto", exact: bool = False) -> FoundCut
         OptionError: no tensor, or more than one, has that name, or it can't be cut there.
         ModelError: "auto" finds no clean cut.
     """
-    tokens = find_tokens(graph)
+    tokens = _tokens_of(graph)
     points = cut_points(graph)
     clean = [point for point in points if point.clean]
     if layer == "auto":
         if not clean:
             raise ModelError(_why_no_clean_cut(points))
+        if graph.task == "detector":
+            point = clean[0] if clean[0].joined else clean[-1]
+            return FoundCut(layer, point.tensor, point)
         if tokens is None:
             _refuse_tokens(graph, clean[-1])
         point = clean[-1] if tokens is None else _point(graph, tokens, tokens.blocks[0])
         return FoundCut(layer, point.tensor, point)
+    joint = _joint(graph, tokens, layer, exact, points)
+    if joint is not None:
+        return FoundCut(layer, joint.tensor, joint)
     named = _resolve(graph, tokens, layer, points)
     if exact or named in graph.clean_tensors:
         return FoundCut(layer, named, _point(graph, tokens, named))
     return FoundCut(layer, named, _end_of_block(graph, tokens, layer, named))
+
+
+def _tokens_of(graph: Graph) -> Tokens | None:
+    """Return the tokens that a model can be cut at; a detector's are not places of its boxes."""
+    return None if graph.task == "detector" else find_tokens(graph)
+
+
+def _joint(
+    graph: Graph, tokens: Tokens | None, layer: str, exact: bool, points: tuple[CutPoint, ...]
+) -> CutPoint | None:
+    """Return the joint cut that `layer` means; None where it means a single tensor."""
+    if (index := _index(layer)) is not None:
+        found = points[index] if -len(points) <= index < len(points) else None
+        return found if found is not None and found.joined else None
+    if stage := _STAGE.fullmatch(layer):
+        stride = 2 ** int(stage[1])
+        return next((p for p in points if p.joined and _is_stride(graph, p, stride)), None)
+    if "," not in layer or layer in graph.path_tensors:
+        return None
+    names = [_resolve(graph, tokens, each.strip(), points) for each in layer.split(",")]
+    maps = [_point(graph, tokens, name) for name in dict.fromkeys(names)]
+    for point in maps:
+        if point.layout != "NCHW":
+            raise OptionError(
+                f"Layer '{point.tensor}' can't be joined: it is not a feature map [1,C,H,W]."
+            )
+    found = joined(graph, maps)
+    if found.bypass and not exact:
+        raise OptionError(
+            f"Layers '{layer}' are not a clean cut (bypassed by {', '.join(found.bypass[:3])}); "
+            "--exact cuts there anyway."
+        )
+    return found
+
+
+def _index(layer: str) -> int | None:
+    return int(layer) if re.fullmatch(r"[+-]?\d+", layer) else None
 
 
 def _resolve(graph: Graph, tokens: Tokens | None, layer: str, points: tuple[CutPoint, ...]) -> str:
@@ -156,7 +153,7 @@ def _resolve(graph: Graph, tokens: Tokens | None, layer: str, points: tuple[CutP
     names = _names(graph, tokens)
     stage, block = _STAGE.fullmatch(layer), _BLOCK.fullmatch(layer)
     matchers: list[Callable[[str], bool]] = [lambda name: name == layer]
-    index = int(layer) if re.fullmatch(r"[+-]?\d+", layer) else None
+    index = _index(layer)
     if not stage and index is None:  # many names end in these by chance
         matchers += [lambda name: _is_suffix(layer, name), lambda name: fnmatchcase(name, layer)]
     for matches in matchers:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from typing import Literal
 
+from ov_recipro.cut.box_layout import BoxLayout, pyramids
+from ov_recipro.cut.detectors import find_layout
 from ov_recipro.cut.graph import Shape, Task
 
 Kind = Task | Literal["anomaly", "detector", "instances", "keypoints", "unknown"]
@@ -14,12 +16,11 @@ Kind = Task | Literal["anomaly", "detector", "instances", "keypoints", "unknown"
 SALIENCY_MAP = "saliency_map"
 SALIENCY_CLASSES = "saliency_classes"
 FEATURE_VECTOR = "feature_vector"
-_OWN_OUTPUTS = frozenset({SALIENCY_MAP, SALIENCY_CLASSES, FEATURE_VECTOR})
+OWN_OUTPUTS = frozenset({SALIENCY_MAP, SALIENCY_CLASSES, FEATURE_VECTOR})
 """Outputs that explaining adds to a model; they say nothing about it."""
 
 NORMALISATIONS = frozenset({"LpNormalization", "NormalizeL2", "ReduceL2"})
 _OVER_CLASSES = ("LogSoftmax", "SoftMax", "Softmax")
-_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32), (8, 16, 32, 64, 128))
 _VECTOR_WORDS = ("embed", "descriptor", "pooler", "feat")
 _FINEST = 8  # the stride up to which a map [1,K,h,w] is taken for a segmentation
 _MODEL_TYPES: dict[str, Kind] = {
@@ -38,10 +39,15 @@ _MODEL_TYPES: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What a model is for, and how that is known, in words."""
+    """What a model is for, and how that is known, in words.
+
+    Attributes:
+        boxes: of a detector, how its outputs hold candidate boxes; None where that is unknown.
+    """
 
     kind: Kind
     why: str
+    boxes: BoxLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,17 @@ def recognise(outputs: Mapping[str, Output], image: tuple[int, int]) -> Finding:
         outputs: the outputs of known shape, by name.
         image: (height, width) of the model's input.
     """
-    known = {name: out for name, out in outputs.items() if name not in _OWN_OUTPUTS} or outputs
+    known = {name: out for name, out in outputs.items() if name not in OWN_OUTPUTS} or outputs
     shapes = {name: output.shape for name, output in known.items()}
     for name, output in known.items():
         if len(known) == 1 and len(output.shape) == 3 and output.closing in _OVER_CLASSES:
             return Finding("sequence", _as_text(name, output.shape))
     for rule in (_boxes_by_name, _boxes_by_shape, _raw_heads):
         if (why := rule(shapes, image)) is not None:
-            return Finding("detector", why)
+            return Finding("detector", why, find_layout(shapes, image))
+    boxes = find_layout(shapes, image)
+    if boxes is not None and all(known[name].closing == "Concat" for name in boxes.outputs):
+        return Finding("detector", _as_text(boxes.outputs[0], boxes.shapes[0]), boxes)
     vectors = [name for name, shape in shapes.items() if is_vector(shape)]
     if vectors:
         name = vectors[0]
@@ -120,7 +129,12 @@ def _is_map(output: Output, image: tuple[int, int]) -> bool:
 
 
 def _boxes_by_name(shapes: Mapping[str, Shape], _: tuple[int, int]) -> str | None:
-    names = {name.lower() for name in shapes}
+    return named_as_boxes(shapes)
+
+
+def named_as_boxes(outputs: Iterable[str]) -> str | None:
+    """Return what says that outputs of these names hold boxes, if their names do."""
+    names = {name.lower() for name in outputs}
     if {"num_dets", "det_boxes"} <= names:
         return "outputs of TensorRT's EfficientNMS"
     if {"boxes", "labels"} <= names or ("boxes" in names and len(names) > 1):
@@ -138,7 +152,7 @@ def _boxes_by_shape(shapes: Mapping[str, Shape], image: tuple[int, int]) -> str 
     if len(values) != 1 or len(values[0]) != 3:
         return None
     _, first, last = values[0]
-    grids = _anchors(image)
+    grids = pyramids(image)
     if last in (6, 7) and first > last:
         return f"an output [1,{first},{last}] of boxes"
     if last in grids:
@@ -150,12 +164,6 @@ def _boxes_by_shape(shapes: Mapping[str, Shape], image: tuple[int, int]) -> str 
 
 def _raw_heads(shapes: Mapping[str, Shape], image: tuple[int, int]) -> str | None:
     sizes = {prod(s[2:]) if len(s) == 4 else s[-2] for s in shapes.values() if len(s) in (3, 4)}
-    if len(shapes) > 2 and len(sizes) > 1 and sum(sizes) in _anchors(image):
+    if len(shapes) > 2 and len(sizes) > 1 and sum(sizes) in pyramids(image):
         return "maps of the strides of a detector"
     return None
-
-
-def _anchors(image: tuple[int, int]) -> set[int]:
-    """Return the numbers of cells of usual pyramids."""
-    height, width = image
-    return {sum(ceil(height / s) * ceil(width / s) for s in each) for each in _STRIDES}

@@ -39,7 +39,7 @@ from ov_recipro.plans.verdict import TOLERANCE, largest_error
 from ov_recipro.runtimes.openvino_runtime import dense_logits, stream_plan
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import core, runner
-from ov_recipro.splitting.bundle_cache import cached_split
+from ov_recipro.splitting.opening import opened
 
 _PREFIX = "explain/"
 _LEAST_OPSET = 13
@@ -70,9 +70,13 @@ def embed_onnx(
     if path.suffix != ".onnx":
         raise OptionError(f"{path} is not an ONNX model, which embedding as ONNX needs.")
     cut = cut_from(layer, options)
-    bundle = cached_split(path, cut)
+    bundle = opened(path, cut)
     bundle = described(bundle, preprocessing, labels)
     manifest = bundle.manifest
+    if manifest.task == "detector":
+        raise OptionError(
+            "A detector's maps can be embedded as OpenVINO only: name an .xml file for the output."
+        )
     if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGEST:
         raise ModelError(f"{path} is too large to be embedded as ONNX; embed it as OpenVINO.")
     model = onnx.load(path)
@@ -231,7 +235,7 @@ class _Branch:
             if index == 0:
                 kind = self.part.graph.input[0].type.tensor_type.elem_type
                 masked = f"{body.prefix}masked"
-                add_mask(body, feature, kind, masked, self.manifest, "cell", cells)
+                add_mask(body, feature, kind, masked, self.manifest, "cell", shape, cells)
                 inputs[name] = masked
             elif is_batched(shape):
                 size = body.constant([self.plan.batch, *shape[1:]])

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ov_recipro.cut.recognition import with_article
 from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Prediction
@@ -15,7 +16,10 @@ from ov_recipro.images.drawing import DEFAULT, Style
 from ov_recipro.images.preprocess import Image
 from ov_recipro.images.reading import ImageFile, read_file
 from ov_recipro.metrics import correlation
+from ov_recipro.options import Targets
 from ov_recipro.saliency import Floats
+from ov_recipro.targets.boxes import Box, DetectedBox
+from ov_recipro.targets.candidates import iou
 
 _SIDE = 256  # pixels of an image's longer side, where maps of different grids meet
 
@@ -26,15 +30,17 @@ class Comparison:
 
     Attributes:
         image: its name.
-        first, second: their predictions; changed: whether these name different classes.
-        target: the class whose maps are compared, with the first's score; second_score: the
+        first, second: their predictions; changed: whether these name different classes. Of
+            detectors, the first's box and the second's in its place, None where it predicts none.
+        target: the class or box whose maps are compared, with the first's score; second_score: the
             other's.
-        correlation: Pearson's, of the two maps; None where one of them is flat.
+        correlation: Pearson's, of the two maps; None where one of them is flat, or the second
+            misses the box.
     """
 
     image: str
     first: Prediction
-    second: Prediction
+    second: Prediction | None
     changed: bool
     target: Prediction
     second_score: float
@@ -47,27 +53,25 @@ def compare(
     image: str | Path | ImageFile | Image,
     target: str | int = "top1",
 ) -> tuple[Comparison, Explanation, Explanation]:
-    """Explain one class of an image twice.
+    """Explain one class of an image twice; of detectors, the first's best box of the class.
 
     Args:
-        first, second: explainers of models of the same classes.
+        first, second: explainers of models of the same classes, both classifiers or detectors.
         image: see `ov_recipro.Explainer`.
-        target: the class; "top1" is the first's.
+        target: the class; "top1" is the first's, or of detectors the class of its best box.
 
     Returns:
         The comparison, and both explanations.
 
     Raises:
-        OptionError: the models have different numbers of classes.
+        OptionError: the models have different numbers of classes, or do something else.
         ImageError: the image can't be read, or a model gives NaN for it.
-        TargetError: there is no such class.
+        TargetError: there is no such class, or no box.
     """
-    counts = [each.bundle.manifest.classes for each in (first, second)]
-    if counts[0] != counts[1]:
-        raise OptionError(
-            f"The models have {counts[0]} and {counts[1]} classes; they must have the same."
-        )
+    check_comparable(first, second)
     source = read_file(Path(image)) if isinstance(image, str | Path) else image
+    if first.bundle.manifest.task == "detector":
+        return _compare_boxes(first, second, source, target)
     one = first(source, target)
     explained = one.targets[0]
     other = second(source, explained.index)
@@ -81,6 +85,69 @@ def compare(
         correlation=_correlation(one, other),
     )
     return found, one, other
+
+
+def check_comparable(first: Explainer, second: Explainer) -> None:
+    """Raise where the maps of two models can't be compared.
+
+    Raises:
+        OptionError: they can't.
+    """
+    for name, each in (("first", first), ("second", second)):
+        manifest = each.bundle.manifest
+        if manifest.task not in ("classifier", "detector"):
+            raise OptionError(
+                f"compare takes classifiers and detectors; the {name} model is "
+                f"{with_article(manifest.task)} ({manifest.why})."
+            )
+    tasks = [each.bundle.manifest.task for each in (first, second)]
+    if tasks[0] != tasks[1]:
+        raise OptionError(
+            f"The first model is {with_article(tasks[0])}, the second {with_article(tasks[1])}; "
+            "they must do the same."
+        )
+    counts = [each.bundle.manifest.classes for each in (first, second)]
+    if counts[0] != counts[1]:
+        raise OptionError(
+            f"The models have {counts[0]} and {counts[1]} classes; they must have the same."
+        )
+
+
+def _compare_boxes(
+    first: Explainer, second: Explainer, source: ImageFile | Image, target: str | int
+) -> tuple[Comparison, Explanation, Explanation]:
+    asked = Targets(box=1) if target == "top1" else Targets((target,))
+    one = first(source, asked)
+    (ours, *_) = one.targets
+    if not isinstance(ours, Box):
+        raise TypeError("a detector's targets are boxes")
+    other = second(source, Targets((ours.index,), box=ours.box))
+    theirs = _in_place_of(ours, other)
+    box = DetectedBox(ours.index, ours.label, ours.score, ours.box)
+    found = Comparison(
+        image=one.path or "",
+        first=box,
+        second=theirs,
+        changed=theirs is None,
+        target=box,
+        second_score=other.targets[0].score,
+        correlation=None if theirs is None else _correlation(one, other),
+    )
+    return found, one, other
+
+
+def _in_place_of(box: Box, other: Explanation) -> DetectedBox | None:
+    """Return what another detector predicts in a box's place; None where it misses the box."""
+    (drawn,) = other.targets
+    if not isinstance(drawn, Box) or drawn.missed:
+        return None
+    same = [p for p in other.predictions if isinstance(p, DetectedBox) and p.index == box.index]
+    return max(same, key=lambda each: float(iou(_edges(each.box), _edges(box.box))))
+
+
+def _edges(box: tuple[float, float, float, float]) -> Floats:
+    left, top, width, height = box
+    return np.array([left, top, left + width, top + height], np.float32)
 
 
 def _correlation(one: Explanation, other: Explanation) -> float | None:

@@ -7,21 +7,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
-from ov_recipro.errors import OF_ONE_IMAGE, OptionError, ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, OptionError
 from ov_recipro.faithfulness.datasets import Boxes, Sample
+from ov_recipro.faithfulness.kept import INTERVAL, SCHEMA_VERSION, Ledgers, Task
 from ov_recipro.faithfulness.measure import Profile, measure
 from ov_recipro.images.preprocess import Window
-from ov_recipro.images.reading import decode_image, read_bytes
+from ov_recipro.images.reading import decode_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.metrics import Box, Mean, Measurement, Summary, Tally
-from ov_recipro.ordered import in_order
 
-SCHEMA_VERSION = 1
-RECORDS = "records"
+__all__ = ["Evaluation", "Measuring", "Outcome", "Record", "Row", "Task"]
 
 
 @dataclass(frozen=True)
@@ -39,19 +38,6 @@ class Record:
     label: int | None
     index: int
     measured: Measurement
-
-
-@dataclass(frozen=True)
-class Task:
-    """An image to measure.
-
-    Attributes:
-        sample: the image.
-        kept: for each method that was measured before, the SHA-256 of the file measured.
-    """
-
-    sample: Sample
-    kept: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -150,14 +136,10 @@ class Measuring:
 class Evaluation:
     """Methods over samples; each measurement is kept in `folder` at once and not repeated.
 
-    Each method's records are in a file of their own, named after its settings: the model, the
-    layer, the profile and all else that may change a number. Other settings go into another file;
-    records are never mixed.
-
     Args:
         measuring: the model, the methods and how they are measured.
         samples: the dataset.
-        folder: where records are kept.
+        folder: where records are kept; see `kept.Ledgers`.
 
     Raises:
         OptionError: the profile needs labels that the dataset lacks.
@@ -170,19 +152,15 @@ class Evaluation:
                 "use folders of classes, a table, or --profile poppi."
             )
         self.measuring = measuring
-        self.samples = list(samples)
-        self._ledgers = {
-            method: _Ledger(folder / RECORDS, method, self.settings(method))
-            for method in measuring.methods
-        }
-        self._refused: dict[str, str] = {}
-        self.failed: dict[str, str] = {}
+        settings = {method: self.settings(method) for method in measuring.methods}
+        self._ledgers: Ledgers[Record] = Ledgers(folder, Record, settings, samples)
+        self.samples = self._ledgers.samples
+        self.failed = self._ledgers.failed
 
     @property
     def kept(self) -> int:
         """Number of measurements kept from earlier runs; a changed image is measured again."""
-        names = {sample.name for sample in self.samples}
-        return sum(len(names & ledger.records.keys()) for ledger in self._ledgers.values())
+        return self._ledgers.kept
 
     def settings(self, method: str | None = None) -> dict[str, Any]:
         """Return what a measurement depends on, besides the image."""
@@ -201,17 +179,7 @@ class Evaluation:
 
     def tasks(self) -> list[Task]:
         """Return the images, each with what is already measured."""
-        return [
-            Task(
-                sample,
-                {
-                    method: digest
-                    for method, ledger in self._ledgers.items()
-                    if (digest := ledger.measured(sample)) is not None
-                },
-            )
-            for sample in self.samples
-        ]
+        return self._ledgers.tasks()
 
     def run(self, workers: int) -> Iterator[Outcome]:
         """Measure what is not yet measured, `workers` images at once; yield them in order.
@@ -219,13 +187,7 @@ class Evaluation:
         Raises:
             ReciproError: a record can't be written.
         """
-        stopped = self.measuring.subject.stopped
-        stopped.clear()
-
-        def measured(task: Task) -> Outcome:
-            return self.measuring(task, lambda: read_bytes(Path(task.sample.path)))
-
-        yield from self.collect(in_order(measured, self.tasks(), workers, stopped.set))
+        return self._ledgers.run(self.measuring, self.measuring.subject.stopped, workers)
 
     def collect(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
         """Keep each outcome, wherever it was measured, and pass it on.
@@ -233,41 +195,29 @@ class Evaluation:
         Raises:
             ReciproError: a record can't be written.
         """
-        try:
-            for outcome in outcomes:
-                for method, record in outcome.records.items():
-                    self._ledgers[method].add(record)
-                self._refused.update(outcome.refused)
-                if outcome.error is not None:
-                    self.failed[outcome.image] = outcome.error
-                yield outcome
-        finally:
-            for ledger in self._ledgers.values():
-                ledger.close()
+        return self._ledgers.collect(outcomes)
 
     def rows(self) -> list[Row]:
         """Return the table of what is measured so far on these samples."""
         rows: list[Row] = []
         first: Tally | None = None
-        for method, ledger in self._ledgers.items():
+        for method in self.measuring.methods:
             tally = Tally()
-            for sample in self.samples:
-                record = ledger.records.get(sample.name)
-                if record is not None and sample.name not in self.failed:
-                    tally.update(record.image, record.measured)
+            for record in self._ledgers.records(method):
+                tally.update(record.image, record.measured)
             if len(tally):
                 above = tally.adcc_above(first) if first is not None else None
                 rows.append(Row(method, tally.summary(), None, above))
                 first = first or tally
-            elif method in self._refused:
-                rows.append(Row(method, None, self._refused[method]))
+            elif method in self._ledgers.refused:
+                rows.append(Row(method, None, self._ledgers.refused[method]))
         return rows
 
     def record(self, rows: Sequence[Row]) -> bytes:
         """Return the JSON record of the table's rows and all that they depend on."""
         record = self.settings() | {
             "images": len(self.samples),
-            "interval": "95 %, percentiles of 2000 bootstrap samples of the images",
+            "interval": INTERVAL,
             "methods": rows,
             "errors": [{"path": name, "error": why} for name, why in sorted(self.failed.items())],
         }
@@ -284,63 +234,3 @@ def _in_window(box: Box, window: Window, size: tuple[int, int]) -> Box:
         (box[2] - left) * x,
         (box[3] - top) * y,
     )
-
-
-class _Ledger:
-    """A file of one method's records: a line of settings, then a line for each image."""
-
-    def __init__(self, folder: Path, method: str, settings: dict[str, Any]) -> None:
-        head = msgspec.json.encode(settings, order="deterministic")
-        key = hashlib.sha256(head).hexdigest()[:12]
-        self.path = folder / f"{method}-{settings['profile']}-{key}.jsonl"
-        self.records: dict[str, Record] = {}
-        self._head = head
-        self._file: BinaryIO | None = None
-        self._complete = 0  # bytes of the file up to the end of its last complete line
-        if self.path.is_file():
-            self._read()
-
-    def measured(self, sample: Sample) -> str | None:
-        """Return the SHA-256 of the file that was measured under this name and label, if any."""
-        record = self.records.get(sample.name)
-        return record.sha256 if record is not None and record.label == sample.label else None
-
-    def add(self, record: Record) -> None:
-        """Keep a record and write it to disk at once."""
-        try:
-            if self._file is None:
-                self._file = self._open()
-            self._file.write(msgspec.json.encode(record) + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise ReciproError(f"{self.path} can't be written: {error.strerror}.") from error
-        self.records[record.image] = record
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open(self) -> BinaryIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file: BinaryIO = self.path.open("r+b" if self._complete else "wb")
-        if self._complete:
-            file.truncate(self._complete)  # what a killed run wrote of its last line
-            file.seek(self._complete)
-        else:
-            file.write(self._head + b"\n")
-        return file
-
-    def _read(self) -> None:
-        data = self.path.read_bytes()
-        data = data[: data.rfind(b"\n") + 1]
-        lines = data.splitlines()
-        if not lines or lines[0] != self._head:
-            return
-        try:
-            records = [msgspec.json.decode(line, type=Record) for line in lines[1:]]
-        except msgspec.MsgspecError as error:
-            raise OptionError(f"{self.path} is damaged: {error}. Delete it.") from error
-        self.records = {record.image: record for record in records}
-        self._complete = len(data)

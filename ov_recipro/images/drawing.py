@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import cv2
 import numpy as np
@@ -22,7 +23,12 @@ _SIGNED_CONTOURS = tuple(sign * level for level in _CONTOURS for sign in (-1, 1)
 _ANCHORS = (0x0571B0, 0x92C5DE, 0xF7F7F7, 0xFDB863, 0xE66101)
 """Blue to orange: the halves of ColorBrewer's RdBu and PuOr that people tell apart without red and
 green."""
+Rectangle: TypeAlias = tuple[float, float, float, float]
+"""Left, top, width and height in pixels."""
+
 _LINE = cv2.LINE_AA
+_FAINT = 0.4  # share of the edges of boxes that are not explained
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _SOFT = np.array([1, 2, 1], np.float32) / 4
 
 
@@ -92,6 +98,31 @@ def overlay(image: Image, saliency: Floats, window: Window, style: Style = DEFAU
         coloured, style.alpha, image[y0:y1, x0:x1], 1 - style.alpha, 0
     )
     return drawn
+
+
+def outline(image: Image, box: Rectangle, others: Sequence[Rectangle] = ()) -> None:
+    """Draw the edges of a box onto an image, and faintly those of others.
+
+    Args:
+        image: uint8 [H,W,3] BGR; it is changed.
+        box, others: left, top, width and height in pixels.
+    """
+    width = max(1, round(max(image.shape[:2]) / 300))
+    faint = image.copy()
+    for each in others:
+        cv2.rectangle(faint, *_corners(each, image), _WHITE, width, _LINE)
+    cv2.addWeighted(faint, _FAINT, image, 1 - _FAINT, 0, dst=image)
+    for colour, thickness in ((_BLACK, 3 * width), (_WHITE, width)):
+        cv2.rectangle(image, *_corners(box, image), colour, thickness, _LINE)
+
+
+def _corners(box: Rectangle, image: Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the ends of a box, far outside the image no further than just outside."""
+    rows, columns = image.shape[:2]
+    x, y, width, height = box
+    across = np.clip([x, x + width], -columns, 2 * columns)
+    down = np.clip([y, y + height], -rows, 2 * rows)
+    return (round(across[0]), round(down[0])), (round(across[1]), round(down[1]))
 
 
 def softened(scores: Floats) -> Floats:

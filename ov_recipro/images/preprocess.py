@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ov_recipro.errors import ImageError
+
 Image: TypeAlias = npt.NDArray[np.uint8]
 """[H,W,3] uint8, BGR as OpenCV loads it."""
 
@@ -88,7 +90,14 @@ def prepare(
 
     Returns:
         The input tensor, and the window of the image that it covers.
+
+    Raises:
+        ImageError: the image is something else.
     """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ImageError(
+            f"An image must be uint8 [H,W,3] in BGR, not {image.dtype} {list(image.shape)}."
+        )
     pixels, window = _resized(image, how)
     if how.channels == "RGB":
         pixels = pixels[..., ::-1]

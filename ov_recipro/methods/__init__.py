@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ov_recipro.errors import OptionError
 from ov_recipro.methods import activation, attention, perturbation, sanity
+from ov_recipro.methods.boxes import BOX_METHODS
 from ov_recipro.methods.subject import AnyTarget, NotApplicable, Subject
 from ov_recipro.plans.stream import Mask
 from ov_recipro.saliency import Floats, Score
@@ -56,8 +57,12 @@ METHODS: dict[str, Method] = {
 """The methods, by the names that users give."""
 
 
-def find_methods(names: Sequence[str]) -> list[str]:
+def find_methods(names: Sequence[str], methods: Mapping[str, Any] = METHODS) -> list[str]:
     """Return the methods that `names` stand for, each once; "all" stands for every one.
+
+    Args:
+        names: of methods.
+        methods: those there are.
 
     Raises:
         OptionError: there is no such method.
@@ -65,14 +70,22 @@ def find_methods(names: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for name in names:
         if name == "all":
-            found.update(dict.fromkeys(METHODS))
-        elif name in METHODS:
+            found.update(dict.fromkeys(methods))
+        elif name in methods:
             found[name] = None
         else:
             raise OptionError(
-                f"There is no method '{name}'; the methods are: {', '.join(METHODS)}."
+                f"There is no method '{name}'; the methods are: {', '.join(methods)}."
             )
     return list(found)
 
 
-__all__ = ["METHODS", "AnyTarget", "Method", "NotApplicable", "Subject", "find_methods"]
+__all__ = [
+    "BOX_METHODS",
+    "METHODS",
+    "AnyTarget",
+    "Method",
+    "NotApplicable",
+    "Subject",
+    "find_methods",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Event, Lock
 from typing import TypeAlias
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from ov_recipro.black_boxes.attribution import Method, fill_of
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ImageError, OptionError, ReciproError
 from ov_recipro.explainer import Explainer
@@ -19,9 +20,10 @@ from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import runs_on_openvino
 from ov_recipro.runtimes.openvino_parts import CompiledPieces, shared_runner
+from ov_recipro.runtimes.whole_runtime import WholeRuntime
 from ov_recipro.saliency import Array, Floats, Score, class_scores, default_score
 from ov_recipro.sources.openvino_models import Runner, compiled
-from ov_recipro.targets.base import ScoredTarget
+from ov_recipro.targets.base import ScoredTarget, scores_of
 from ov_recipro.targets.classes import ClassTarget
 from ov_recipro.targets.contrast import NEXT
 
@@ -65,7 +67,8 @@ class Forward:
 class Subject:
     """A model under study, for images as float32 [C,H,W] in the units of its input.
 
-    Its methods may be called from several threads.
+    Its methods may be called from several threads. Those that need its feature map or its tail
+    raise NotApplicable for a detector.
 
     Args:
         explainer: names the model, layer, device, precision, hint and preprocessing.
@@ -91,11 +94,16 @@ class Subject:
         self.probability: Score = default_score(manifest.activation, manifest.classes)
         self._cut = manifest.cut
         self._entry = manifest.image
-        self._pieces = CompiledPieces(explainer.bundle, explainer.running)
-        self.parallel = self._pieces.parallel
+        runs: CompiledPieces | WholeRuntime
+        if manifest.task == "detector":
+            runs = WholeRuntime(explainer.bundle, explainer.running)
+        else:
+            runs = CompiledPieces(explainer.bundle, explainer.running)
+        self._runs = runs
+        self.parallel = runs.parallel
         self.stopped = Event()
         self._lock = Lock()
-        self._explainers = {(explainer.mask, explainer.score): explainer}
+        self._explainers = {(explainer.method, explainer.mask, explainer.score): explainer}
         self._linear: Floats | NotApplicable | None = None
         self._models: dict[Callable[[Bundle], ov.Model], Runner] = {}
 
@@ -119,13 +127,22 @@ class Subject:
             planes = np.clip(np.rint(planes), limits.min, limits.max)
         return np.ascontiguousarray(planes[None], kind)
 
+    @property
+    def fill(self) -> Floats:
+        """What stands for a hidden pixel, float32 [C] (see `black_boxes.attribution.fill_of`)."""
+        return fill_of(self.explainer.preprocessing)
+
+    @property
+    def _pieces(self) -> CompiledPieces:
+        if isinstance(self._runs, WholeRuntime):
+            raise NotApplicable("the model is a detector")
+        return self._runs
+
     def forward(self, image: Floats) -> Forward:
         """Run the model on an image."""
-        if self.stopped.is_set():
-            raise ReciproError("Stopped.")
+        self._check_running()
         boundary, logits = self._pieces.infer(self.tensor(image))
-        if not np.isfinite(logits).all():
-            raise ImageError("The model gives NaN or infinite numbers for this image.")
+        _check_finite(logits)
         features = boundary[0][0]
         if self._cut.layout == "NTC":
             features = features[self._cut.prefix :].T.reshape(self._cut.shape)
@@ -133,26 +150,37 @@ class Subject:
             features = features.transpose(2, 0, 1)
         return Forward(np.asarray(features, np.float32), boundary, logits)
 
+    def outputs(self, image: Floats) -> Floats:
+        """Return what targets are scored by for an image, [values]: a classifier's logits."""
+        if not isinstance(self._runs, WholeRuntime):
+            return self.forward(image).logits
+        self._check_running()
+        outputs = self._runs.run(self.tensor(image))
+        _check_finite(outputs)
+        return outputs
+
+    def _check_running(self) -> None:
+        if self.stopped.is_set():
+            raise ReciproError("Stopped.")
+
     def scores(self, image: Floats) -> npt.NDArray[np.float64]:
         """Return the classes' scores [classes] for an image."""
         return class_scores(self.forward(image).logits, self.probability)
 
     def logits_of_all(self, images: Iterable[Floats]) -> Floats:
-        """Return the logits [n,classes] of images, several at once; each is copied when drawn."""
+        """Return the outputs [n,values] of images, several at once; each is copied when drawn."""
         copies = (np.array(image) for image in images)
-        return np.stack(
-            list(in_order(lambda image: self.forward(image).logits, copies, self.parallel))
-        )
+        return np.stack(list(in_order(self.outputs, copies, self.parallel)))
 
     def scores_of(self, logits: Floats, target: AnyTarget) -> npt.NDArray[np.float64]:
         """Return a target's scores [n] for logits [n,values]."""
         if isinstance(target, int):
             return class_scores(logits, self.probability)[:, target]
-        return target.scores(logits, None)
+        return scores_of([target], logits, None)[:, 0]
 
     def score(self, image: Floats, target: AnyTarget) -> float:
         """Return a target's score for an image."""
-        return float(self.scores_of(self.forward(image).logits[None], target)[0])
+        return float(self.scores_of(self.outputs(image)[None], target)[0])
 
     def curve(self, images: Iterable[Floats], target: AnyTarget) -> list[float]:
         """Return a target's scores along a series of images."""
@@ -195,11 +223,17 @@ class Subject:
     def reciprocal(
         self, image: Floats, target: AnyTarget, mask: Mask, score: Score | None
     ) -> Floats:
-        """Return the Recipro-CAM map [H,W] of a target; a class's by the explainer's score."""
-        explainer = self._explainer(mask, score or self.explainer.score)
+        """Return the explainer's map [H,W] of a target; a class's by the explainer's score."""
+        method = self.explainer.method
+        explainer = self._explainer(method, mask, score or self.explainer.score)
         if isinstance(target, int):
             return np.asarray(explainer.explain_tensor(self.tensor(image), target).maps[0])
         return np.asarray(explainer.explain_scored(self.tensor(image), [target]).maps[0])
+
+    def maps(self, method: Method, image: Floats, targets: Sequence[ScoredTarget]) -> list[Floats]:
+        """Return the maps [h,w] that a method of the explainer makes of targets, all at once."""
+        explainer = self._explainer(method, self.explainer.mask, self.explainer.score)
+        return list(explainer.explain_scored(self.tensor(image), targets).maps)
 
     def contrast(self, image: Floats, target: AnyTarget) -> Floats:
         """Return the map [H,W] of a class against the strongest other one."""
@@ -253,11 +287,16 @@ class Subject:
             found.append(self.tail(planes))
         return np.asarray((np.concatenate(found) - zero).T, np.float32)
 
-    def _explainer(self, mask: Mask, score: Score) -> Explainer:
-        key = (mask, score)
+    def _explainer(self, method: Method, mask: Mask, score: Score) -> Explainer:
+        key = (method, mask, score)
         with self._lock:
             if key not in self._explainers:
                 base = self.explainer
-                options = base.options() | {"mask": mask, "score": score}
+                options = base.options() | {"method": method, "mask": mask, "score": score}
                 self._explainers[key] = Explainer(base.bundle, **options)
             return self._explainers[key]
+
+
+def _check_finite(outputs: Floats) -> None:
+    if not np.isfinite(outputs).all():
+        raise ImageError("The model gives NaN or infinite numbers for this image.")

@@ -9,10 +9,10 @@ import openvino as ov
 from ov_recipro.cut.bundle import Manifest
 from ov_recipro.plans import rows, tokens
 from ov_recipro.plans.nodes import Port
-from ov_recipro.plans.rows import RowsPlan
+from ov_recipro.plans.rows import RowsPlan, Scattered
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.tokens import TokensPlan
-from ov_recipro.plans.verdict import Logits, largest_error
+from ov_recipro.plans.verdict import Logits, largest_error, largest_joint_error
 
 SparsePlan: TypeAlias = RowsPlan | TokensPlan
 
@@ -51,20 +51,66 @@ def build(
     """
     if manifest.cut.layout == "NTC":
         return tokens.build(tail, feature, manifest.cut, mask, plain_macs, plain)
-    lowered, plan = rows.build(tail, feature, core, memory, plain_macs, plain, mask)
+    lowered, plan = rows.build(
+        tail, feature, core, memory, plain_macs, plain, mask, manifest.any_batch
+    )
     return lowered.logits, plan
 
 
+def is_joint(manifest: Manifest) -> bool:
+    """Whether a tail gives too many values to hold all of them for each cell (see `build_joint`).
+
+    So do those of detectors, and of joint cuts.
+    """
+    return bool(manifest.cut.joined) or manifest.task == "detector"
+
+
+def build_joint(
+    manifest: Manifest,
+    mask: Mask,
+    tail: ov.Model,
+    core: ov.Core,
+    memory: int,
+    plain_macs: int,
+) -> tuple[ov.Model, Scattered, RowsPlan]:
+    """Compile a detector's tail at batch 1 (see `rows.build_joint`).
+
+    Args:
+        manifest, mask, tail, core, memory, plain_macs: as of `build`.
+
+    Raises:
+        PlanRefused: the plan does not apply, or saves too little.
+    """
+    return rows.build_joint(tail, manifest.cut.cells, core, memory, plain_macs, mask)
+
+
 def checked_cells(manifest: Manifest) -> list[int]:
-    """Return the cells for which a plan is compared with the dense one."""
+    """Return the cells for which a plan is compared with the dense one, in ascending order.
+
+    Of a detector's cells they are enough for each row and each column of cells to be among them:
+    all tables follow from these two.
+    """
     if manifest.cut.layout == "NTC":
         return tokens.sample(manifest)
-    return list(range(manifest.cut.cells.count))
+    cells = manifest.cut.cells
+    if is_joint(manifest):
+        height, width = cells.grid
+        return sorted({n % height * width + n % width for n in range(max(height, width))})
+    return list(range(cells.count))
 
 
 def error_of(manifest: Manifest, sparse: Logits, dense: Logits) -> float:
-    """Compare a plan with the dense plan, which gives `checked_cells` (see `largest_error`)."""
+    """Compare a plan with the dense plan, both for `checked_cells` (see `verdict`).
+
+    But of class scores, plan `rows` gives those of all cells.
+    """
     shape = manifest.boundary_shapes[0]
+    if is_joint(manifest):
+        shapes = manifest.boundary_shapes[: len(manifest.cut.masked)]
+        layout = manifest.boxes
+        known = layout is not None and layout.values == manifest.values
+        outputs = layout.shapes if layout is not None and known else (manifest.scores_shape,)
+        return largest_joint_error(sparse, dense, shapes, outputs)
     if manifest.cut.layout == "NTC":
         cells = checked_cells(manifest)
         return largest_error(sparse, dense, shape, 2, cells, tokens.ROUNDING)

@@ -17,14 +17,22 @@ from ov_recipro.cut.bundle import Manifest
 from ov_recipro.output import user_cache
 from ov_recipro.plans.nodes import Array
 
-Logits: TypeAlias = Callable[[Array], tuple[Array, Array]]
-"""From a feature map at batch 1 to the logits of its cells [N,classes] and its own [classes]."""
+Logits: TypeAlias = Callable[..., tuple[Array, Array]]
+"""From feature maps at batch 1 to the logits of cells [N,classes] and their own [classes]."""
 
 TOLERANCE = 1e-3
 """Largest error against the dense plan, as a fraction of the spread over cells.
 
 With one cell kept or emptied alike, float32 itself comes to some 3e-5 in EfficientNet-Lite0 and
 Lite1; a single row of one cell that is taken from its neighbour comes to 4e-3 and more.
+"""
+
+
+ROUNDING = 1e-2
+"""Share of the largest number of a kind that is added to its spread where a detector is checked.
+
+An edge of a box, of some hundred pixels, is rounded to more than a thousandth of what little a cell
+may move it by.
 """
 
 
@@ -62,10 +70,7 @@ def largest_error(
     Returns:
         The largest error, as a fraction of the spread of logits over cells.
     """
-    random = np.random.default_rng(0)
-    sizes = [size if axis == channel_axis else 1 for axis, size in enumerate(shape)]
-    scales = random.uniform(0.2, 3, sizes)
-    features = (random.standard_normal(shape) * scales).astype(np.float32)
+    features = _features(np.random.default_rng(0), shape, channel_axis)
     expected, (masked, whole) = dense(features), sparse(features)
     chosen = masked if cells is None else masked[list(cells)]
     pairs = list(zip((chosen, whole), expected, strict=True))
@@ -75,6 +80,75 @@ def largest_error(
     spread += rounding * float(np.abs(expected[0]).max())
     error = max(float(np.abs(g - e).max()) for g, e in pairs)
     return error / spread if spread > 0 else (0.0 if error == 0 else float("inf"))
+
+
+def largest_joint_error(
+    sparse: Logits,
+    dense: Logits,
+    shapes: Sequence[tuple[int, ...]],
+    outputs: Sequence[tuple[int, ...]],
+) -> float:
+    """Compare a plan's values with the dense plan's, for some cells and the whole.
+
+    Args:
+        sparse: the plan; `dense`: the whole tail; both for the same cells.
+        shapes: of the feature maps [1,C,h,w].
+        outputs: shapes of the tensors that the values are those of, in a row. Numbers along a
+            tensor's longest axis, or over its height and width, are of one kind: edges of boxes,
+            scores of a class.
+
+    Returns:
+        The largest error of a kind of number, as a fraction of its spread over cells.
+    """
+    random = np.random.default_rng(0)
+    features = [_features(random, shape, 1) for shape in shapes]
+    (expected, whole), (masked, plain) = dense(*features), sparse(*features)
+    if masked.shape != expected.shape or plain.shape != whole.shape:
+        return float("inf")
+    worst, start = 0.0, 0
+    for shape in outputs:
+        stop = start + int(np.prod(shape))
+        axes = (2, 3) if len(shape) == 4 else (int(np.argmax(shape)),)
+        masks = (len(expected), *shape)
+        error = _error_by_kind(
+            (masked[:, start:stop].reshape(masks), plain[start:stop].reshape(shape)),
+            (expected[:, start:stop].reshape(masks), whole[start:stop].reshape(shape)),
+            tuple(axis + 1 for axis in axes),
+        )
+        worst, start = max(worst, error), stop
+    return worst
+
+
+def _error_by_kind(
+    got: tuple[Array, Array], expected: tuple[Array, Array], axes: tuple[int, ...]
+) -> float:
+    """Return the largest error, as in `largest_joint_error`, of values under masks and without.
+
+    Args:
+        got, expected: both, [n,...] and [...].
+        axes: those of [n,...] along which numbers are of one kind.
+    """
+    finite = [np.isfinite(each) for each in expected]
+    for ours, theirs, known in zip(got, expected, finite, strict=True):
+        if (np.isfinite(ours) != known).any() or (ours[~known] != theirs[~known]).any():
+            return float("inf")
+    masked = np.where(finite[0], expected[0], 0)
+    spread = np.ptp(masked, axis=0, keepdims=True).max(axis=axes, keepdims=True)
+    scale = spread + ROUNDING * np.abs(masked).max(axis=(0, *axes), keepdims=True)
+    error = np.zeros_like(scale)
+    for ours, theirs, known in zip(got, expected, finite, strict=True):
+        off = np.abs(np.where(known, ours, 0) - np.where(known, theirs, 0))
+        off = off.reshape(-1, *masked.shape[1:])
+        error = np.maximum(error, off.max(axis=(0, *axes), keepdims=True))
+    share = np.divide(error, scale, out=np.where(error > 0, np.inf, error), where=scale > 0)
+    return float(share.max())
+
+
+def _features(random: np.random.Generator, shape: tuple[int, ...], channel_axis: int) -> Array:
+    """Return normally distributed values, each channel of a scale of its own."""
+    sizes = [size if axis == channel_axis else 1 for axis, size in enumerate(shape)]
+    scales = random.uniform(0.2, 3, sizes)
+    return np.asarray(random.standard_normal(shape) * scales, np.float32)
 
 
 def verdict_file(manifest: Manifest, mask: str, device: str) -> Path:

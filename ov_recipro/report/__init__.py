@@ -7,22 +7,37 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from math import prod
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import jinja2
 import msgspec
+import numpy as np
 
 from ov_recipro.explanation import Prediction, Target
 from ov_recipro.images.drawing import Style, palette, shrink, signed_palette
 from ov_recipro.images.preprocess import Image
-from ov_recipro.report.wording import class_name, name_of, question_of, target_of, terms_of
+from ov_recipro.report.box_list import listed_boxes
+from ov_recipro.report.wording import (
+    METHODS,
+    basis_of,
+    class_name,
+    colours_of,
+    name_of,
+    question_of,
+    target_of,
+    terms_of,
+)
 from ov_recipro.saliency import Floats
+from ov_recipro.targets.boxes import Box
 from ov_recipro.targets.contrast import Contrast
 
 _LONGEST = 640  # pixels of an image's longer side
 _QUALITY = 80
+_TEXT_CELLS = 1024  # of a map whose numbers are written as text; those of larger ones take 16 bits
+_STEPS = 32767  # from 0 to a packed map's largest number
 
 
 @dataclass(frozen=True)
@@ -35,19 +50,38 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A large map in few characters.
+
+    Attributes:
+        shape: (H, W).
+        step: of the numbers, which are multiples of it.
+        numbers: the multiples, row by row, as little-endian int16 in base64.
+    """
+
+    shape: tuple[int, int]
+    step: float
+    numbers: str
+
+
+Raw: TypeAlias = list[list[float]] | Packed
+"""The raw scores [H][W] of a target."""
+
+
+@dataclass(frozen=True)
 class Card:
     """An image in the report.
 
     Attributes:
         record: the image's entry of `explanations.json`.
         picture: the image.
-        raw: the raw scores [T][H][W] of the entry's targets.
+        raw: those of the entry's targets.
         reference: the image that it is compared with, if it was explained the other way round.
     """
 
     record: Mapping[str, Any]
     picture: Picture
-    raw: list[list[list[float]]]
+    raw: Sequence[Raw]
     reference: Picture | None = None
 
 
@@ -62,10 +96,23 @@ def card(
         raw: scores per cell [T,H,W], float32.
         reference: the image of the first target's "reverse", where there is one.
     """
-    rounded = [[[float(f"{v:.6g}") for v in row] for row in each] for each in raw.tolist()]
+    written = [_written(each) for each in raw]
     return Card(
-        record, _picture(image), rounded, None if reference is None else _picture(reference)
+        record, _picture(image), written, None if reference is None else _picture(reference)
     )
+
+
+def _written(raw: Floats) -> Raw:
+    if raw.size <= _TEXT_CELLS:
+        return [[float(f"{v:.6g}") for v in row] for row in raw.tolist()]
+    height, width = raw.shape
+    step = float(np.abs(raw).max()) / _STEPS or 1.0
+    numbers = np.rint(raw.astype(np.float64) / step).astype("<i2")
+    return Packed((height, width), step, base64.b64encode(numbers.tobytes()).decode())
+
+
+def _cells(raw: Raw) -> int:
+    return prod(raw.shape) if isinstance(raw, Packed) else len(raw) * len(raw[0])
 
 
 def _picture(image: Image) -> Picture:
@@ -95,25 +142,32 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
     environment.filters["stem"] = lambda name: PurePath(name).name
     script = _part("page.js")
     shown = [_shown(each, run) for each in cards]
-    can_sign = bool(shown) and all(
-        "zeros" in view["data"] for each in shown for view in each["views"]
-    )
+    data = [view["data"] for each in shown for view in each["views"]]
+    terms = terms_of(target_of(cards[0].record["targets"][0]) if cards else None)
+    colours = colours_of(run, terms, misses=any("gains" in each for each in data))
+    can_sign = bool(data) and colours.signed is not None and all("zeros" in e for e in data)
     text = environment.get_template("page.html").render(
         run=run,
+        method=METHODS[run["method"]],
         cards=shown,
         style=style,
-        drop=run["mask"] == "drop",
-        terms=terms_of(target_of(cards[0].record["targets"][0]) if cards else None),
+        from_zero=_from_zero(run),
+        terms=terms,
+        colours=colours,
         can_sign=can_sign,
         signed=can_sign and style.signed,
-        colours=_rgb(palette(style.colormap)),
-        signed_colours=_rgb(signed_palette()),
+        ramps={"plain": _rgb(palette(style.colormap)), "signed": _rgb(signed_palette())},
         css=_part("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdicts=list(dict.fromkeys(v for each in cards for v in _verdicts(each))),
     )
     return text.encode()
+
+
+def _from_zero(run: Mapping[str, Any]) -> bool:
+    """Return whether maps begin at 0, as they hold what a loss costs, and the like."""
+    return bool(run["mask"] == "drop" or run["method"] != "recipro")
 
 
 def _part(name: str) -> str:
@@ -133,14 +187,14 @@ def _verdicts(card: Card) -> list[str]:
 def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the template needs from a card."""
     record, entries = card.record, card.record["targets"]
-    _, rows, columns = run["feature_shape"]
-    found = [target_of(entry) for entry in entries]
+    found, cells = [target_of(entry) for entry in entries], _cells(card.raw[0])
     targets = [
         {
             "name": name_of(target),
             "question": question_of(target),
-            "remarks": target.remarks(rows * columns, run["score"], run["mask"]),
+            "remarks": target.remarks(cells, run["score"], run["mask"]),
             "verification": entry.get("verification"),
+            "basis": basis_of(target, run["method"]),
         }
         for target, entry in zip(found, entries, strict=True)
     ]
@@ -149,12 +203,13 @@ def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
     if record["predictions"] and type(found[0]) in (Target, Contrast):
         predicted = msgspec.convert(record["predictions"][0], Prediction)
         best, alt, confidence = class_name(predicted), "classified as", predicted.score
+    boxes = listed_boxes(record, found)
     views = [_view(card.picture, record, card.raw, run) | {"alt": f"{alt} {best}", "remarks": []}]
     if card.reference is not None:
         reverse = entries[0]["reverse"]
         other = target_of(reverse["targets"][0])
         shown = _view(card.reference, reverse, [reverse["targets"][0]["cosines"]], run)
-        remarks = other.remarks(rows * columns, run["score"], run["mask"])
+        remarks = other.remarks(cells, run["score"], run["mask"])
         views.append(shown | {"alt": f"explained for {name_of(other)}", "remarks": remarks})
     return {
         "path": record["path"],
@@ -164,6 +219,7 @@ def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
         "kind": type(found[0]).__name__,
         "position": getattr(found[0], "position", None),
         "targets": targets,
+        "boxes": boxes,
         "views": views,
         "verdicts": _verdicts(card),
         "search": " ".join(
@@ -171,6 +227,7 @@ def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
                 record["path"],
                 *(t["name"] for t in targets),
                 predicted.label or "" if predicted else "",
+                *dict.fromkeys(each.name for each in boxes),
             ]
         ),
         "data": [view["data"] for view in views],
@@ -180,7 +237,7 @@ def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
 def _view(
     picture: Picture,
     record: Mapping[str, Any],
-    raw: Sequence[Sequence[Sequence[float]]],
+    raw: Sequence[Raw],
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what the template needs from one picture: of an image, or of its reference.
@@ -191,12 +248,15 @@ def _view(
     """
     left, top, right, bottom = record["window"]
     height, width = record["size"]
+    found = [target_of(entry) for entry in record["targets"]]
     data: dict[str, Any] = {
-        "names": [name_of(target_of(entry)) for entry in record["targets"]],
-        "raw": raw,
+        "names": [name_of(target) for target in found],
+        "raw": [msgspec.to_builtins(each) for each in raw],
         "window": [left / width, top / height, right / width, bottom / height],
     }
-    if run["mask"] == "drop":
+    if any(isinstance(target, Box) and target.missed for target in found):
+        data["gains"] = [isinstance(target, Box) and target.missed for target in found]
+    if _from_zero(run):
         data["zeros"] = [0.0] * len(raw)
     elif all("zero" in entry for entry in record["targets"]):
         data["zeros"] = [entry["zero"] for entry in record["targets"]]

@@ -7,7 +7,8 @@
   const root = document.documentElement;
   const byId = (id) => document.getElementById(id);
 
-  const drop = "drop" in byId("cards").dataset; // scores are what each cell's loss costs
+  const { method } = byId("cards").dataset;
+  const fromZero = "fromZero" in byId("cards").dataset; // scores are what each cell's loss costs, or the like
   const isSigned = () => byId("signed")?.checked ?? false;
 
   // Scale scores [H][W] to a map of 0..1, from the lowest or, if they are costs, from 0; if signed,
@@ -15,9 +16,9 @@
   const scaled = (raw, zero) => {
     const values = raw.flat();
     const signed = isSigned();
-    const low = signed ? zero : drop ? 0 : Math.min(...values);
+    const low = signed ? zero : fromZero ? 0 : Math.min(...values);
     const span = Math.max(...values.map((value) => (signed ? Math.abs(value - low) : value - low)));
-    const least = drop && !signed ? 0 : -Infinity;
+    const least = fromZero && !signed ? 0 : -Infinity;
     return raw.map((row) => row.map((value) => (span > 0 ? Math.max(least, value - low) / span : 0)));
   };
 
@@ -32,6 +33,14 @@
     const above = map[v0][u0] * (1 - u + u0) + map[v0][u1] * (u - u0);
     const below = map[v1][u0] * (1 - u + u0) + map[v1][u1] * (u - u0);
     return above * (1 - v + v0) + below * (v - v0);
+  };
+
+  // Return a map [H][W] from the form that a large one is kept in.
+  const unpacked = ({ shape: [rows, columns], step, numbers }) => {
+    const bytes = atob(numbers);
+    const number = (place) => ((bytes.charCodeAt(2 * place) | bytes.charCodeAt(2 * place + 1) << 8) << 16) >> 16;
+    return Array.from({ length: rows }, (_, row) =>
+      Array.from({ length: columns }, (_, column) => Number((step * number(row * columns + column)).toPrecision(3))));
   };
 
   const PROMPT = "Point at a cell to read its score.";
@@ -131,18 +140,25 @@
       this.box.hidden = false;
       this.reading.textContent =
         `Row ${row + 1} of ${rows}, column ${column + 1} of ${columns}: ` +
-        `${this.inWords(this.raw[row][column])}; heat ${this.map[row][column].toFixed(2)}.`;
+        `${this.inWords(this.raw[row][column])}heat ${this.map[row][column].toFixed(2)}.`;
     }
 
-    // Say what a cell scores or, of a dropped one, what its loss costs.
+    // Say what a cell scores or, of a dropped or hidden one, what its loss costs.
     inWords(score) {
       const name = this.data.names[this.target];
-      if (drop) return `without this cell, the score for ${name} ${score < 0 ? "rises" : "falls"} by ${Math.abs(score)}`;
+      if (method === "aise") return ""; // its maps are scaled
+      if (method === "votes") return `the best candidate here votes ${score} for ${name}; `;
+      if (fromZero) {
+        const missed = this.data.gains?.[this.target]; // then scores are what each loss gains
+        const rises = missed ? score > 0 : score < 0;
+        const change = `the score for ${name} ${rises ? "rises" : "falls"} by ${Math.abs(score)}`;
+        return method === "recipro" ? `without this cell, ${change}; ` : `with this place hidden, ${change} on average; `;
+      }
       const alone = `this cell alone scores ${score} for ${name}`;
       const zero = this.data.zeros?.[this.target];
-      if (zero === undefined) return alone;
+      if (zero === undefined) return `${alone}; `;
       const more = Number((score - zero).toPrecision(3));
-      return `${alone}, ${Math.abs(more)} ${more < 0 ? "less" : "more"} than no cell`;
+      return `${alone}, ${Math.abs(more)} ${more < 0 ? "less" : "more"} than no cell; `;
     }
 
     leave() {
@@ -157,11 +173,21 @@
       this.element = element;
       this.select = element.querySelector(".target");
       this.pictures = [...element.querySelectorAll(".frame")].map((frame, n) => new Picture(frame, this, n));
+      this.choices = [...element.querySelectorAll("[data-choose]")]; // boxes, on the picture and in a list
       this.select.addEventListener("change", () => this.switchTarget());
+      for (const choice of this.choices) choice.addEventListener("click", () => {
+        this.select.value = choice.dataset.choose;
+        this.switchTarget();
+      });
     }
 
     get data() { // parsed on first use
-      this.parsed ??= JSON.parse(this.element.querySelector("script").textContent);
+      if (!this.parsed) {
+        this.parsed = JSON.parse(this.element.querySelector("script").textContent);
+        for (const picture of this.parsed) {
+          picture.raw = picture.raw.map((raw) => (Array.isArray(raw) ? raw : unpacked(raw)));
+        }
+      }
       return this.parsed;
     }
 
@@ -178,6 +204,11 @@
     switchTarget() {
       for (const about of this.element.querySelectorAll(".about")) {
         about.hidden = Number(about.dataset.target) !== this.target;
+      }
+      for (const choice of this.choices) {
+        const current = Number(choice.dataset.choose) === this.target;
+        choice.classList.toggle("current", current);
+        if (choice.matches("button")) choice.setAttribute("aria-pressed", String(current));
       }
       this.draw();
     }

@@ -35,6 +35,7 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
         raise OptionError(f"{file} is malformed: {error}.") from error
     if run.get("schema_version") != SCHEMA_VERSION:
         raise OptionError(f"{file} was written by another version; explain the images again.")
+    run.setdefault("method", "recipro")  # the only one once, and not written then
     cards, missing = [], []
     for record in run["images"]:
         maps = record["targets"][0]["maps"]

@@ -12,7 +12,11 @@ from ov_recipro.runtimes import runs_on_openvino
 
 
 def check_cost(
-    bundle: Bundle, running: Running, mask: Mask, source: tuple[Path, Cut] | None
+    bundle: Bundle,
+    running: Running,
+    mask: Mask,
+    method: str = "recipro",
+    source: tuple[Path, Cut] | None = None,
 ) -> None:
     """Raise ReciproError where an explanation costs more than `max_cost` inferences.
 
@@ -20,10 +24,11 @@ def check_cost(
         bundle: what to explain.
         running: how it is run, and the limit, if there is one.
         mask: what is kept of the feature map.
+        method: black boxes are not limited.
         source: the model's file and how it is cut, to name a cheaper layer; None for a bundle.
     """
     cost, max_cost = bundle.manifest.cost, running.max_cost
-    if max_cost is None or cost is None:
+    if max_cost is None or cost is None or method != "recipro":
         return
     cut = bundle.manifest.cut
     on_tokens = cut.layout == "NTC"

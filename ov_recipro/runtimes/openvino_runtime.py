@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from queue import SimpleQueue
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from ov_recipro.errors import DeviceError, OptionError
 from ov_recipro.options import Hint, Precision, Running
 from ov_recipro.plans import sparse
 from ov_recipro.plans.nodes import macs_of
+from ov_recipro.plans.rows import Scattered
 from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask, StreamPlan, batched, plan_stream
 from ov_recipro.plans.stream.stream_openvino import activation_bytes, masked
@@ -29,16 +31,25 @@ from ov_recipro.plans.verdict import (
     read_verdict,
     verdict_file,
 )
-from ov_recipro.runtimes.runtime import Device, Floats, Inference
+from ov_recipro.runtimes.infer_requests import MaskedRuns
+from ov_recipro.runtimes.infer_requests import device_errors as device_errors
+from ov_recipro.runtimes.infer_requests import run_request as run_request
+from ov_recipro.runtimes.masked_runs import (
+    joint_logits,
+    joint_values,
+    sparse_logits,
+    stream_logits,
+)
+from ov_recipro.runtimes.runtime import Device, Floats, Inference, selected
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import (
     compiled,
     core,
     read,
-    reason,
 )
 
 _Infer: TypeAlias = Callable[[Array], Inference]
+_Masked: TypeAlias = Callable[[ov.InferRequest, list[Array]], MaskedRuns]
 
 _PLUGINS = {
     "CPU": "OpenVINO's CPU plugin does not run on this processor",
@@ -102,8 +113,9 @@ class OpenVINORuntime:
         """Compile the model, and the tail on batches of masked maps."""
         plain = self._compiled(whole_model(self._bundle), self._running.precision)
         self.parallel = parallel_requests(plain, self._running.hint)
-        model, self.plan = stream_model(self._bundle, self._running.batch_memory, self._mask)
-        return _apart(plain, self._compiled(model), self.plan)
+        model, plan = stream_model(self._bundle, self._running.batch_memory, self._mask)
+        self.plan = plan
+        return _apart(plain, self._compiled(model), partial(stream_logits, plan))
 
     def _sparse(self) -> Callable[[], _Infer]:
         """Compile the plan into one graph, once it is checked against the dense tail.
@@ -115,15 +127,19 @@ class OpenVINORuntime:
         refusal = sparse_refusal(bundle, mask, self._running.device, memory)
         if refusal is not None:
             raise PlanRefused(refusal)
-        if self._running.precision == "f32":
+        joint = sparse.is_joint(bundle.manifest)
+        if self._running.precision == "f32" and not joint:
             model, self.plan = fused_model(bundle, mask, memory)
             together = self._compiled(model)
             self.parallel = parallel_requests(together, self._running.hint)
             return _together(together)
         plain = self._compiled(whole_model(bundle), self._running.precision)
         self.parallel = parallel_requests(plain, self._running.hint)
+        if joint:
+            model, scattered, self.plan = joint_model(bundle, mask, memory)
+            return _apart(plain, self._compiled(model), partial(joint_values, scattered))
         model, self.plan = sparse_model(bundle, mask, memory)
-        return _apart(plain, self._compiled(model), self.plan)
+        return _apart(plain, self._compiled(model), sparse_logits)
 
 
 def sparse_refusal(bundle: Bundle, mask: Mask, device: str, memory: int) -> str | None:
@@ -144,18 +160,25 @@ def sparse_refusal(bundle: Bundle, mask: Mask, device: str, memory: int) -> str 
 
 def _sparse_error(bundle: Bundle, mask: Mask, device: str, memory: int) -> float:
     """Compare the plan with the dense tail; return the error."""
-    model, plan = sparse_model(bundle, mask, memory)
+    manifest, scattered = bundle.manifest, None
+    plan: SparsePlan
+    if sparse.is_joint(manifest):
+        model, scattered, plan = joint_model(bundle, mask, memory)
+    else:
+        model, plan = sparse_model(bundle, mask, memory)
     try:
         request = compiled(model, device).create_infer_request()
     except DeviceError as failure:  # it may still run the dense tail
         raise PlanRefused(str(failure)) from failure
 
     def of_plan(features: Floats) -> tuple[Floats, Floats]:
-        logits = _run(request, [features])[0]
+        logits = run_request(request, [features])[0]
         return logits[:-1], logits[-1]
 
-    of_tail = dense_logits(bundle, device, memory, mask)
-    error = sparse.error_of(bundle.manifest, of_plan, of_tail)
+    got: Logits = of_plan
+    if scattered is not None:
+        got = joint_logits(scattered, request, sparse.checked_cells(manifest))
+    error = sparse.error_of(manifest, got, dense_logits(bundle, device, memory, mask))
     if not error <= TOLERANCE:
         raise PlanRefused(
             f"plan '{plan.name}' differs from the dense tail by {error:.1e} of the logits' spread"
@@ -164,7 +187,7 @@ def _sparse_error(bundle: Bundle, mask: Mask, device: str, memory: int) -> float
 
 
 def dense_logits(bundle: Bundle, device: str, memory: int, mask: Mask = "cell") -> Logits:
-    """Return a slow reference from a feature map to its logits: the whole tail for each cell.
+    """Return a slow reference from feature maps to their logits: the whole tail for each cell.
 
     The cells are those of `sparse.checked_cells`.
     """
@@ -173,14 +196,14 @@ def dense_logits(bundle: Bundle, device: str, memory: int, mask: Mask = "cell") 
     tail = compiled(tail_at(bundle, batch=1), device).create_infer_request()
     cells = np.array(sparse.checked_cells(bundle.manifest), np.int32)
 
-    def run(features: Floats) -> tuple[Floats, Floats]:
+    def run(*features: Floats) -> tuple[Floats, Floats]:
         found = []
         for start in range(0, len(cells), stream.batch):
             chunk = cells[start : start + stream.batch]
             filled = np.resize(chunk, stream.batch)
-            logits = _run(dense, [features, filled])[0].reshape(stream.batch, -1)
+            logits = run_request(dense, [*features, filled])[0].reshape(stream.batch, -1)
             found.append(np.array(logits[: len(chunk)], np.float32))
-        return np.concatenate(found), _run(tail, [features])[0].reshape(-1)
+        return np.concatenate(found), run_request(tail, [*features])[0].reshape(-1)
 
     return run
 
@@ -192,12 +215,12 @@ def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
         request = model.create_infer_request()
 
         def infer(image: Array) -> Inference:
-            logits, terms, total = _run(request, [image])
+            logits, terms, total = run_request(request, [image])
             return Inference(
                 logits=logits[-1],
                 softmax_terms=terms[-1:],
                 finite=bool(np.isfinite(total)),
-                masked=iter([(logits[:-1], terms[:-1])]),
+                masked=selected(iter([(logits[:-1], terms[:-1])])),
             )
 
         return infer
@@ -206,20 +229,20 @@ def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
 
 
 def _apart(
-    plain: ov.CompiledModel, tail: ov.CompiledModel, plan: StreamPlan | SparsePlan
+    plain: ov.CompiledModel, tail: ov.CompiledModel, masked: _Masked
 ) -> Callable[[], _Infer]:
     """Return a function that makes one more pair of requests: for the whole model and the tail."""
 
     def make() -> _Infer:
-        request, masked = plain.create_infer_request(), tail.create_infer_request()
+        request, own = plain.create_infer_request(), tail.create_infer_request()
 
         def infer(image: Array) -> Inference:
-            values = _run(request, [image])
+            values = run_request(request, [image])
             return Inference(
                 logits=np.asarray(values[-1], np.float32).reshape(-1),
                 softmax_terms=None,
                 finite=all(bool(np.isfinite(value).all()) for value in values[:-1]),
-                masked=_masked_logits(plan, masked, values[:-1]),
+                masked=masked(own, values[:-1]),
             )
 
         return infer
@@ -227,47 +250,11 @@ def _apart(
     return make
 
 
-def _masked_logits(
-    plan: StreamPlan | SparsePlan, request: ov.InferRequest, features: list[Array]
-) -> Iterator[tuple[Floats, None]]:
-    if not isinstance(plan, StreamPlan):
-        yield _run(request, features[:1])[0][:-1], None
-        return
-    left = plan.cells
-    for cells in plan.batches():
-        logits = _run(request, [*features, cells])[0]
-        yield np.asarray(logits, np.float32).reshape(len(cells), -1)[:left], None
-        left -= len(cells)
-
-
-def _run(request: ov.InferRequest, inputs: list[Array]) -> list[Array]:
-    """Run a request; the outputs are its own memory, valid until it runs again.
-
-    Raises:
-        DeviceError: the device failed.
-    """
-    for index, value in enumerate(inputs):
-        tensor = ov.Tensor(np.ascontiguousarray(value), shared_memory=True)
-        request.set_input_tensor(index, tensor)
-    with device_errors():
-        request.infer()
-    return [tensor.data for tensor in request.output_tensors]
-
-
-@contextmanager
-def device_errors() -> Iterator[None]:
-    """Turn OpenVINO's errors while a model runs into DeviceError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise DeviceError(f"OpenVINO's device failed: {reason(error)}") from error
-
-
 def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
     """Compile a bundle's whole model to its logits alone, as a pipeline that only infers would."""
     model = compiled(plain_model(bundle), running.device, running.precision)
     request = model.create_infer_request()
-    return lambda image: np.array(_run(request, [image])[0])
+    return lambda image: np.array(run_request(request, [image])[0])
 
 
 def plain_model(bundle: Bundle) -> ov.Model:
@@ -344,6 +331,12 @@ def fused_model(bundle: Bundle, mask: Mask, memory: int) -> tuple[ov.Model, Spar
     return ov.Model(outputs, head.get_parameters(), "fused"), plan
 
 
+def joint_model(bundle: Bundle, mask: Mask, memory: int) -> tuple[ov.Model, Scattered, SparsePlan]:
+    """Return a detector's plan from its feature maps to values (see `sparse.build_joint`)."""
+    tail, macs = _tail_and_macs(bundle, _head(bundle))
+    return sparse.build_joint(bundle.manifest, mask, tail, core(), memory, macs)
+
+
 def _softmax_terms(logits: ov.Output) -> ov.Node:
     """Return `saliency.softmax_terms` of logits [N,classes] as a graph."""
     over, zero = np.array([1]), np.float32(0)
@@ -359,10 +352,15 @@ def _softmax_terms(logits: ov.Output) -> ov.Node:
 def _built(
     bundle: Bundle, mask: Mask, head: ov.Model, feature: ov.Output, memory: int, plain: bool
 ) -> tuple[ov.Output, SparsePlan]:
+    tail, macs = _tail_and_macs(bundle, head)
+    return sparse.build(bundle.manifest, mask, tail, feature, core(), memory, macs, plain)
+
+
+def _tail_and_macs(bundle: Bundle, head: ov.Model) -> tuple[ov.Model, int]:
+    """Return the tail, and the multiply-accumulates of one plain inference."""
     tail = tail_at(bundle, batch=1)
     models = [head] if bundle.manifest.deployed_scores else [head, tail]
-    macs = sum(macs_of(node) for model in models for node in model.get_ordered_ops())
-    return sparse.build(bundle.manifest, mask, tail, feature, core(), memory, macs, plain)
+    return tail, sum(macs_of(node) for model in models for node in model.get_ordered_ops())
 
 
 def check_device(device: str) -> None:

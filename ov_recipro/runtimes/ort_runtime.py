@@ -22,7 +22,7 @@ from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.stream_onnx import CELLS, IR_VERSION, OPSET, TOTAL, mask_model
 from ov_recipro.plans.verdict import TOLERANCE, largest_error
 from ov_recipro.runtimes.openvino_runtime import stream_plan
-from ov_recipro.runtimes.runtime import Device, Floats, Inference
+from ov_recipro.runtimes.runtime import Device, Floats, Inference, selected
 from ov_recipro.saliency import Array
 
 _CUDA = "CUDAExecutionProvider"
@@ -93,7 +93,7 @@ class ONNXRuntime:
         features = dict(zip(manifest.tail.inputs, values, strict=False))
         if self._closed is not None:
             cells, plain, finite = self._run_closed(self._closed, features)
-            masked = iter([(cells, None)])
+            masked: Iterator[tuple[Floats, Floats | None]] = iter([(cells, None)])
         else:
             one_cell: dict[str, Any] = {CELLS: np.zeros(1, np.int64)}
             (total,) = self._device.run(self._mask, features | one_cell, (TOTAL,), (TOTAL,))
@@ -104,7 +104,8 @@ class ONNXRuntime:
                 plain = self._logits(self._tail, features)
         if deployed:
             plain = values[-1].numpy()
-        yield Inference(np.asarray(plain, np.float32).reshape(-1), None, finite, masked)
+        logits = np.asarray(plain, np.float32).reshape(-1)
+        yield Inference(logits, None, finite, selected(masked))
 
     def zero(self, image: Array) -> Floats:
         """Return the tail's logits [values] where the masks begin (see `runtimes.zero_runner`)."""

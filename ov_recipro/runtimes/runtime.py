@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,9 +10,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ov_recipro.errors import ImageError
 from ov_recipro.saliency import Array
 
 Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
 
 
 class Plan(Protocol):
@@ -37,13 +39,19 @@ class Inference:
         finite: whether the feature map holds finite numbers only.
         masked: yields, until all cells are done, the logits [b,classes] of the next b cells alone
             and, where the graph computes them, their `saliency.softmax_terms`; each is valid until
-            the next is asked for.
+            the next is asked for. It takes the numbers of the classes that are wanted, int64 [n],
+            or None for all; with them it yields [b,n], and no terms.
     """
 
     logits: Floats
     softmax_terms: Floats | None
     finite: bool
-    masked: Iterator[tuple[Floats, Floats | None]]
+    masked: Callable[[Indices | None], Iterator[tuple[Floats, Floats | None]]]
+
+    def check_finite(self) -> None:
+        """Raise ImageError where the model gives NaN or infinite numbers."""
+        if not (self.finite and np.isfinite(self.logits).all()):
+            raise ImageError("The model gives NaN or infinite numbers for this image.")
 
 
 class Runtime(Protocol):
@@ -76,3 +84,16 @@ class Device:
     device: str
     available: bool
     name: str
+
+
+def selected(
+    runs: Iterator[tuple[Floats, Floats | None]],
+) -> Callable[[Indices | None], Iterator[tuple[Floats, Floats | None]]]:
+    """Return `Inference.masked` of a plan that computes the logits of all classes."""
+
+    def masked(columns: Indices | None) -> Iterator[tuple[Floats, Floats | None]]:
+        if columns is None:
+            return runs
+        return ((logits[:, columns], None) for logits, _ in runs)
+
+    return masked

@@ -80,6 +80,13 @@ def find_labels(metadata: Mapping[str, str], model: Path) -> tuple[str, ...] | N
     return tuple(map(str, listed)) if isinstance(listed, list) else None
 
 
+def count_labels(metadata: Mapping[str, str], model: Path) -> int | None:
+    """Return the number of classes that the file names, if it names any."""
+    with _reported_as_malformed(model):
+        labels = find_labels(metadata, model)
+    return len(labels) if labels else None
+
+
 def find_characters(metadata: Mapping[str, str], classes: int) -> tuple[str, ...] | None:
     """Return a text recogniser's classes: a blank, PaddleOCR's "character" lines, and a space."""
     text = metadata.get("character")

@@ -12,18 +12,19 @@ import onnx_ir as ir
 import openvino as ov
 
 from ov_recipro.cut.bundle import ModelFile
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.graph import Graph, Node, descendants
 from ov_recipro.cut.outputs import read_graph
-from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.limits import TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
-from ov_recipro.sources.metadata import find_kind
+from ov_recipro.sources.metadata import count_labels, find_kind
 from ov_recipro.sources.onnx_file import load, one_line, tensors
 from ov_recipro.sources.openvino_models import core, reason
 from ov_recipro.sources.rewriting import shaping
 from ov_recipro.sources.rewriting.float32 import Rewritten, to_float32
+from ov_recipro.sources.rewriting.joining import join_in_onnx
 from ov_recipro.sources.source import SplitFiles
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -105,7 +106,7 @@ class OnnxSource:
     def write_split(self, point: CutPoint, folder: Path) -> SplitFiles:
         """Write `head.onnx` and `tail.onnx` into `folder` (see `Source.write_split`)."""
         image, scores = self.graph.image, self.graph.scores
-        boundary = (point.tensor, *point.bypass)
+        boundary = point.boundary
         differs = self.rewritten.anything
         deployed = load(self.path).model
         if self.constants:
@@ -113,7 +114,14 @@ class OnnxSource:
         head_outputs = [
             _as_float32(deployed, name, self.rewritten, self.model) for name in boundary
         ]
-        if differs:
+        if differs and self.graph.joined:
+            names = [
+                _as_float32(deployed, name, self.rewritten, self.model)
+                for name in self.graph.joined
+            ]
+            _join(deployed.graph, self.graph, names)
+            head_outputs.append(scores)
+        elif differs:
             head_outputs.append(_as_float32(deployed, scores, self.rewritten, self.model))
         _save(_extract(deployed, [image], head_outputs), folder / "head.onnx")
         tail = _extract(self.model, boundary, [scores])
@@ -143,9 +151,9 @@ class OnnxSource:
             if value.const_value is not None
         }
         clean = self.graph.clean_tensors
-        before = set(clean[: clean.index(point.tensor)] if point.clean else clean)
-        before -= descendants(self.graph.path_nodes, {point.tensor})
-        boundary = (point.tensor, *point.bypass)
+        before = set(clean[: clean.index(point.tensor)] if point.tensor in clean else clean)
+        before -= descendants(self.graph.path_nodes, set(point.masked))
+        boundary = point.boundary
         pieces: list[ModelFile] = []
         start, size = self.graph.image, 0
         for node in self.graph.path_nodes:
@@ -201,11 +209,14 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
         outputs,
         shapes,
         declared=find_kind(dict(model.metadata_props), path),
+        classes=count_labels(dict(model.metadata_props), path),
         asked=cut.output_name,
         task=cut.task,
     )
     if not graph.path_nodes:
         raise ModelError(f"{path}: output '{graph.output}' does not depend on '{image.name}'.")
+    if graph.joined:
+        _join(model.graph, graph, graph.joined)
     if dtype is None:
         raise ModelError(f"{path}: the type of input '{image.name}' is missing.")
     return OnnxSource(
@@ -333,6 +344,12 @@ def _scope(node: ir.Node) -> str:
     names = [part.strip(" '\"") for part in written.strip("[]").split(",")]
     modules = [name for name in names[:-1] if name]
     return modules[-1] if modules else ""
+
+
+def _join(model: ir.Graph, graph: Graph, names: Sequence[str]) -> None:
+    """Append the scores to a model whose outputs they join; `names`: these outputs in it."""
+    shapes = [graph.shapes[name] for name in graph.joined]
+    join_in_onnx(model, names, shapes, graph.scores)
 
 
 def _as_float32(model: ir.Model, name: str, rewritten: Rewritten, widened: ir.Model) -> str:

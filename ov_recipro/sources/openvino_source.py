@@ -15,15 +15,16 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import ModelFile
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.graph import Graph, Node, Shape
 from ov_recipro.cut.outputs import read_graph
-from ov_recipro.cut.points import CutPoint
 from ov_recipro.errors import ModelError
 from ov_recipro.limits import NODES, TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
-from ov_recipro.sources.metadata import find_kind
+from ov_recipro.sources.metadata import count_labels, find_kind
 from ov_recipro.sources.openvino_models import name_of, ports, read_model_file, reason
+from ov_recipro.sources.rewriting.joining import join_in_openvino
 from ov_recipro.sources.rewriting.openvino_float32 import hand_over, to_float32
 from ov_recipro.sources.source import SplitFiles
 
@@ -59,7 +60,7 @@ class OpenVINOSource:
             return self._write(point, folder)
 
     def _write(self, point: CutPoint, folder: Path) -> SplitFiles:
-        boundary, scores = (point.tensor, *point.bypass), self.graph.scores
+        boundary, scores = point.boundary, self.graph.scores
         widened = self._read()
         differs = to_float32(widened)
         deployed = self._read()
@@ -81,7 +82,11 @@ class OpenVINOSource:
         )
 
     def _read(self) -> ov.Model:
-        return _at_batch_1(_load(self.path), self.path, self.image_shape, self.constants)[0]
+        model = _at_batch_1(_load(self.path), self.path, self.image_shape, self.constants)[0]
+        if self.graph.joined:
+            known = {name_of(port): port for _, port in ports(model)}
+            join_in_openvino(model, [known[name] for name in self.graph.joined], self.graph.scores)
+        return model
 
 
 def open_openvino(path: Path, cut: Cut) -> OpenVINOSource:
@@ -111,13 +116,14 @@ def _describe(path: Path, cut: Cut) -> OpenVINOSource:
     aliases = {alias: name_of(port) for _, port in ports(model) for alias in port.get_names()}
     output = cut.output_name
     asked = aliases.get(output, output) if output is not None else None
-    name, entries = name_of(image), _metadata(model)
+    name, entries = name_of(image), metadata_of(model)
     graph = read_graph(
         nodes,
         name,
         results,
         shapes,
         declared=find_kind(entries, path),
+        classes=count_labels(entries, path),
         asked=asked,
         task=cut.task,
         aliases={alias: tensor for alias, tensor in aliases.items() if alias != tensor},
@@ -168,7 +174,7 @@ def _at_batch_1(
     entries = list(model.inputs)
     found = [inputs.Input(name_of(port), _dimensions(port)) for port in entries]
     chosen = inputs.choose_image(found, constants, path)
-    shape = inputs.image_shape(found[chosen], image_shape, path, _metadata(model))
+    shape = inputs.image_shape(found[chosen], image_shape, path, metadata_of(model))
     for index, port in enumerate(entries):
         if index != chosen:
             value = inputs.constant_value(found[index], constants)
@@ -249,7 +255,7 @@ def _has_rank(node: ov.Node) -> bool:
     return bool(node.get_output_size() > 0 and node.output(0).get_partial_shape().rank.is_static)
 
 
-def _metadata(model: ov.Model) -> dict[str, str]:
+def metadata_of(model: ov.Model) -> dict[str, str]:
     """Return the file's "model_info", and the metadata of the ONNX file that it was made from."""
     found: dict[str, str] = {}
     for section, prefix in (("framework", ""), ("model_info", "model_info ")):

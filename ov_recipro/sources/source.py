@@ -9,8 +9,8 @@ from typing import Protocol
 import openvino as ov
 
 from ov_recipro.cut.bundle import ModelFile
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.graph import Graph
-from ov_recipro.cut.points import CutPoint
 
 
 @dataclass(frozen=True)

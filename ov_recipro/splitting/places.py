@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ov_recipro.cut.points import CutPoint
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.tokens import find_tokens
 from ov_recipro.errors import ModelError
 from ov_recipro.sources import openvino_models as openvino

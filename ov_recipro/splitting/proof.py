@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from ov_recipro.sources.source import Source, SplitFiles
 
 TOLERANCE = 1e-4
 """Largest error, as a fraction of the largest score: float32 rounding in another order."""
+
+_LEAST_SCALE = 1e-2  # of a kind of number that is close to 0 everywhere
 
 LEAST_AGREEMENT = 0.5
 """Least correlation of a deployed model's scores with those of its float32 tail."""
@@ -34,13 +37,13 @@ class Proof:
             costs; None for any other.
         any_batch: whether the tail, given two feature maps at once, scores them as it does one by
             one.
-        values: how many numbers the tail gives for one feature map.
+        values: the numbers that the tail gives for the first input, in a row.
     """
 
     parity: float
     deviation: float | None
     any_batch: bool
-    values: int
+    values: Array
 
 
 def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
@@ -63,8 +66,12 @@ def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
         widened = [image.astype(np.float32) for image in images] if files.low_precision else images
         values = _run_in_a_row(source, [(folder / p.file, p) for p in files.reference], widened)
     else:
-        model = ModelFile(source.path.name, (graph.image,), (graph.scores, graph.output))
+        ends = graph.joined or (graph.scores, graph.output)
+        model = ModelFile(source.path.name, (graph.image,), ends)
         values = _run_in_a_row(source, [(source.path, model)], images)
+        if graph.joined:
+            for each in values:
+                each[graph.scores] = np.concatenate([each[name].ravel() for name in ends])[None]
     if head is None or files.low_precision:
         features = [[each[name] for name in boundary] for each in values]
     else:
@@ -80,7 +87,7 @@ def prove(source: Source, files: SplitFiles, folder: Path) -> Proof:
         ours = [tail(each[:-1])[0].reshape(-1) for each in head]
         deviation = _check_deviation(source, ours, [each[-1].reshape(-1) for each in head])
     any_batch = _takes_batches(folder / files.tail.file, files.tail.outputs, features, got)
-    return Proof(parity, deviation, any_batch, got[0].size)
+    return Proof(parity, deviation, any_batch, got[0])
 
 
 def _run_in_a_row(
@@ -104,6 +111,8 @@ def _check_parity(
     """Compare the tail's logits with the model's, and these, activated, with its output."""
     graph = source.graph
     logits = [np.ravel(each[graph.scores]) for each in values]
+    if graph.task == "detector":
+        return _check_candidates(source, got, logits)
     output = [np.ravel(each[graph.output]) for each in values]
     if not all(np.isfinite(each).all() for each in (*logits, *output)):
         raise ModelError(f"{source.path} gives NaN or infinite scores for a random image.")
@@ -123,6 +132,49 @@ def _check_parity(
             f"'{graph.scores}': they differ by {error:.3g}."
         )
     return parity
+
+
+def _check_candidates(source: Source, got: Sequence[Array], expected: Sequence[Array]) -> float:
+    """Compare a detector's candidates with the model's, each kind of number by itself.
+
+    A box's edges are hundreds of pixels; beside them an error of a score, of 1 at most, would pass.
+    """
+    if not all(np.isfinite(each).all() for each in expected):
+        raise ModelError(f"{source.path} gives NaN or infinite boxes for a random image.")
+    parity, largest = _largest_error(got, expected)
+    if parity == np.inf:
+        raise ModelError(f"{source.path}: head and tail give another number of boxes.")
+    least = _LEAST_SCALE * min(1.0, largest)
+    for ours, theirs in zip(got, expected, strict=True):
+        kinds = zip(_by_kind(source.graph, ours), _by_kind(source.graph, theirs), strict=True)
+        for mine, other in kinds:
+            scales = np.maximum(np.abs(other).max(axis=1), least)
+            share = float((np.abs(np.float64(mine) - other).max(axis=1) / scales).max())
+            if not share <= TOLERANCE:
+                raise ModelError(
+                    f"{source.path}: head and tail differ from the model by {share:.3g} of the "
+                    "largest of some of its candidates' numbers. That is more than rounding; "
+                    "nothing was written."
+                )
+    return parity
+
+
+def _by_kind(graph: Graph, values: Array) -> list[Array]:
+    """Return candidates' numbers in a row as arrays [kinds,n], one for each tensor that they fill.
+
+    Numbers along a tensor's longest axis, or over its height and width, are of one kind.
+    """
+    found, start = [], 0
+    for name in graph.joined or (graph.scores,):
+        shape = graph.shapes[name]
+        part = values[start : start + math.prod(shape)].reshape(shape)
+        start += part.size
+        if part.ndim == 4:
+            found.append(part.reshape(-1, part.shape[2] * part.shape[3]))
+        else:
+            last = np.moveaxis(part, int(np.argmax(shape)), -1)
+            found.append(last.reshape(-1, last.shape[-1]))
+    return found
 
 
 def _closed(graph: Graph, scores: Array) -> Array:

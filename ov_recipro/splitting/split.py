@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ov_recipro.cut.automatic import automatic
+from ov_recipro.cut.box_values import proven_layout
 from ov_recipro.cut.bundle import (
     SCHEMA_VERSION,
     SUFFIX,
@@ -22,14 +23,16 @@ from ov_recipro.cut.bundle import (
     new_folder,
     write_manifest,
 )
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.points import FoundCut, cut_points, find_cut
 from ov_recipro.cut.tokens import find_tokens
 from ov_recipro.errors import ModelError
 from ov_recipro.images.preprocess import Preprocessing, changed
-from ov_recipro.options import Cut, cut_from
+from ov_recipro.options import AFFORDABLE, Cut, cut_from
 from ov_recipro.output import file_sha256
 from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import open_companion, stamp
+from ov_recipro.sources.family_preprocessing import family_preprocessing
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.source import Source
 from ov_recipro.splitting.costs import costs
@@ -97,11 +100,17 @@ def split(
             channels_last=graph.image in graph.channels_last,
         )
         found = metadata.find_preprocessing(source.metadata, path, image.size)
-        scores: tuple[int, ...] = (1, proof.values)
-        axis = 1
+        scores: tuple[int, ...] = (1, proof.values.size)
+        axis, boxes = 1, graph.boxes
         if graph.task in ("segmentation", "sequence"):
             scores, axis = graph.shapes[graph.scores], graph.class_axis
-        names = _labels(source, labels, scores[axis])
+        classes = scores[axis]
+        if boxes is not None:
+            boxes = proven_layout(boxes, proof.values)
+            if "assumed" in found.source:
+                found = family_preprocessing(boxes, image.size) or found
+            classes = boxes.classes
+        names = _labels(source, labels, classes)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             source=_describe(source),
@@ -115,7 +124,7 @@ def split(
             output=graph.output,
             deployed_scores=files.low_precision,
             activation=graph.activation,
-            classes=scores[axis],
+            classes=classes,
             any_batch=proof.any_batch,
             parity=proof.parity,
             deviation=proof.deviation,
@@ -127,6 +136,7 @@ def split(
             why=graph.why,
             scores_shape=scores,
             class_axis=axis,
+            boxes=boxes,
         )
         if before != _stamp(path) or beside != [_stamp(each) for each in source.companions]:
             raise ModelError(f"{path} or its weights changed while the model was split.")
@@ -151,7 +161,8 @@ def _find_cut(source: Source, asked: Cut) -> FoundCut:
 
     By default a transformer is cut at the tokens of its first block, which stand for places as no
     later ones do; but where every cell there would take a run of the whole tail, at its last
-    block.
+    block. A detector is explained by the cells of its second coarsest map, or of the coarsest where
+    these would cost too much.
     """
     graph = source.graph
     if asked.layer == "auto" and graph.task in ("segmentation", "sequence"):
@@ -159,6 +170,9 @@ def _find_cut(source: Source, asked: Cut) -> FoundCut:
         if point is not None:
             return FoundCut(asked.layer, point.tensor, point)
     found = find_cut(graph, asked.layer, asked.exact)
+    if asked.layer == "auto" and graph.task == "detector":
+        point = _affordable(source, found.point)
+        return FoundCut(asked.layer, point.tensor, point)
     tokens = find_tokens(graph)
     if asked.layer != "auto" or tokens is None:
         return found
@@ -166,6 +180,15 @@ def _find_cut(source: Source, asked: Cut) -> FoundCut:
     if cost is None or cost.plan == "tokens":
         return found
     return dataclasses.replace(find_cut(source.graph, tokens.blocks[-1]), asked=asked.layer)
+
+
+def _affordable(source: Source, point: CutPoint) -> CutPoint:
+    """Return a detector's joint cut, or the one at the same maps that has the fewest cells."""
+    (cost,) = costs(source, [point])
+    if cost is None or cost.inferences <= AFFORDABLE or not point.joined:
+        return point
+    same = [p for p in cut_points(source.graph) if set(p.masked) == set(point.masked)]
+    return min(same, key=lambda each: each.cells.count)
 
 
 def open_source(path: Path, cut: Cut = Cut()) -> Source:

@@ -14,7 +14,8 @@ from ov_recipro.explanation import Target
 from ov_recipro.saliency import Floats, Score, best_classes, target_scores
 from ov_recipro.sources.labels import class_index
 
-_TOP = re.compile(r"top([1-9]\d*)")
+RANKED = re.compile(r"top([1-9]\d*)")
+"""What names classes by the order of their scores."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ClassTarget:
     index: int
     label: str | None
     score: Score
+
+    reads = None
 
     def scores(self, logits: Floats, softmax_terms: Floats | None) -> npt.NDArray[np.float64]:
         """Return the class's score in each run, [N]."""
@@ -61,7 +64,7 @@ def find_classes(
         raise TargetError("No target to explain was given.")
     found: dict[int, None] = {}
     for target in wanted:
-        if isinstance(target, str) and (top := _TOP.fullmatch(target)):
+        if isinstance(target, str) and (top := RANKED.fullmatch(target)):
             if logits is not None:
                 found.update(dict.fromkeys(best_classes(logits, int(top[1]))))
         else:

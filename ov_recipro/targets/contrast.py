@@ -59,6 +59,8 @@ class ContrastTarget:
     against: Prediction
     gamma: float = 1.0
 
+    reads = None
+
     def scores(self, logits: Floats, softmax_terms: Floats | None) -> npt.NDArray[np.float64]:  # noqa: ARG002
         """Return the difference of the logits in each run, [N]."""
         pair = np.asarray(logits[:, [self.index, self.against.index]], np.float64)

@@ -19,6 +19,7 @@ from ov_recipro.sources.labels import class_index
 from ov_recipro.targets.base import ScoredTarget
 from ov_recipro.targets.classes import ClassTarget, find_classes
 from ov_recipro.targets.contrast import NEXT, ContrastTarget, other_class
+from ov_recipro.targets.detecting import check_box, detected
 from ov_recipro.targets.regions import RegionTarget, area_of, best_by_pixel, by_pixel
 from ov_recipro.targets.sequences import PositionTarget, check_position
 from ov_recipro.targets.similarity import Reference, SimilarityTarget
@@ -32,6 +33,7 @@ _OF_TASK = {
     "pixel": "segmentation",
     "position": "sequence",
     "against": "classifier",
+    "box": "detector",
 }
 
 
@@ -74,6 +76,8 @@ class Finder:
             if asked.classes not in ((), Targets().classes):
                 raise OptionError("An embedding has no classes that --target could name.")
             return
+        if task == "detector":
+            check_box(asked)
         if asked.region is not None and asked.pixel is not None:
             raise OptionError("Either --region or --pixel can be given, not both.")
         if asked.region is not None and not min(asked.region[2:]) > 0:
@@ -94,17 +98,28 @@ class Finder:
         if task == "segmentation" and self.manifest.classes == 1 and self.score == "softmax":
             raise OptionError("The softmax of a single class is always 1; --score sigmoid is not.")
 
-    def targets(self, asked: Targets, outputs: Floats, window: Window | None) -> list[ScoredTarget]:
-        """Return the targets for an image.
+    def found(
+        self, asked: Targets, outputs: Floats, terms: Floats | None, window: Window | None
+    ) -> tuple[list[ScoredTarget], tuple[Prediction, ...]]:
+        """Return the targets for an image, and what the model predicts for it.
 
         Args:
             asked: what was asked, checked, with references already made.
-            outputs: of the image, in a row.
+            outputs: of the image, in a row; terms: see `saliency.softmax_terms`.
             window: the part of the image that the model saw.
 
         Raises:
             OptionError, TargetError: there are no such targets.
         """
+        if self.manifest.task == "detector":
+            seen = detected(self.manifest, self.labels, asked, outputs, window)
+            return list(seen.targets(asked)), seen.predictions
+        targets = self._targets(asked, outputs, window)
+        return targets, self.predictions(outputs, terms, window)
+
+    def _targets(
+        self, asked: Targets, outputs: Floats, window: Window | None
+    ) -> list[ScoredTarget]:
         task = self.manifest.task
         if task == "embedding":
             if not isinstance(asked.similar_to, Reference):
@@ -132,19 +147,27 @@ class Finder:
             found.append(ContrastTarget(index, self.label(index), rival, asked.gamma))
         return found
 
-    def predictions(self, outputs: Floats, terms: Floats | None) -> tuple[Prediction, ...]:
+    def predictions(
+        self,
+        outputs: Floats,
+        terms: Floats | None,
+        window: Window | None,
+    ) -> tuple[Prediction, ...]:
         """Return what the model predicts for an image.
 
-        These are a classifier's best classes, best first; the classes that a segmentation gives
-        most pixels to, with their share of all pixels as score; the best class of each position of
-        a sequence, in order. An embedding predicts nothing.
+        These are a classifier's best classes, or a detector's boxes, best first; the classes that a
+        segmentation gives most pixels to, with their share of all pixels as score; the best class
+        of each position of a sequence, in order. An embedding predicts nothing.
 
         Args:
             outputs: of the image, in a row; terms: see `saliency.softmax_terms`.
+            window: the part of the image that the model saw.
         """
         task = self.manifest.task
         if task == "embedding":
             return ()
+        if task == "detector":
+            return detected(self.manifest, self.labels, Targets(), outputs, window).predictions
         if task == "segmentation":
             predicted = self._best(outputs)
             counts = self._counts(predicted)
@@ -228,8 +251,12 @@ class Finder:
 
 
 def default_mask(manifest: Manifest) -> Mask:
-    """Keeping one cell of a segmentation would only repeat where its pixels are."""
-    return "drop" if manifest.task == "segmentation" else "cell"
+    """Return the mask that is used where none is asked for.
+
+    Keeping one cell of a segmentation would only repeat where its pixels are; of a detector's
+    feature maps it recovers next to nothing of a box's score.
+    """
+    return "drop" if manifest.task in ("detector", "segmentation") else "cell"
 
 
 def _is_given(value: Any) -> bool:

@@ -66,6 +66,8 @@ class RegionTarget:
     shape: tuple[int, ...]
     class_axis: int
 
+    reads = None
+
     def scores(self, outputs: Floats, softmax_terms: Floats | None) -> npt.NDArray[np.float64]:  # noqa: ARG002
         """Return the mean score over the pixels in each run, [N]."""
         pixels = by_pixel(outputs, self.shape, self.class_axis)[:, self.mask]

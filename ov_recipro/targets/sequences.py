@@ -47,6 +47,8 @@ class PositionTarget:
     position: int
     count: int
 
+    reads = None
+
     def scores(self, outputs: Floats, softmax_terms: Floats | None) -> npt.NDArray[np.float64]:  # noqa: ARG002
         """Return the class's score at the position in each run, [N]."""
         logits = outputs.reshape(len(outputs), self.count, -1)[:, self.position]

@@ -87,6 +87,7 @@ class SimilarityTarget:
     reference: Reference
 
     index = 0
+    reads = None
 
     @property
     def label(self) -> str:

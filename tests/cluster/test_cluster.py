@@ -33,6 +33,7 @@ from ov_recipro.cluster.pool import open_pool
 from ov_recipro.cluster.results import Results
 from ov_recipro.faithfulness.datasets import classes_of
 from ov_recipro.images.drawing import Style
+from ov_recipro.options import Targets
 
 TARGETS = ("-t", "top1", "-t", "espresso")
 
@@ -173,7 +174,7 @@ def test_a_lost_machine_loses_no_image(tmp_path: Path, cat: Path, explainer: Exp
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        job = JobOptions(("top1",), "float16", False, None, Style())
+        job = JobOptions(Targets(), "float16", False, None, Style())
         seen = 0
         with open_pool(cluster.address, None, 1, 0) as pool:
             assert pool.actors == 2
@@ -204,7 +205,7 @@ def test_an_actor(explainer: Explainer, cat: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"?")
     places = {"cat": str(cat), "gone": str(tmp_path / "gone"), "bad": str(tmp_path / "bad")}
     given = [{"name": name, "root": "", "path": places[name], "stem": name} for name in places]
-    actor = _Actor(Made(), JobOptions(("top1",), "float32", True, None, Style()))  # type: ignore[arg-type]
+    actor = _Actor(Made(), JobOptions(Targets(), "float32", True, None, Style()))  # type: ignore[arg-type]
     done, gone, bad = actor(given).to_pylist()
     (target,) = done["targets"]
     assert (target["label"], target["verdict"]) == ("Egyptian cat", "no better than random")
@@ -212,7 +213,7 @@ def test_an_actor(explainer: Explainer, cat: Path, tmp_path: Path) -> None:
     assert (gone["path"], gone["targets"]) == ("gone", None)
     assert "No such file" in gone["error"]
     assert bad["error"] == f"{tmp_path / 'bad'}: not an image, or a truncated one."
-    unseen = JobOptions(("top1",), "float32", False, tmp_path / "unseen", Style())
+    unseen = JobOptions(Targets(), "float32", False, tmp_path / "unseen", Style())
     with pytest.raises(ReciproError, match="not seen by all machines"):
         _Actor(Made(), unseen)  # type: ignore[arg-type]
 

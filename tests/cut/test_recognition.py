@@ -25,6 +25,7 @@ SHAPES: list[tuple[str, dict[str, Output]]] = [
     ("detector", {"y": Output((1, 1, 200, 7), "DetectionOutput")}),
     ("detector", {"num_dets": Output((1, 1), ""), "det_boxes": Output((1, 100, 4), "")}),
     ("detector", {"boxes": Output((1, 100, 5), ""), "labels": Output((1, 100), "")}),
+    ("detector", {n: Output((), "") for n in ("boxes", "labels", "scores")}),
     ("detector", {"logits": Output((1, 100, 92), ""), "pred_boxes": Output((1, 100, 4), "")}),
     ("detector", {"a": Output((1, 4420, 2), ""), "b": Output((1, 4420, 4), "")}),
     ("detector", {"y": Output((1, 84, 2100), "Concat")}),
@@ -51,6 +52,22 @@ def test_by_outputs(kind: str, outputs: dict[str, Output]) -> None:
     assert found.why
     own = {"saliency_map": Output((1, 7, 10, 10), "")}
     assert recognise(outputs | own, (320, 320)) == found
+
+
+def test_a_detector_has_a_layout() -> None:
+    image = (320, 320)
+    found = recognise({"y": Output((1, 84, 2100), "Concat")}, image)
+    assert found.boxes is not None
+    assert (found.boxes.family, found.boxes.classes) == ("yolov8", 80)
+    maps = {name: Output((1, 9, n, n), "Conv") for name, n in (("a", 40), ("b", 20), ("c", 10))}
+    assert recognise(maps, image).kind == "detector"
+    assert recognise(maps, image).boxes is None
+    joined, map_ = (
+        recognise({"y": Output((1, 85, 20, 20), op)}, image) for op in ("Concat", "Conv")
+    )
+    assert joined.boxes is not None
+    assert (joined.kind, joined.boxes.family) == ("detector", "fastestdet")
+    assert (map_.kind, map_.boxes) == ("unknown", None)
 
 
 def test_by_what_the_file_says() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from boxes import SCENE_DETECTOR, write_scenes
 from command import fails, run
 from graphs import Builder
 from ov_recipro import Explainer, ReciproError
@@ -71,8 +73,6 @@ def test_a_model_is_like_itself(lite0: Path, explainer: Explainer, cat: Path) ->
 
 def test_maps_meet_on_the_image(explainer: Explainer, lite0: Path, cat: Path) -> None:
     """The same model that looks at another part: alike where both look."""
-    from dataclasses import replace
-
     how = replace(explainer.preprocessing, resize="standard")
     found, _, _ = compare(explainer, Explainer(lite0, preprocessing=how), cat, 285)
     assert found.correlation is not None
@@ -95,3 +95,40 @@ def test_what_can_go_wrong(tmp_path: Path, lite0: Path, cat: Path) -> None:
     assert "photos/chelsea.jpg" in result.stdout
     with pytest.raises(ReciproError, match="classes"):
         compare(Explainer(lite0), Explainer(tmp_path / "small.onnx"), cat)
+
+
+def test_boxes_of_two_detectors(tmp_path: Path) -> None:
+    """A detector is like itself; at another grid its maps stay close to these."""
+    folder = write_scenes(tmp_path / "scenes", 2)
+    explainer = Explainer(SCENE_DETECTOR)
+    found, one, other = compare(explainer, Explainer(SCENE_DETECTOR), folder / "0.png")
+    assert found.correlation == pytest.approx(1, abs=1e-3)  # its box is rounded to 0.1 pixels
+    assert (found.changed, found.second) == (False, one.predictions[0])
+    assert found.second_score == pytest.approx(found.target.score, abs=1e-2)
+    assert one.targets[0].outline == other.targets[0].outline
+    label = one.predictions[-1].label
+    assert label is not None
+    named, *_ = compare(explainer, explainer, folder / "0.png", label)
+    assert named.target.label == label
+    finer = ",".join(reversed(explainer.bundle.manifest.cut.masked))
+    models = (SCENE_DETECTOR, SCENE_DETECTOR)
+    done = run("compare", *models, folder, "--layer-b", finer, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for image in json.loads(done.stdout)["images"]:
+        assert 0.3 < image["correlation"] < 0.999
+        assert image["first"]["box"] == pytest.approx(image["second"]["box"], abs=1)
+
+
+def test_a_box_that_the_second_detector_misses(tmp_path: Path) -> None:
+    """It looks at an image turned dark, and sees nothing."""
+    folder = write_scenes(tmp_path / "scenes", 1)
+    dark = Explainer(SCENE_DETECTOR, preprocessing=lambda how: replace(how, scale=(25500,) * 3))
+    found, _, _ = compare(Explainer(SCENE_DETECTOR), dark, folder / "0.png")
+    assert (found.second, found.changed, found.correlation) == (None, True, None)
+    assert found.second_score < 0.4 < found.target.score
+
+
+def test_models_of_two_kinds(tmp_path: Path, explainer: Explainer) -> None:
+    folder = write_scenes(tmp_path / "scenes", 1)
+    with pytest.raises(ReciproError, match="is a classifier, the second a detector"):
+        compare(explainer, Explainer(SCENE_DETECTOR), folder / "0.png")

@@ -20,6 +20,7 @@ from ov_recipro.faithfulness.verification import (
     verify,
 )
 from ov_recipro.methods import Subject
+from ov_recipro.metrics import Measurement
 
 
 def test_the_rule() -> None:
@@ -54,6 +55,7 @@ def test_a_flat_map_is_no_better_than_random(tmp_path: Path, cat: Path) -> None:
     explanation = explainer(cat)
     assert explanation.targets[0].flat
     (found,) = verify(Subject(explainer), explanation)
+    assert isinstance(found.measured, Measurement)
     assert (found.verdict, found.measured.coherency) == ("no better than random", None)
     assert found.measured.complexity == 0
 

@@ -98,7 +98,7 @@ class Oracle:
 def run(runtime: Runtime, image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return the package's logits [classes] of an image and [N,classes] of its cells."""
     with runtime.infer(image) as inference:
-        cells = [np.array(logits) for logits, _ in inference.masked]
+        cells = [np.array(logits) for logits, _ in inference.masked(None)]
         return np.array(inference.logits), np.concatenate(cells)
 
 

@@ -12,5 +12,7 @@ ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("OV_RECIPRO_SAMPLES", ROOT.parent / "shared" / "imagenet-sample"))
 LITE1 = ROOT / "build" / "efficientnet-lite1" / "efficientnet-lite1.onnx"
 SCENE_VIT = ROOT / "tests" / "assets" / "scene-vit"
+SCENE_DETECTOR = ROOT / "tests" / "assets" / "scene-detector"
+DETECTORS = SHARED.parent / "detectors"
 TEXT_MODELS = Path(sysconfig.get_path("purelib")) / "rapidocr" / "models"  # PaddleOCR's
 LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
+import openvino as ov
 from openvino import opset13 as ops
 
-from ov_recipro.plans.nodes import Array, Port, constant, reshape
+from ov_recipro.plans.nodes import Array, Key, Port, constant, key_of, reshape
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class FixedBackground:
     """The tail's values on a feature map of zeros: constants, where a mask keeps one cell.
 
     Attributes:
-        values: [C,H,W]; [O] behind the spatial axes.
+        values: [1,C,H,W]; [1,O] behind the spatial axes; any shape where anchors were laid out.
     """
 
     values: Array
@@ -25,7 +27,7 @@ class FixedBackground:
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes without the batch axis."""
-        return self.values.shape
+        return self.values.shape[1:]
 
     @property
     def is_zero(self) -> bool:
@@ -35,7 +37,7 @@ class FixedBackground:
     @property
     def by_pixel(self) -> Array:
         """The values as an array by pixel, [H*W,C]."""
-        return np.ascontiguousarray(self.values.reshape(len(self.values), -1).T)
+        return np.ascontiguousarray(self.values.reshape(self.values.shape[1], -1).T)
 
     @property
     def table(self) -> Port:
@@ -55,7 +57,7 @@ class ImageBackground:
     They are known when the tail runs.
 
     Attributes:
-        port: [1,C,H,W]; [1,O] behind the spatial axes.
+        port: [1,C,H,W]; [1,O] behind the spatial axes; any shape where anchors were laid out.
     """
 
     port: Port
@@ -81,3 +83,41 @@ class ImageBackground:
 
 
 Background: TypeAlias = FixedBackground | ImageBackground
+
+_F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def attached(tail: ov.Model, features: Sequence[Port]) -> dict[str, ov.Node]:
+    """Return by name the operations of a copy of `tail` that reads `features`."""
+    copy = tail.clone()
+    for parameter, feature in zip(copy.get_parameters(), features, strict=True):
+        for reader in parameter.output(0).get_target_inputs():
+            reader.replace_source_output(feature)
+    return {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
+
+
+def of_image(nodes: Sequence[ov.Node], unmasked: Mapping[str, ov.Node]) -> Mapping[Key, Background]:
+    """Return the tail's activations on the image's own feature map."""
+    return {key: ImageBackground(unmasked[key[0]].output(key[1])) for key in _activations(nodes)}
+
+
+def _activations(nodes: Sequence[ov.Node]) -> list[Key]:
+    """Return the outputs that may have a background."""
+    return [
+        key_of(port)
+        for node in nodes
+        for port in node.outputs()
+        if port.get_element_type() == ov.Type.f32
+    ]
+
+
+def of_zeros(tail: ov.Model, nodes: Sequence[ov.Node], core: ov.Core) -> Mapping[Key, Background]:
+    """Return the tail's activations on feature maps of zeros."""
+    copy = tail.clone()
+    known = {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
+    keys = _activations(nodes)
+    results = [ops.result(known[name].output(index)) for name, index in keys]
+    parameters = copy.get_parameters()
+    compiled = core.compile_model(ov.Model(results, parameters), "CPU", _F32)
+    values = compiled([np.zeros(list(p.shape), np.float32) for p in parameters])
+    return {key: FixedBackground(np.array(values[i])) for i, key in enumerate(keys)}

@@ -23,6 +23,7 @@ from ov_recipro.plans.rows.tensors import (
 from ov_recipro.plans.rows.windows import Window
 
 _SATURATED = 0.95  # windows of this share of the map save nothing
+_PRODUCTS = 1.5  # what products cost, for as many pixels, as they pass through memory
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -70,6 +71,15 @@ def is_saturated(size: Sequence[int], window: Window, active: int, pixels: int) 
     return share >= _SATURATED and active >= 0.8 * pixels
 
 
+def are_cheaper(size: Sequence[int], read: int, cells: int) -> bool:
+    """Whether windows of this size are cheaper than a product of each active pixel and each tap.
+
+    Args:
+        size: of the windows; read: active input pixels of all cells; cells: their number.
+    """
+    return cells * size[0] * size[1] <= _PRODUCTS * read
+
+
 def grouped_convolution(
     node: ov.Node, rows: Rows, window: Window, patch: Patch, background: Background
 ) -> Rows:
@@ -82,6 +92,30 @@ def grouped_convolution(
     result = factory.create(node.get_type_name(), [patches, weight], attributes).output(0)
     port = _active_rows(result, patch, background.shape[0])
     return Rows(plus_background(port, background, patch.active), patch.active, background)
+
+
+def windowed_convolution(
+    node: ov.Node, rows: Rows, window: Window, patch: Patch, background: Background
+) -> Rows:
+    """Lower a convolution, grouped or not, on windows that hold the values themselves.
+
+    That costs what the same pixels of a map would, and no sums of products in memory; but pixels
+    of the background are multiplied too.
+    """
+    height, width = window.source
+    attributes = node.get_attributes()
+    if rows.count == rows.active.size and patch.size == window.target:
+        maps = reshape(rows.port, [len(rows.active), height, width, rows.channels])
+        windows = ops.transpose(maps, constant([0, 3, 1, 2], np.int32)).output(0)
+    else:
+        table = _with_row(with_background(rows), np.zeros(rows.channels))
+        inactive = rows.count + np.arange(height * width).reshape(height, width)
+        windows = _gathered(rows, window, patch, table, inactive, rows.count + height * width)
+        attributes |= {"pads_begin": [0, 0], "pads_end": [0, 0], "auto_pad": "explicit"}
+    factory = NodeFactory(node.get_type_info().version_id)
+    made = factory.create(node.get_type_name(), [windows, node.input_value(1)], attributes)
+    port = _active_rows(made.output(0), patch, background.shape[0])
+    return Rows(port, patch.active, background)
 
 
 def depthwise_once(

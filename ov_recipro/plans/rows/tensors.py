@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from ov_recipro.plans.nodes import Port, constant, gather, reshape
 from ov_recipro.plans.rows.backgrounds import Background
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
-Indices: TypeAlias = npt.NDArray[np.int64]
+Indices: TypeAlias = npt.NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Rows:
     @cached_property
     def lookup(self) -> Indices:
         """[N,H,W]: the number of the row at each pixel, -1 where there is none."""
-        numbers = np.full(self.active.shape, -1, np.int64)
+        numbers = np.full(self.active.shape, -1, np.int32)
         numbers[self.active] = np.arange(self.count)
         return numbers
 

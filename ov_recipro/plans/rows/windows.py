@@ -46,9 +46,20 @@ class Window:
 
     def reached(self, active: Mask) -> Mask:
         """Return the output pixels [N,H',W'] that read an active input pixel."""
-        result = np.zeros((len(active), *self.target), bool)
-        for tap in self.taps():
-            result |= self.pick(active.astype(np.int64), tap, 0) > 0
+        across = self.reached_lines(active, 1)
+        down = self.reached_lines(across.transpose(0, 2, 1), 0)
+        return np.ascontiguousarray(down.transpose(0, 2, 1))
+
+    def reached_lines(self, active: Mask, axis: int) -> Mask:
+        """Return the output lines along an axis that read an active input line.
+
+        Args:
+            active: input lines [...,n]; `axis`: 0 for rows, 1 for columns.
+        """
+        result = np.zeros((*active.shape[:-1], self.target[axis]), bool)
+        for places in self.lines(axis):
+            inside = _within(places, self.source[axis])
+            result[..., inside] |= active[..., places[inside]]
         return result
 
 

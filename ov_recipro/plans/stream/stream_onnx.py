@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,15 +58,16 @@ def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelPr
     graph = Graph()
     inputs = [helper.make_tensor_value_info(CELLS, TensorProto.INT64, ["b"])]
     outputs = [helper.make_tensor_value_info(TOTAL, TensorProto.FLOAT, [])]
+    totals: list[str] = []
     for index, (name, shape, kind) in enumerate(
         zip(manifest.tail.inputs, manifest.boundary_shapes, types, strict=True)
     ):
         inputs.append(helper.make_tensor_value_info(name, kind, shape))
         masked = f"masked:{name}"
-        if index == 0:
-            add_mask(graph, name, kind, masked, manifest, mask)
+        if index < len(manifest.cut.masked):
+            add_mask(graph, name, kind, masked, manifest, mask, shape)
             as_float = graph.add("Cast", name, to=TensorProto.FLOAT)
-            graph.add("ReduceSum", as_float, output=TOTAL, keepdims=0)
+            totals.append(graph.add("ReduceSum", as_float, keepdims=0))
         elif is_batched(shape):
             count = graph.add("Shape", CELLS)
             rest = graph.constant(shape[1:])
@@ -75,6 +77,7 @@ def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelPr
             graph.add("Identity", name, output=masked)
         dimensions = ["b" if is_batched(shape) else shape[0], *shape[1:]] if shape else []
         outputs.append(helper.make_tensor_value_info(masked, kind, dimensions))
+    graph.add("Sum", *totals, output=TOTAL)
     masking = helper.make_graph(graph.nodes, "mask", inputs, outputs, graph.constants)
     return helper.make_model(
         masking, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
@@ -88,9 +91,10 @@ def add_mask(
     output: str,
     manifest: Manifest,
     mask: Mask,
+    shape: Sequence[int],
     cells: str = CELLS,
 ) -> None:
-    """Append the masking of a feature map at batch 1 by the cell numbers `cells` [b].
+    """Append the masking of a feature map of this shape at batch 1 by cell numbers `cells` [b].
 
     The number H*W stands for no cell: under "cell" none is kept, under "drop" all are.
     """
@@ -100,6 +104,10 @@ def add_mask(
     values = graph.constant([0, 1], np.float32)
     one_hot = graph.add("OneHot", cells, graph.constant(count), values, axis=-1)
     plane = graph.add("Reshape", one_hot, graph.constant([-1, 1, height, width]))
+    if cut.joined:
+        of_rows, of_columns = cut.cells.shares((shape[2], shape[3]))
+        plane = graph.add("MatMul", graph.constant(of_rows.T, np.float32), plane)
+        plane = graph.add("MatMul", plane, graph.constant(of_columns, np.float32))
     if mask == "drop":
         plane = graph.add("Sub", graph.constant(1, np.float32), plane)
     elif mask != "cell":

@@ -10,26 +10,28 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Manifest
-from ov_recipro.cut.points import CutPoint
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask, is_batched
 
 
 def masked(tail: ov.Model, manifest: Manifest, batch: int, mask: Mask) -> ov.Model:
     """Return the tail with masking in the graph.
 
-    Its inputs become the feature map of one image, that image's bypass tensors, and the cell
-    numbers int32 [batch], so that no masked copy of the feature map is ever made outside.
+    Its inputs become the feature maps of one image, that image's bypass tensors, and the cell
+    numbers int32 [batch], so that no masked copy of a feature map is ever made outside.
     """
     cells = ops.parameter([batch], np.int32, name="cells")
+    cut = manifest.cut
+    one_hot = ops.one_hot(cells, cut.cells.count, np.float32(1), np.float32(0), axis=1)
     parameters = []
     for index, shape in enumerate(manifest.boundary_shapes):
         old = tail.get_parameters()[index]
         new = ops.parameter(list(shape), old.get_element_type(), name=old.get_friendly_name())
         parameters.append(new)
-        if index == 0:
-            count = manifest.cut.cells.count
-            one_hot = ops.one_hot(cells, count, np.float32(1), np.float32(0), axis=1)
-            value = _mask_feature(new, one_hot, manifest.cut, mask)
+        if cut.joined and index < len(cut.masked):
+            value = _mask_joined(new, one_hot, cut, mask)
+        elif index == 0:
+            value = _mask_feature(new, one_hot, cut, mask)
         elif is_batched(shape) and batch > 1:
             value = ops.broadcast(new, _int64([batch, *shape[1:]]))
         else:
@@ -37,6 +39,18 @@ def masked(tail: ov.Model, manifest: Manifest, batch: int, mask: Mask) -> ov.Mod
         for reader in old.output(0).get_target_inputs():
             reader.replace_source_output(value.output(0))
     return ov.Model(tail.get_results(), [*parameters, cells], "masked tail")
+
+
+def _mask_joined(feature: ov.Node, one_hot: ov.Node, cut: CutPoint, mask: Mask) -> ov.Node:
+    """Return one map [1,C,h,w] of a joint cut under each mask (see `_mask_feature`)."""
+    batch = one_hot.output(0).shape[0]
+    plane = ops.reshape(one_hot, _int64([batch, *cut.grid]), False)
+    rows, columns = cut.cells.shares(tuple(feature.output(0).shape)[2:])
+    plane = ops.matmul(ops.matmul(rows.T, plane, False, False), columns, False, False)
+    plane = ops.unsqueeze(plane, np.int64(1))
+    if mask == "drop":
+        plane = ops.subtract(np.float32(1), plane)
+    return ops.multiply(feature, ops.convert(plane, feature.get_element_type()))
 
 
 def _mask_feature(

@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_recipro.cut.points import CutPoint
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.plans.nodes import (
     Key,
     Port,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from openvino import opset13 as ops
 
-from ov_recipro.cut.points import CutPoint
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.plans.nodes import Port, constant
 from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask
 from ov_recipro.plans.tokens.demand import Demand

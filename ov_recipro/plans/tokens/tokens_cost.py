@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import openvino as ov
 
-from ov_recipro.cut.points import CutPoint
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.plans.nodes import Key, key_of, macs_of, sources_of
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.tokens.demand import Demand, demand_of

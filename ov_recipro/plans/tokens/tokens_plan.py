@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 
 from ov_recipro.cut.bundle import Manifest
-from ov_recipro.cut.points import CutPoint
+from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.plans.nodes import Port, key_of, prepared
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.tokens.builder import merged

@@ -1,0 +1,92 @@
+"""The black-box methods by their names, on the targets of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ov_recipro.black_boxes.hidden_patches import occlusion
+from ov_recipro.black_boxes.masked_image import Attribution, MaskedImage, Progress
+from ov_recipro.black_boxes.moving_windows import aise
+from ov_recipro.black_boxes.random_masks import d_rise, rise
+from ov_recipro.errors import OptionError
+from ov_recipro.images.preprocess import Preprocessing
+from ov_recipro.metrics import Box
+from ov_recipro.saliency import Array, Floats
+
+Method = Literal["recipro", "occlusion", "rise", "d-rise", "aise", "votes"]
+"""How an image is explained: by masks on feature maps, by a black box, or by candidates' votes."""
+
+_LONGEST = 128  # lines or columns of a map that is kept
+_GREY = 127.5
+
+
+def check_method(method: str, is_detector: bool) -> None:
+    """Raise where a method is not one for models of this kind.
+
+    Raises:
+        OptionError: it is for detectors alone, or not for them.
+    """
+    if method in ("d-rise", "votes") and not is_detector:
+        raise OptionError(f"Method '{method}' explains boxes alone; this model has none.")
+    if method == "rise" and is_detector:
+        raise OptionError("Method 'rise' does not explain boxes; 'd-rise' does.")
+
+
+def attributions(
+    method: str,
+    run: Callable[[Array], Floats],
+    image: MaskedImage,
+    boxes: Sequence[Box] | None,
+    progress: Progress | None = None,
+) -> list[Attribution]:
+    """Return what a method finds for each target of an image.
+
+    Args:
+        method: its name.
+        run: from one input [1,C,H,W] or [1,H,W,C] to the scores of the targets, [1,T].
+        image: the input, and what hides its parts.
+        boxes: the targets' boxes, in pixels of the model's input; None where they have none.
+        progress: see `masked_image.Progress`.
+
+    Raises:
+        ReciproError: see the methods.
+    """
+
+    def of_all(images: Array) -> Floats:
+        return np.concatenate([run(images[[number]]) for number in range(len(images))])
+
+    match method:
+        case "rise":
+            return rise(of_all, image, progress=progress)
+        case "d-rise":
+            return d_rise(of_all, image, progress=progress)
+        case "occlusion":
+            return occlusion(of_all, image, boxes, progress=progress)
+        case "aise":
+            return aise(of_all, image, boxes, progress=progress)
+    raise TypeError(f"'{method}' is not a black box")
+
+
+def coarse(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return a map [H,W] at 128 lines and columns at most."""
+    height, width = raw.shape
+    factor = min(1.0, _LONGEST / max(height, width))
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.asarray(cv2.resize(raw, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def fill_of(how: Preprocessing) -> npt.NDArray[np.float32]:
+    """Return what stands for a hidden pixel in a model's input, float32 [3].
+
+    That is its padding where it pads images, the mean colour that it subtracts, or else grey.
+    """
+    mean, scale = np.array(how.mean, np.float32), np.array(how.scale, np.float32)
+    pixel = mean if mean.any() else np.full(3, _GREY, np.float32)
+    if how.resize.startswith("fit_to_window"):
+        pixel = np.full(3, how.pad_value, np.float32)
+    return np.asarray((pixel - mean) / scale, np.float32)

@@ -1,0 +1,145 @@
+"""The tables of `ov-recipro evaluate`: of classes, and of boxes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ov_recipro.faithfulness.box_evaluation import BoxRow
+    from ov_recipro.faithfulness.box_tally import BoxMeans
+    from ov_recipro.faithfulness.evaluation import Row
+    from ov_recipro.metrics import Mean
+
+_COLUMNS = {
+    "drop": "drop ↓",
+    "increase": "increase ↑",
+    "deletion": "deletion ↓",
+    "insertion": "insertion ↑",
+    "coherency": "coherency ↑",
+    "complexity": "complexity ↓",
+    "adcc": "ADCC ↑",
+    "pointing": "pointing ↑",
+    "energy": "energy ↑",
+}
+
+
+def class_table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return each method's means, and how far its ADCC lies above the first one's."""
+    return [_header(rows), *(_shown(row, rows) for row in rows)]
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """Return the measures that were taken; some need boxes."""
+    taken = [row.summary for row in rows if row.summary is not None]
+    return [name for name in _COLUMNS if any(getattr(each, name) is not None for each in taken)]
+
+
+def _header(rows: Sequence[Row]) -> tuple[str, ...]:
+    above = (f"ADCC difference from {rows[0].method}",) if len(rows) > 1 else ()
+    return ("method", *(_COLUMNS[name] for name in _columns(rows)), *above, "flat", "images")
+
+
+def _shown(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    names = _columns(rows)
+    if row.summary is None:
+        empty = ("",) * (len(_header(rows)) - 2)
+        return (row.method, f"not applicable: {row.not_applicable}", *empty)
+    means = [getattr(row.summary, name) for name in names]
+    above = (_percent(row.above_first, signed=True),) if len(rows) > 1 else ()
+    return (
+        row.method,
+        *map(_percent, means),
+        *above,
+        str(row.summary.flat),
+        str(row.summary.images),
+    )
+
+
+def _percent(mean: Mean | None, signed: bool = False) -> str:
+    if mean is None:
+        return ""
+    if signed:
+        return f"{100 * mean.value:+.2f} ({100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
+    return f"{100 * mean.value:.2f} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Return `class_table` as numbers."""
+    names = _columns(rows)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    ends = ("", "_low", "_high")
+    heads = [f"{name}{end}" for name in names for end in ends]
+    writer.writerow(
+        [
+            *("method", *heads, *(f"adcc_above_first{end}" for end in ends)),
+            *("images", "boxed", "flat", "undefined_coherency", "not_applicable"),
+        ]
+    )
+    for row in rows:
+        found = row.summary
+        if found is None:
+            writer.writerow([row.method, *("" for _ in heads), *[""] * 7, row.not_applicable])
+            continue
+        means = [*(getattr(found, name) for name in names), row.above_first]
+        values = [
+            value for m in means for value in ((m.value, m.low, m.high) if m else ("", "", ""))
+        ]
+        counts = [found.images, found.boxed, found.flat, found.undefined]
+        writer.writerow([row.method, *values, *counts, ""])
+    return file.getvalue()
+
+
+_BOX_COLUMNS = {
+    "energy": "energy ↑",
+    "pointing": "pointing ↑",
+    "deletion": "deletion ↓",
+    "insertion": "insertion ↑",
+    "margin": "ins - del ↑",
+    "inner_deletion": "inner deletion ↓",
+    "inner_insertion": "inner insertion ↑",
+    "inner_margin": "inner ins - del ↑",
+}
+
+
+def box_table(rows: Sequence[BoxRow]) -> list[tuple[str, ...]]:
+    """Return each method's means, and below them how far they lie above those of the controls."""
+    table: list[tuple[str, ...]] = [("method", *_BOX_COLUMNS.values(), "flat", "boxes", "images")]
+    for row in rows:
+        found = row.summary
+        if found is None:
+            empty = ("",) * (len(table[0]) - 2)
+            table.append((row.method, f"not applicable: {row.not_applicable}", *empty))
+            continue
+        counts = (str(found.flat), str(found.boxes), str(found.images))
+        table.append((row.method, *(_percent(each) for each in _listed(found.means)), *counts))
+        for control, means in row.above.items():
+            if control != row.method:
+                cells = (_percent(each, signed=True) for each in _listed(means))
+                table.append((f"- less {control}", *cells, "", "", ""))
+    return table
+
+
+def _listed(means: BoxMeans) -> list[Mean]:
+    return [getattr(means, name) for name in _BOX_COLUMNS]
+
+
+def box_csv(rows: Sequence[BoxRow]) -> str:
+    """Return `box_table` as numbers; "less" names the control whose means are subtracted."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    heads = [f"{name}{end}" for name in _BOX_COLUMNS for end in ("", "_low", "_high")]
+    writer.writerow(["method", "less", *heads, "flat", "boxes", "images", "not_applicable"])
+    for row in rows:
+        found = row.summary
+        if found is None:
+            writer.writerow([row.method, *[""] * (len(heads) + 4), row.not_applicable])
+            continue
+        counts = [found.flat, found.boxes, found.images]
+        for control, means in (("", found.means), *row.above.items()):
+            numbers = [end for m in _listed(means) for end in (m.value, m.low, m.high)]
+            writer.writerow([row.method, control, *numbers, *counts, ""])
+    return file.getvalue()

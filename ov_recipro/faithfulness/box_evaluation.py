@@ -1,0 +1,200 @@
+"""Methods for boxes measured over photographs, beside two controls that know no model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ov_recipro.errors import OF_ONE_IMAGE, OptionError
+from ov_recipro.faithfulness.box_measure import (
+    INNER_STEPS,
+    STEPS,
+    BoxCurves,
+    BoxLimits,
+    BoxMeasurement,
+    chosen_boxes,
+)
+from ov_recipro.faithfulness.box_tally import BoxMeans, BoxSummary, above, summary
+from ov_recipro.faithfulness.datasets import Sample
+from ov_recipro.faithfulness.kept import INTERVAL, SCHEMA_VERSION, Ledgers, Task
+from ov_recipro.images.reading import decode_image, find_images
+from ov_recipro.methods import BOX_METHODS, NotApplicable, Subject
+from ov_recipro.methods.boxes import CONTROLS
+
+
+@dataclass(frozen=True)
+class BoxRecord:
+    """One method's measurements of the boxes of a photograph.
+
+    Attributes:
+        image: the sample's name; sha256: of its file.
+        boxes: their edges in pixels of the model's input, best first; classes: theirs.
+        measured: what was found, box by box.
+    """
+
+    image: str
+    sha256: str
+    boxes: tuple[tuple[float, float, float, float], ...]
+    classes: tuple[int, ...]
+    measured: tuple[BoxMeasurement, ...]
+
+
+@dataclass(frozen=True)
+class BoxOutcome:
+    """What became of a photograph; see `evaluation.Outcome`."""
+
+    image: str
+    records: Mapping[str, BoxRecord]
+    refused: Mapping[str, str]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class BoxRow:
+    """A method's line of the table: its summary, or why it does not apply to the model.
+
+    Attributes:
+        above: how far its means lie above those of each control, box by box.
+    """
+
+    method: str
+    summary: BoxSummary | None
+    not_applicable: str | None
+    above: Mapping[str, BoxMeans]
+
+
+class BoxMeasuring:
+    """Measures the boxes of photographs, one photograph a call, from several threads if need be.
+
+    Args:
+        subject: the detector.
+        methods: names of `methods.BOX_METHODS`; the controls follow if they are not among them.
+        limits: which boxes are measured.
+    """
+
+    def __init__(self, subject: Subject, methods: Sequence[str], limits: BoxLimits) -> None:
+        self.subject = subject
+        self.methods = list(dict.fromkeys([*methods, *CONTROLS]))
+        self.limits = limits
+
+    def __call__(self, task: Task, read: Callable[[], bytes]) -> BoxOutcome:
+        """Measure a photograph by the methods that have not measured it before.
+
+        Args:
+            task: the photograph.
+            read: gives the file's bytes; may raise ReciproError.
+        """
+        try:
+            return self._measured(task, read())
+        except OF_ONE_IMAGE as error:
+            return BoxOutcome(task.sample.name, {}, {}, str(error))
+
+    def _measured(self, task: Task, data: bytes) -> BoxOutcome:
+        name, digest = task.sample.name, hashlib.sha256(data).hexdigest()
+        missing = [method for method in self.methods if task.kept.get(method) != digest]
+        if not missing:
+            return BoxOutcome(name, {}, {})
+        image, window = self.subject.prepare(decode_image(data, task.sample.path))
+        targets = chosen_boxes(self.subject, image, window, self.limits)
+        curves = [BoxCurves(self.subject, image, target) for target in targets]
+        boxes = tuple(target.edges for target in targets)
+        classes = tuple(target.index for target in targets)
+        records, refused = {}, {}
+        for method in missing:
+            try:
+                maps = BOX_METHODS[method](self.subject, image, targets) if targets else []
+            except NotApplicable as refusal:
+                refused[method] = str(refusal)
+                continue
+            measured = tuple(
+                curve.measure(saliency) for curve, saliency in zip(curves, maps, strict=True)
+            )
+            records[method] = BoxRecord(name, digest, boxes, classes, measured)
+        return BoxOutcome(name, records, refused)
+
+
+class BoxEvaluation:
+    """Methods over photographs; each measurement is kept in `folder` at once and not repeated.
+
+    Args:
+        measuring: the detector, the methods and how they are measured.
+        samples: the photographs.
+        folder: where records are kept; see `kept.Ledgers`.
+    """
+
+    def __init__(self, measuring: BoxMeasuring, samples: Sequence[Sample], folder: Path) -> None:
+        self.measuring = measuring
+        settings = {method: self.settings(method) for method in measuring.methods}
+        self._ledgers: Ledgers[BoxRecord] = Ledgers(folder, BoxRecord, settings, samples)
+        self.samples = self._ledgers.samples
+        self.failed = self._ledgers.failed
+
+    @property
+    def kept(self) -> int:
+        """Number of measurements kept from earlier runs; a changed image is measured again."""
+        return self._ledgers.kept
+
+    def settings(self, method: str | None = None) -> dict[str, Any]:
+        """Return what a measurement depends on, besides the photograph."""
+        settings = self.measuring.subject.explainer.provenance() | {
+            "schema_version": SCHEMA_VERSION,
+            "profile": "boxes",
+            "steps": [STEPS, INNER_STEPS],
+            "limits": asdict(self.measuring.limits),
+        }
+        if method is not None:
+            settings["method"] = method
+        return dict(msgspec.to_builtins(settings))
+
+    def run(self, workers: int) -> Iterator[BoxOutcome]:
+        """Measure what is not yet measured, `workers` images at once; yield them in order.
+
+        Raises:
+            ReciproError: a record can't be written.
+        """
+        return self._ledgers.run(self.measuring, self.measuring.subject.stopped, workers)
+
+    def rows(self) -> list[BoxRow]:
+        """Return the table of what is measured so far on these photographs, if any has a box."""
+        measured = {
+            method: {each.image: each.measured for each in self._ledgers.records(method)}
+            for method in self.measuring.methods
+        }
+        rows = []
+        for method, ours in measured.items():
+            found = summary(ours)
+            if found is not None:
+                controls = {name: above(ours, measured[name]) for name in CONTROLS}
+                known = {name: means for name, means in controls.items() if means is not None}
+                rows.append(BoxRow(method, found, None, known))
+            elif method in self._ledgers.refused:
+                rows.append(BoxRow(method, None, self._ledgers.refused[method], {}))
+        return rows
+
+    def record(self, rows: Sequence[BoxRow]) -> bytes:
+        """Return the JSON record of the table's rows and all that they depend on."""
+        record = self.settings() | {
+            "images": len(self.samples),
+            "interval": INTERVAL,
+            "methods": rows,
+            "errors": [{"path": name, "error": why} for name, why in sorted(self.failed.items())],
+        }
+        return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def find_photographs(folder: Path) -> list[Sample]:
+    """Find the photographs in a folder and its subfolders, in the order of their names.
+
+    Raises:
+        OptionError: there is no such folder.
+        ImageError: it has no images.
+    """
+    if not folder.is_dir():
+        raise OptionError(f"{folder} is not a folder of images; boxes are measured on one.")
+    paths = sorted(find_images([str(folder)]))
+    return [Sample(path.relative_to(folder).as_posix(), str(path), None) for path in paths]
