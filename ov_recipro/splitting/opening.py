@@ -8,7 +8,6 @@ from ov_recipro.cut.bundle import Bundle, open_bundle
 from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.options import Cut
 from ov_recipro.splitting.bundle_cache import cached_split
-from ov_recipro.splitting.whole import whole_bundle
 
 
 def opened(path: Path, cut: Cut, is_cut: bool = True) -> Bundle:
@@ -32,6 +31,8 @@ def opened(path: Path, cut: Cut, is_cut: bool = True) -> Bundle:
     try:
         return cached_split(path, cut)
     except ModelError as error:
+        from ov_recipro.splitting.whole import whole_bundle
+
         try:
             found = whole_bundle(path, cut)
         except ModelError:
