@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
-from ov_recipro.black_boxes.attribution import Method, attributions, check_method, coarse, fill_of
+from ov_recipro.black_boxes import attribution
 from ov_recipro.black_boxes.masked_image import MaskedImage, Progress
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ImageError, OptionError
@@ -92,7 +92,7 @@ class Explainer:
         device: str | Running = "CPU",
         score: Score | None = None,
         mask: Mask | None = None,
-        method: Method = "recipro",
+        method: attribution.Method = "recipro",
         signed: bool = False,
         preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
         labels: Sequence[str] | None = None,
@@ -126,7 +126,7 @@ class Explainer:
         if self.method == "recipro":
             self._runtime = open_runtime(self.bundle, self.running, self.mask)
         else:
-            check_method(self.method, self._task == "detector")
+            attribution.check_method(self.method, self._task == "detector")
             self._runtime = self._whole = WholeRuntime(self.bundle, self.running)
         self._lock = Lock()
         self._zero_runner: Callable[[npt.NDArray[Any]], Floats] | None = None
@@ -295,9 +295,9 @@ class Explainer:
         if self.method == "aise" and any(getattr(each, "missed", False) for each in scored):
             raise OptionError("Method 'aise' explains boxes that the model predicts, no others.")
         last = self.bundle.manifest.image.channels_last
-        image = MaskedImage(tensor, fill_of(self.preprocessing), last)
-        found = attributions(self.method, run, image, edges_of(scored), self._progress)
-        losses = np.stack([coarse(each.raw) for each in found], axis=-1)
+        image = MaskedImage(tensor, attribution.mean_colour(tensor, last), last)
+        found = attribution.attributions(self.method, run, image, edges_of(scored), self._progress)
+        losses = np.stack([attribution.coarse(each.raw) for each in found], axis=-1)
         cells = np.moveaxis(signed_losses(scored, losses.astype(np.float64)), -1, 0)
         return cells, [{"runs": each.runs, "reliability": each.reliability} for each in found]
 

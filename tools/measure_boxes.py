@@ -28,7 +28,7 @@ from ov_recipro.faithfulness.box_tally import BoxMeans, above, summary
 from ov_recipro.faithfulness.verification import deviations_above, judge_box, reference_maps
 from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.methods import BOX_METHODS
-from ov_recipro.methods.boxes import CONTROLS, GAUSSIAN
+from ov_recipro.methods.box_methods import CONTROLS, GAUSSIAN
 from ov_recipro.metrics import Mean, inside
 from ov_recipro.sources.labels import read_labels
 from ov_recipro.targets.boxes import BoxTarget

@@ -81,7 +81,7 @@ def coarse(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def fill_of(how: Preprocessing) -> npt.NDArray[np.float32]:
-    """Return what stands for a hidden pixel in a model's input, float32 [3].
+    """Return what stands for nothing in a model's input, float32 [3].
 
     That is its padding where it pads images, the mean colour that it subtracts, or else grey.
     """
@@ -90,3 +90,12 @@ def fill_of(how: Preprocessing) -> npt.NDArray[np.float32]:
     if how.resize.startswith("fit_to_window"):
         pixel = np.full(3, how.pad_value, np.float32)
     return np.asarray((pixel - mean) / scale, np.float32)
+
+
+def mean_colour(tensor: Array, channels_last: bool) -> npt.NDArray[np.float32]:
+    """Return an input's mean colour, float32 [C]: it stands out nowhere, whatever is hidden.
+
+    A fixed grey can look like an object of its own, or like the very one that it hides.
+    """
+    axes = (0, 1, 2) if channels_last else (0, 2, 3)
+    return np.asarray(tensor.mean(axis=axes), np.float32)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ov_recipro.cluster.explaining import JobOptions, Progress
     from ov_recipro.explainer import Explainer
     from ov_recipro.explanation import Explanation
+    from ov_recipro.faithfulness.verification import Verification
 
 _MANY = 8  # from this many images on, it pays to run several at once
 _ERRORS = 20  # that are printed one by one
@@ -197,7 +198,9 @@ def command(
             for outcome in batch.run(on_frame=lambda: advance(1, 0)):
                 if outcome.error is not None:
                     failed += 1
-                    note(f"Error: {outcome.error}")
+                    name = outcome.source.name
+                    about = "" if name in outcome.error else f"{name}: "
+                    note(f"Error: {about}{outcome.error}")
                 elif not as_json:
                     _print(outcome, explainer, style)
                 if not outcome.source.is_video:
@@ -274,12 +277,23 @@ def _print(outcome: Outcome, explainer: Explainer, style: Style) -> None:
         for remark in target.remarks(height * width, explainer.score, explainer.mask):
             click.echo(f"  {name_of(target)}: {remark}")
     for target, verified in zip(found.targets, outcome.verifications, strict=False):
-        click.echo(
-            f"  {name_of(target)}: {verified.verdict} (insertion "
-            f"{verified.measured.insertion:.3f}, deletion {verified.measured.deletion:.3f}; "
-            f"{verified.deviations:+.1f} deviations from random maps)"
-        )
+        click.echo(f"  {name_of(target)}: {verified.verdict} ({_evidence(verified)})")
     click.echo(f"  {outcome.drawn}")
+
+
+def _evidence(verified: Verification) -> str:
+    """Return what a verdict rests on, in words."""
+    from ov_recipro.faithfulness.box_measure import BoxMeasurement
+
+    measured, where = verified.measured, ""
+    insertion, deletion = measured.insertion, measured.deletion
+    if isinstance(measured, BoxMeasurement):
+        where = "inside the box, "
+        insertion, deletion = measured.inner_insertion, measured.inner_deletion
+    return (
+        f"{where}insertion {insertion:.3f}, deletion {deletion:.3f}; "
+        f"{verified.deviations:+.1f} deviations from random maps"
+    )
 
 
 def _predicted(found: Explanation, explainer: Explainer) -> str:

@@ -24,7 +24,7 @@ from ov_recipro.faithfulness.datasets import Sample
 from ov_recipro.faithfulness.kept import INTERVAL, SCHEMA_VERSION, Ledgers, Task
 from ov_recipro.images.reading import decode_image, find_images
 from ov_recipro.methods import BOX_METHODS, NotApplicable, Subject
-from ov_recipro.methods.boxes import CONTROLS
+from ov_recipro.methods.box_methods import CONTROLS
 
 
 @dataclass(frozen=True)

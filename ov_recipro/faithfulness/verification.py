@@ -15,7 +15,7 @@ from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness.box_measure import BoxCurves, BoxMeasurement
 from ov_recipro.faithfulness.measure import curves, measure
 from ov_recipro.methods import AnyTarget, Subject
-from ov_recipro.methods.boxes import gaussian_in, noise
+from ov_recipro.methods.box_methods import gaussian_in, noise
 from ov_recipro.metrics import Measurement, upsampled
 from ov_recipro.saliency import Floats
 from ov_recipro.targets.boxes import BoxTarget

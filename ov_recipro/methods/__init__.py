@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from ov_recipro.errors import OptionError
 from ov_recipro.methods import activation, attention, perturbation, sanity
-from ov_recipro.methods.boxes import BOX_METHODS
+from ov_recipro.methods.box_methods import BOX_METHODS
 from ov_recipro.methods.subject import AnyTarget, NotApplicable, Subject
 from ov_recipro.plans.stream import Mask
 from ov_recipro.saliency import Floats, Score

@@ -261,7 +261,7 @@
   window.addEventListener("blur", () => compare(false));
 
   const find = byId("find"), least = byId("least"), verdict = byId("verdict"), order = byId("order");
-  const RANKS = ["supported", "weak", "no better than random"];
+  const RANKS = ["supported", "weak", "no better than a Gaussian", "no better than random"];
   const rank = (card) => Math.max(-1, ...card.element.dataset.verdicts.split("|").map((v) => RANKS.indexOf(v)));
   const confidence = (card) => Number(card.element.dataset.confidence);
   const orders = {

@@ -39,6 +39,7 @@ def opened(path: Path, cut: Cut, is_cut: bool = True) -> Bundle:
             raise error from None
         if is_cut:
             raise ModelError(
-                f"{error} --method occlusion explains it all the same, from its image alone."
+                f"{error} --method occlusion (in evaluate, --methods) explains it all the same, "
+                "from its image alone."
             ) from error
         return found

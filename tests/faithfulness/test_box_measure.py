@@ -18,7 +18,7 @@ from ov_recipro.faithfulness.box_measure import (
 )
 from ov_recipro.images.preprocess import Window
 from ov_recipro.methods import Subject
-from ov_recipro.methods.boxes import gaussian_in
+from ov_recipro.methods.box_methods import gaussian_in
 from ov_recipro.saliency import Floats
 from ov_recipro.targets.boxes import BoxTarget
 

@@ -24,7 +24,7 @@ from ov_recipro.faithfulness.verification import (
     verify,
 )
 from ov_recipro.methods import Subject
-from ov_recipro.methods.boxes import gaussian_in, noise
+from ov_recipro.methods.box_methods import gaussian_in, noise
 from ov_recipro.targets.boxes import BoxTarget
 
 

@@ -10,7 +10,7 @@ from ov_recipro import Explainer
 from ov_recipro.black_boxes.attribution import Method
 from ov_recipro.faithfulness.box_measure import BoxLimits, chosen_boxes
 from ov_recipro.methods import BOX_METHODS, METHODS, NotApplicable, Subject
-from ov_recipro.methods.boxes import CONTROLS, gaussian_in, noise
+from ov_recipro.methods.box_methods import CONTROLS, gaussian_in, noise
 from ov_recipro.saliency import Floats
 from ov_recipro.targets.boxes import BoxTarget
 

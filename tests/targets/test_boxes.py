@@ -312,7 +312,7 @@ def test_two_stages_are_told_of_black_boxes(tmp_path: Path) -> None:
     scene = image_of(split(MODELS["scenes"], tmp_path / "b", layer="1"))
     cv2.imwrite(str(tmp_path / "scene.png"), scene)
     arguments = ("explain", "scene.png", "-m", model, "-o", "out")
-    fails(run(*arguments, cwd=tmp_path), "--method occlusion explains it all the same")
+    fails(run(*arguments, cwd=tmp_path), "--method occlusion (in evaluate, --methods) explains it")
     done = run(*arguments, "--method", "occlusion", "--box", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = msgspec.json.decode((tmp_path / "out" / "explanations.json").read_bytes())
@@ -323,4 +323,4 @@ def test_two_stages_are_told_of_black_boxes(tmp_path: Path) -> None:
     assert isinstance(cut, Box)
     assert whole["index"] == cut.index
     assert whole["box"] == pytest.approx(cut.box, abs=0.2)
-    assert whole["lost"] == pytest.approx(cut.lost, abs=0.05)
+    assert whole["lost"] >= cut.lost - 0.05  # its boxes below 0.3 are gone altogether

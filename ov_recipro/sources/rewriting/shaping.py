@@ -204,6 +204,8 @@ def free_batch(tail: ir.Graph, feature: str, shapes: Mapping[str, tuple[int, ...
     first, the batch; the target of a Resize gets the feature map's own batch; a Squeeze without
     axes gets them. Whether that is correct is proven by running, not assumed.
     """
+    if tail.num_nodes() == 0:
+        return  # the cut is the scores themselves
     batch = _batch_of(tail, feature)
     carried = {str(value.name) for value in tail.inputs}
     for node in list(tail):
