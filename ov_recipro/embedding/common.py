@@ -39,9 +39,14 @@ def described(
 
 
 def check_classes(classes: Classes, manifest: Manifest) -> None:
-    """Raise OptionError where classes are named for a model that has none."""
+    """Raise OptionError where a model has no such classes, whatever they are."""
     if manifest.task == "embedding" and classes != "all":
         raise OptionError(f"The model is an embedding ({manifest.why}): it has no classes.")
+    if manifest.task == "detector" and isinstance(classes, int):
+        raise OptionError(
+            "A detector's maps are embedded for all classes or for those named, not for its best "
+            f"{classes}."
+        )
 
 
 def indices_of(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
@@ -73,7 +78,7 @@ def check_new(path: Path, force: bool) -> None:
 def model_info(manifest: Manifest, score: str) -> dict[str, str]:
     """Return what is known about a model, as OpenVINO Model API reads it."""
     info: dict[str, str] = {
-        "saliency_layer": manifest.cut.tensor,
+        "saliency_layer": manifest.cut.name,
         "saliency_score": score,
         "ov_recipro_version": version("ov-recipro"),
     }

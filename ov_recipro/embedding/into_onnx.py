@@ -65,7 +65,7 @@ def embed_onnx(
 
     Arguments, outputs and errors are those of `ov_recipro.embed`. The explaining part uses
     standard operations only: the closed form where the tail has one, else the tail on
-    batches of masked maps in a Scan.
+    batches of masked maps in a Scan. Detectors are refused.
     """
     if path.suffix != ".onnx":
         raise OptionError(f"{path} is not an ONNX model, which embedding as ONNX needs.")

@@ -24,8 +24,9 @@ from ov_recipro.embedding.common import (
     indices_of,
     model_info,
 )
-from ov_recipro.embedding.pinning import pinned
-from ov_recipro.embedding.scoring import Scoring, scored_in_openvino, scoring_of
+from ov_recipro.embedding.detector_branch import detector_branch
+from ov_recipro.embedding.pinning import copied, pinned
+from ov_recipro.embedding.scoring import Scoring, scaled, scored_in_openvino, scoring_of
 from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, Targets, cut_from
@@ -34,7 +35,7 @@ from ov_recipro.plans.stream.stream_openvino import masked
 from ov_recipro.runtimes.openvino_runtime import sparse_model, sparse_refusal, stream_plan, tail_at
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import as_file, name_of, ports, read, reason
-from ov_recipro.splitting.bundle_cache import cached_split
+from ov_recipro.splitting.opening import opened
 
 _FLOATS = (ov.Type.f32, ov.Type.f16)
 _WORTH_SHARING = 4096  # bytes from which sharing a constant pays
@@ -60,9 +61,10 @@ def embed(
         model: an ONNX file, an OpenVINO .xml file or an openvino.Model, which is not changed.
         layer: where to cut, or a whole `Cut`.
         classes: what to explain: "all" classes, a number k for the model's own top k, or a list of
-            classes by index or name.
+            classes by index or name; of a detector not its top k.
         scaling: "uint8" for maps of 0..255 (OpenVINO Model API's convention), "float" for float32
-            maps of 0..1 (Eq. 6 of the paper), or "raw" for the scores y_c themselves.
+            maps of 0..1 (Eq. 6 of the paper), or "raw" for the scores y_c themselves. A detector's
+            maps show losses of scores (see `class_losses`), each class's from 0 to its largest.
         score: how logits become class scores; by default the model's own closing activation, else
             softmax.
         feature_vector: also give the feature map's spatial mean, `feature_vector` [B,C].
@@ -79,24 +81,25 @@ def embed(
         under `model_info`, never changed.
 
     Raises:
-        ReciproError: the model can't be cut there, or there are no such classes.
+        ReciproError: the model can't be cut there, there are no such classes, or plan `rows` does
+            not apply to a detector.
     """
     cut = cut_from(layer, options)
     with as_file(model) as path:
         if path.is_dir():
             raise OptionError(f"{path} is a bundle; embedding takes the model it was made from.")
-        bundle = cached_split(path, cut)
+        bundle = opened(path, cut)
         extended = model.clone() if isinstance(model, ov.Model) else read(path)
     bundle = described(bundle, preprocessing, labels)
     manifest = bundle.manifest
+    scoring = scoring_of(bundle, score, targets)
+    check_classes(classes, manifest)
     known = _tensors(extended)
     if cut.input_shape is not None:
         extended.reshape({known[manifest.image.name]: ov.PartialShape(list(cut.input_shape))})
     sources = [_find(known, name, path) for name in _boundary(manifest)]
     if isinstance(classes, int):
         sources.append(_find(known, manifest.output, path))
-    scoring = scoring_of(bundle, score, targets)
-    check_classes(classes, manifest)
     branch, names = _branch(bundle, classes, scaling, scoring, feature_vector, batch_memory)
     branch = pinned(branch)
     _share_weights(branch, extended)
@@ -160,6 +163,11 @@ def _branch(
     its outputs are `saliency_map` and whatever else was asked for.
     """
     manifest = bundle.manifest
+    if scoring.candidates is not None:
+        if feature_vector:
+            raise OptionError("--feature-vector is for models that are cut at one feature map.")
+        chosen = None if classes == "all" or isinstance(classes, int) else classes
+        return detector_branch(bundle, scoring.candidates, chosen, scaling, memory)
     logits, parameters = _masked_logits(bundle, memory)
     scores = scored_in_openvino(logits, scoring)
     height, width = manifest.cut.grid
@@ -175,7 +183,7 @@ def _branch(
     elif classes != "all":
         scores = ops.gather(scores, indices_of(classes, manifest), np.int64(1))
     count = int(scores.output(0).shape[1])
-    by_class = ops.transpose(_scaled(scores, scaling), np.array([1, 0]))
+    by_class = ops.transpose(scaled(scores, scaling), np.array([1, 0]))
     maps = ops.reshape(by_class, _shape(1, count, height, width), False)
     if feature_vector:
         features, axes = parameters[0], np.array(SPATIAL_AXES[manifest.cut.layout])
@@ -216,20 +224,6 @@ def _masked_logits(bundle: Bundle, memory: int) -> tuple[ov.Output, list[ov.Node
         ends = [np.array([each]) for each in (0, plan.cells, 1, 0)]
         port = ops.slice(port, *ends).output(0)
     return port, parameters
-
-
-def _scaled(scores: ov.Node, scaling: Scaling) -> ov.Node:
-    """Scale the scores [N,T] of each class (Eq. 6); a class whose scores are all the same is 0."""
-    if scaling == "raw":
-        return scores
-    over, zero = np.array([0]), np.float32(0)
-    low = ops.reduce_min(scores, over, True)
-    span = ops.subtract(ops.reduce_max(scores, over, True), low)
-    safe = ops.select(ops.greater(span, zero), span, ops.constant(np.ones((1, 1), np.float32)))
-    maps = ops.divide(ops.subtract(scores, low), safe)
-    if scaling == "float":
-        return maps
-    return ops.convert(ops.round(ops.multiply(maps, np.float32(255)), "half_to_even"), ov.Type.u8)
 
 
 def _share_weights(branch: ov.Model, model: ov.Model) -> None:
@@ -323,14 +317,12 @@ def _detached(port: ov.Output) -> ov.Output:
 
     OpenVINO 2026.4's CPU plugin keeps all that lies between a model's results and the last
     convolutions or products before them in float32, and does not look for those inside a loop. The
-    copy is a convolution with ones, so the model's own operations still round as before.
+    copy is a convolution, so the model's own operations still round as before.
     """
     sizes = port.get_partial_shape()
     if len(sizes) != 4 or sizes[1].is_dynamic or port.get_element_type() != ov.Type.f32:
         return port
-    ones = np.ones((sizes[1].get_length(), 1, 1, 1, 1), np.float32)
-    copy = ops.group_convolution(port, ones, [1, 1], [0, 0], [0, 0], [1, 1])
-    return copy.output(0)
+    return copied(port)
 
 
 def _complete(model: ov.Model, manifest: Manifest, score: str) -> None:

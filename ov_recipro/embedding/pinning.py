@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_moc_transformations
+from openvino.utils.node_factory import NodeFactory
 
 from ov_recipro.plans.nodes import ELEMENTWISE
 from ov_recipro.sources.openvino_models import core
@@ -28,6 +29,7 @@ def pinned(branch: ov.Model) -> ov.Model:
     A device that runs the rest in bfloat16 or float16 then computes these in float32.
     """
     _repeat_numbers(branch)
+    _resize_as_before(branch)
     for node in branch.get_ordered_ops():
         if node.get_type_name() == "MatMul":
             _keep_apart(node)
@@ -48,6 +50,33 @@ def pinned(branch: ov.Model) -> ov.Model:
             ElementTree.SubElement(info, "attribute", name="precise", version="0")
         xml = ElementTree.tostring(tree.getroot())
         return core().read_model(xml, path.with_suffix(".bin").read_bytes())
+
+
+def copied(feature: ov.Output) -> ov.Output:
+    """Return a copy of a feature map [N,C,h,w] that no optimisation takes for the map itself."""
+    channels = feature.get_partial_shape()[1].get_length()
+    ones = np.ones((channels, 1, 1, 1, 1), np.float32)
+    copy = ops.group_convolution(feature, ones, [1, 1], [0, 0], [0, 0], [1, 1])
+    return copy.output(0)
+
+
+def _resize_as_before(branch: ov.Model) -> None:
+    """Write resizing as opset 4 does, where it can: OpenVINO would replace that of opset 11."""
+    for node in branch.get_ordered_ops():
+        if node.get_type_name() != "Interpolate" or node.get_type_info().version_id != "opset11":
+            continue
+        source, factors, *rest = node.input_values()
+        before, after = np.array(list(source.shape)), np.array(list(node.output(0).shape))
+        axes = rest[0] if rest else ops.constant(np.arange(len(before))).output(0)
+        settings = node.get_attributes()
+        if axes.get_node().get_type_name() != "Constant" or "pillow" in settings["mode"]:
+            continue
+        along = np.asarray(axes.get_node().data)
+        if settings["shape_calculation_mode"] == "sizes":
+            factors = ops.constant((after / before)[along].astype(np.float32)).output(0)
+        inputs = [source, ops.constant(after[along]).output(0), factors, axes]
+        resized = NodeFactory("opset4").create("Interpolate", inputs, settings)
+        node.output(0).replace(resized.output(0))
 
 
 def _keep_apart(product: ov.Node) -> None:

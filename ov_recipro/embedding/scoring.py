@@ -8,7 +8,10 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from ov_recipro.cut.box_layout import BoxLayout
 from ov_recipro.cut.bundle import Bundle, Manifest
+from ov_recipro.embedding.class_losses import ClassLosses
+from ov_recipro.embedding.common import Scaling
 from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.explainer import Explainer
 from ov_recipro.options import Targets
@@ -16,8 +19,10 @@ from ov_recipro.plans.stream.stream_onnx import Graph
 from ov_recipro.saliency import Score, default_score
 from ov_recipro.sources.labels import class_index
 from ov_recipro.targets.contrast import NEXT
+from ov_recipro.targets.finding import Finder
 from ov_recipro.targets.similarity import Reference
 
+_ROUNDING = 1e-5  # share of a class's best score
 _TINY = np.float32(1e-30)  # beside a squared length: a vector of zeros is like nothing
 
 
@@ -29,12 +34,15 @@ class Scoring:
         score: how logits become class scores.
         against: a class whose logit, times `gamma`, is subtracted from all others; None for none.
         reference: what vectors are compared with; None for classes.
+        candidates: how a detector's outputs hold its candidates, of whose scores each class's
+            largest loss is explained; None for others.
     """
 
     score: Score
     against: int | None = None
     gamma: float = 1.0
     reference: Reference | None = None
+    candidates: BoxLayout | None = None
 
     @property
     def direction(self) -> np.ndarray:
@@ -48,6 +56,8 @@ class Scoring:
         """The score's name, as a file records it."""
         if self.reference is not None:
             return "cosine"
+        if self.candidates is not None:
+            return "largest loss of a box"
         return str(self.score) if self.against is None else f"against class {self.against}"
 
 
@@ -63,6 +73,8 @@ def scoring_of(bundle: Bundle, score: Score | None, targets: Targets) -> Scoring
         TargetError: there is no such class.
     """
     manifest = bundle.manifest
+    if manifest.task == "detector":
+        return Scoring("none", candidates=_fixed_candidates(manifest, targets))
     if manifest.task not in ("classifier", "embedding"):
         raise OptionError(
             f"A {manifest.task}'s maps can't be embedded: what is asked about it is not known "
@@ -85,6 +97,21 @@ def scoring_of(bundle: Bundle, score: Score | None, targets: Targets) -> Scoring
     return Scoring("none", against, targets.gamma)
 
 
+def _fixed_candidates(manifest: Manifest, targets: Targets) -> BoxLayout:
+    """Return a detector's layout, if its candidates do not depend on the image."""
+    Finder(manifest, manifest.labels, "none").check(targets)
+    if targets.box is not None:
+        raise OptionError(
+            "A detector's maps are embedded by class: which boxes it finds is not known beforehand."
+        )
+    if manifest.boxes is None or manifest.boxes.suppressed:
+        raise OptionError(
+            "The detector chooses its candidates by the image, so that its maps can't be embedded; "
+            "'ov-recipro explain' makes them."
+        )
+    return manifest.boxes
+
+
 def scored_in_openvino(outputs: ov.Output, scoring: Scoring) -> ov.Node:
     """Return the scores [N,T] of outputs [N,values]."""
     if scoring.reference is not None:
@@ -102,6 +129,41 @@ def scored_in_openvino(outputs: ov.Output, scoring: Scoring) -> ov.Node:
     if scoring.score == "sigmoid":
         return ops.sigmoid(outputs)
     return outputs.get_node()
+
+
+def scaled(scores: ov.Node, scaling: Scaling) -> ov.Node:
+    """Scale the scores [N,T] of each class (Eq. 6); a class whose scores are all the same is 0."""
+    if scaling == "raw":
+        return scores
+    over, zero = np.array([0]), np.float32(0)
+    low = ops.reduce_min(scores, over, True)
+    span = ops.subtract(ops.reduce_max(scores, over, True), low)
+    safe = ops.select(ops.greater(span, zero), span, ops.constant(np.ones((1, 1), np.float32)))
+    maps = ops.divide(ops.subtract(scores, low), safe)
+    if scaling == "float":
+        return maps
+    return _in_levels(maps)
+
+
+def scaled_losses(found: ClassLosses, scaling: Scaling) -> ov.Node:
+    """Scale the losses [N,T] of each class from zero to their maximum.
+
+    A class that loses no more than rounding makes is 0.
+    """
+    losses = found.losses
+    if scaling == "raw":
+        return losses.get_node()
+    highest = ops.reduce_max(losses, np.array([0]), True)
+    least = ops.multiply(found.best, np.float32(_ROUNDING))
+    is_lost = ops.greater(highest, least)
+    safe = ops.select(is_lost, highest, ops.constant(np.full((1, 1), np.inf, np.float32)))
+    maps = ops.divide(losses, safe)
+    return maps if scaling == "float" else _in_levels(maps)
+
+
+def _in_levels(maps: ov.Node) -> ov.Node:
+    """Return maps of 0..1 in 0..255."""
+    return ops.convert(ops.round(ops.multiply(maps, np.float32(255)), "half_to_even"), ov.Type.u8)
 
 
 def scored_in_onnx(graph: Graph, outputs: str, scoring: Scoring) -> str:

@@ -19,7 +19,8 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 BoxEdges: TypeAlias = tuple[float, float, float, float]
 
 _LARGEST = 30.0  # of a logarithm of a size; a larger one is infinite in float32
-_FASTESTDET = (0.6, 0.4)  # the powers of objectness and class score in FastestDet's score
+FASTESTDET_POWERS = (0.6, 0.4)
+"""Of objectness and class score in FastestDet's score."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _activated(scores: Float32, layout: BoxLayout, classes: Indices | None) -> F
 
 def _joined(objectness: Float32, scores: Float32, layout: BoxLayout) -> Float32:
     if layout.family == "fastestdet":
-        of_object, of_class = _FASTESTDET
+        of_object, of_class = FASTESTDET_POWERS
         return np.asarray(objectness**of_object * scores**of_class)
     return objectness * scores
 
