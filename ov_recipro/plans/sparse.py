@@ -58,9 +58,9 @@ def build(
 
 
 def is_joint(manifest: Manifest) -> bool:
-    """Whether a tail gives too many values to hold all of them for each cell (see `build_joint`).
+    """Whether a tail gives too many values to hold those of all cells (see `build_joint`).
 
-    So do those of detectors, and of joint cuts.
+    Tails of detectors do, and those of joint cuts.
     """
     return bool(manifest.cut.joined) or manifest.task == "detector"
 
@@ -84,25 +84,25 @@ def build_joint(
     return rows.build_joint(tail, manifest.cut.cells, core, memory, plain_macs, mask)
 
 
-def checked_cells(manifest: Manifest) -> list[int]:
-    """Return the cells for which a plan is compared with the dense one, in ascending order.
+def checked_cells(manifest: Manifest) -> list[list[int]]:
+    """Return the cells for which a plan is compared with the dense one, in groups.
 
-    Of a detector's cells they are enough for each row and each column of cells to be among them:
-    all tables follow from these two.
+    A detector's plan has tables of its own for each block of cells. They follow from the block's
+    rows and columns, so of each block there is a cell in each row and each column, twice: blocks
+    that take too much memory are computed in halves.
     """
     if manifest.cut.layout == "NTC":
-        return tokens.sample(manifest)
+        return [tokens.sample(manifest)]
     cells = manifest.cut.cells
-    if is_joint(manifest):
-        height, width = cells.grid
-        return sorted({n % height * width + n % width for n in range(max(height, width))})
-    return list(range(cells.count))
+    if not is_joint(manifest):
+        return [list(range(cells.count))]
+    return [rows.sample(block, cells.grid) for block in rows.blocks_of(cells)]
 
 
 def error_of(manifest: Manifest, sparse: Logits, dense: Logits) -> float:
-    """Compare a plan with the dense plan, both for `checked_cells` (see `verdict`).
+    """Compare a plan with the dense plan, both for one group of `checked_cells` (see `verdict`).
 
-    But of class scores, plan `rows` gives those of all cells.
+    Plan `tokens` gives all cells, of which those are taken.
     """
     shape = manifest.boundary_shapes[0]
     if is_joint(manifest):
@@ -112,6 +112,6 @@ def error_of(manifest: Manifest, sparse: Logits, dense: Logits) -> float:
         outputs = layout.shapes if layout is not None and known else (manifest.scores_shape,)
         return largest_joint_error(sparse, dense, shapes, outputs)
     if manifest.cut.layout == "NTC":
-        cells = checked_cells(manifest)
+        (cells,) = checked_cells(manifest)
         return largest_error(sparse, dense, shape, 2, cells, tokens.ROUNDING)
     return largest_error(sparse, dense, shape)

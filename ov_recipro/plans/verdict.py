@@ -151,8 +151,12 @@ def _features(random: np.random.Generator, shape: tuple[int, ...], channel_axis:
     return np.asarray(random.standard_normal(shape) * scales, np.float32)
 
 
-def verdict_file(manifest: Manifest, mask: str, device: str) -> Path:
-    """Return where the verdict on a bundle's tail on a device is kept."""
+def verdict_file(manifest: Manifest, mask: str, device: str, memory: int) -> Path:
+    """Return where the verdict on a bundle's tail on a device is kept.
+
+    A detector's blocks of cells, and so its tables, also follow from the memory.
+    """
+    detector = manifest.task == "detector"
     about = (
         manifest.source,
         manifest.cut,
@@ -160,6 +164,7 @@ def verdict_file(manifest: Manifest, mask: str, device: str) -> Path:
         manifest.boundary_shapes,
         mask,
         device,
+        (manifest.boxes, memory) if detector else None,
         version("ov-recipro"),
         version("openvino"),
     )

@@ -40,7 +40,7 @@ class Inference:
         masked: yields, until all cells are done, the logits [b,classes] of the next b cells alone
             and, where the graph computes them, their `saliency.softmax_terms`; each is valid until
             the next is asked for. It takes the numbers of the classes that are wanted, int64 [n],
-            or None for all; with them it yields [b,n], and no terms.
+            or None for all; with them it yields [b,n], and no terms. It is called once.
     """
 
     logits: Floats

@@ -16,7 +16,8 @@ from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import OptionError
 from ov_recipro.options import Running
 from ov_recipro.runtimes import plain_runner, runs_on_openvino
-from ov_recipro.runtimes.openvino_runtime import check_device, device_errors
+from ov_recipro.runtimes.infer_requests import device_errors
+from ov_recipro.runtimes.openvino_runtime import check_device
 from ov_recipro.runtimes.runtime import Floats, Inference, selected
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import compiled, keep_outputs, read

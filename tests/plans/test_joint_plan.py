@@ -16,7 +16,7 @@ from ov_recipro import split
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.cut.points import cut_points
 from ov_recipro.options import Running
-from ov_recipro.plans import sparse
+from ov_recipro.plans import rows, sparse
 from ov_recipro.plans.rows import Scattered
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.verdict import largest_joint_error
@@ -116,21 +116,22 @@ def test_a_frozen_batch_is_no_obstacle(detector: Bundle, tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("mask", "block"), [("drop", 0), ("drop", 1), ("drop", 2), ("cell", 3)])
 def test_an_error_in_one_table_is_caught(
-    mask: Mask, detector: Bundle, monkeypatch: pytest.MonkeyPatch
+    mask: Mask, block: int, detector: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rows of one row of cells are taken from the pixels beside them."""
     right = Scattered.of.__func__  # type: ignore[attr-defined]
 
     def wrong(cls: type[Scattered], count: int, blocks: Any) -> Scattered:
         made: Scattered = right(cls, count, blocks)
-        rows = [[table.copy() for table in of_block] for of_block in made.rows]
-        for table in rows[-1]:
+        tables = [[table.copy() for table in of_block] for of_block in made.rows]
+        assert len(tables) == 4
+        for table in tables[block]:
             for cell in range(min(4, len(table))):
                 own = table[cell] >= 0
                 table[cell][own] = np.roll(table[cell][own], 1)
-        return dataclasses.replace(made, rows=tuple(tuple(each) for each in rows))
+        return dataclasses.replace(made, rows=tuple(tuple(each) for each in tables))
 
     monkeypatch.setattr(Scattered, "of", classmethod(wrong))
     runtime = OpenVINORuntime(detector, Running(), mask)
@@ -138,12 +139,14 @@ def test_an_error_in_one_table_is_caught(
     assert "differs from the dense tail" in (runtime.reason or "")
 
 
-def test_every_row_and_column_of_cells_is_checked(detector: Bundle) -> None:
+def test_every_row_and_column_of_each_block_is_checked(detector: Bundle) -> None:
     for grid in ((10, 10), (4, 7), (9, 2), (1, 5)):
         cut = dataclasses.replace(detector.manifest.cut, shape=(3, *grid))
-        cells = sparse.checked_cells(dataclasses.replace(detector.manifest, cut=cut))
-        assert {cell // grid[1] for cell in cells} == set(range(grid[0]))
-        assert {cell % grid[1] for cell in cells} == set(range(grid[1]))
+        groups = sparse.checked_cells(dataclasses.replace(detector.manifest, cut=cut))
+        for block, cells in zip(rows.blocks_of(cut.cells), groups, strict=True):
+            assert set(cells) <= set(block.cells(grid).tolist())
+            assert {cell // grid[1] for cell in cells} == set(block.rows.tolist())
+            assert {cell % grid[1] for cell in cells} == set(block.columns.tolist())
 
 
 def test_errors_count_by_the_kind_of_number() -> None:

@@ -12,6 +12,7 @@ then laid out in any order of axes (`anchors`): there is nothing dense behind. O
 under each mask only those that are asked for leave the graph (`scattered`).
 """
 
+from ov_recipro.plans.rows.blocks import blocks_of, sample
 from ov_recipro.plans.rows.compiler import FROZEN_BATCH, Lowered
 from ov_recipro.plans.rows.joint_cost import estimates, sum_of
 from ov_recipro.plans.rows.rows_cost import (
@@ -42,12 +43,14 @@ __all__ = [
     "Scattered",
     "Step",
     "applies",
+    "blocks_of",
     "build",
     "build_joint",
     "downstream",
     "estimate",
     "estimates",
     "inapplicable",
+    "sample",
     "steps_of",
     "sum_of",
 ]

@@ -48,3 +48,16 @@ def _classes(count: int) -> list[Indices]:
     distance = np.minimum(lines, lines[::-1])
     classes = np.searchsorted(np.array([(count + 2) // 6]), distance, side="right")
     return [lines[classes == number] for number in np.unique(classes)]
+
+
+def sample(block: Block, grid: tuple[int, int]) -> list[int]:
+    """Return cells of a block among which each row and each column of it is, twice, ascending."""
+    rows, columns = block.rows, block.columns
+    count = max(len(rows), len(columns))
+    turns = (0, len(columns) // 2)
+    found = {
+        int(rows[n % len(rows)] * grid[1] + columns[(n + turn) % len(columns)])
+        for n in range(count)
+        for turn in turns
+    }
+    return sorted(found)
