@@ -168,7 +168,8 @@ class Batch:
     def _image(self, number: int, source: Input, stem: str) -> Outcome:
         try:
             explanation = self.explainer(source.read(), self.targets)
-            verifications = verify(self.subject, explanation) if self.subject else ()
+            missed = any(getattr(each, "missed", False) for each in explanation.targets)
+            verifications = verify(self.subject, explanation) if self.subject and not missed else ()
             reverse = reversed_explanation(self.explainer, explanation, self.targets)
         except OF_ONE_IMAGE as error:
             return self._error(number, source, error)
@@ -196,12 +197,13 @@ class Batch:
         self, number: int, source: Input, stem: str, on_frame: Callable[[], None]
     ) -> Outcome:
         path = self.folder / f"{stem}.mp4"
-        drawn: list[Target] = []
+        drawn: list[Target | None] = []
 
         def overlays(frames: Iterator[Image]) -> Iterator[Image]:
-            for explanation in self.explainer.stream(frames, self.targets):
-                yield explanation.overlay(style=self.style)
-                drawn.append(explanation.targets[0])
+            explained = in_order(self._frame, frames, self.explainer.workers)
+            for frame, explanation in explained:
+                yield frame if explanation is None else explanation.overlay(style=self.style)
+                drawn.append(None if explanation is None else explanation.targets[0])
                 on_frame()
 
         try:
@@ -216,9 +218,18 @@ class Batch:
             "video": path.name,
             "frames": len(drawn),
             "rate": opened.rate,
-            "targets": msgspec.to_builtins(drawn),  # for each frame the one that is drawn
+            "targets": msgspec.to_builtins(drawn),  # for each frame the one that is drawn, or none
         }
         return Outcome(source, frames=len(drawn), drawn=path)
+
+    def _frame(self, frame: Image) -> tuple[Image, Explanation | None]:
+        """Return a frame with its explanation; None where a detector sees nothing in it."""
+        try:
+            return frame, self.explainer(frame, self.targets)
+        except TargetError:
+            if self.explainer.bundle.manifest.task != "detector":
+                raise
+            return frame, None
 
     def _error(self, number: int, source: Input, error: ReciproError) -> Outcome:
         self._failed[number] = {"path": source.name, "error": str(error)}

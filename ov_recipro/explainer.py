@@ -55,15 +55,13 @@ class Explainer:
             softmax.
         mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants, or "drop", which
             empties one cell and keeps all others; by default "drop" for segmentations, else "cell".
-        method: "recipro", which masks feature maps; or a black box, which masks the image and
-            takes any model, at the cost of hundreds of inferences: "occlusion", "rise", "aise", or
-            for boxes also "d-rise", and "votes", which masks nothing.
+        method: "recipro", which masks feature maps; "occlusion", "rise", "d-rise" or "aise", which
+            mask the image hundreds of times; or "votes", which masks nothing.
         signed: also find the targets' scores with no cell kept, where `signed_maps` begin.
         preprocessing: how images become inputs, or a function that changes what the model says
             about it (see `ov_recipro.sources.metadata.find_preprocessing`).
         labels: class names in order; by default the model's own.
-        progress: called after each of a black box's inferences with their number so far, and the
-            highest that it can become.
+        progress: called after each inference on a masked image with their number, and the most.
         options: single fields of `Cut` and `Running`, such as ``exact=True`` or ``plan="stream"``.
 
     Attributes:
@@ -115,6 +113,10 @@ class Explainer:
         self.signed = signed
         self._task = manifest.task
         scored = self._task in ("detector", "embedding")  # by a box's score, by a cosine
+        if self._task == "detector" and score not in (None, "none"):
+            raise OptionError("--score is for classes; a box is scored by its overlap and class.")
+        if manifest.cut.joined and self.mask in ("spread", "weight"):
+            raise OptionError(f"--mask {self.mask} is not for several feature maps at once.")
         default = "none" if scored else default_score(manifest.activation, manifest.classes)
         self.score: Score = score or default
         self.preprocessing = changed(manifest.preprocessing, preprocessing)
@@ -196,8 +198,7 @@ class Explainer:
         """Explain an already preprocessed input.
 
         Args:
-            tensor: the model's input at batch 1, such as float32 [1,3,H,W]. Regions are in its
-                pixels.
+            tensor: the model's input at batch 1. Regions and boxes are in its pixels.
             targets, options: see `__call__`.
         """
         entry = self.bundle.manifest.image
@@ -359,10 +360,7 @@ class Explainer:
         raise ImageError("The model gives NaN or infinite numbers for an empty feature map.")
 
     def vector(self, image: str | Path | ImageFile | Image) -> Floats:
-        """Return an embedding's vector of an image, float32 [D].
-
-        Args:
-            image: see `__call__`.
+        """Return an embedding's vector of an image (see `__call__`), float32 [D].
 
         Raises:
             ReciproError: the image can't be read, or the model gives NaN.

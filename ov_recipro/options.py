@@ -38,8 +38,9 @@ class Cut:
     Attributes:
         layer: Where to cut: a tensor, node or module name (in full, its end, or a glob), an index
             from 'layers' (-1 is the last), conv1 to conv5, blocks.0 to blocks.-1, the tokens that a
-            transformer's block reads, or auto: the last feature map; in a transformer blocks.0, or
-            where plan tokens does not apply to it, the last block.
+            transformer's block reads, several names with commas between them, which are masked
+            together, or auto: the last feature map; in a transformer blocks.0, or where plan tokens
+            does not apply to it, the last block; in a detector the maps of all its levels.
         exact: Cut at the named tensor even if other tensors bypass it; these are carried along.
         output_name: The model output to explain, if there are several; of vectors, any tensor.
         input_shape: Shape of the image input, if the file leaves it open, such as 1,3,224,224.
@@ -139,7 +140,11 @@ def targets_from(
     base = targets if isinstance(targets, Targets) else Targets(tuple(targets))
     unknown = options.keys() - {each.name for each in dataclasses.fields(Targets)}
     _check_no_more({name: options[name] for name in unknown})
-    return dataclasses.replace(base, **options) if options else base
+    found = dataclasses.replace(base, **options) if options else base
+    if isinstance(found.box, str | int | tuple) or found.box is None:
+        return found
+    box = tuple(found.box) if isinstance(found.box, Iterable) else int(found.box)
+    return dataclasses.replace(found, box=box)
 
 
 def cut_from(layer: str | Cut, options: Mapping[str, Any]) -> Cut:

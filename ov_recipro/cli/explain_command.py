@@ -81,8 +81,8 @@ _BOXES = 30  # that are listed
     default="recipro",
     show_default=True,
     help="Mask cells of feature maps (recipro), or parts of the image: occlusion, rise, aise, or "
-    "d-rise for boxes. These take any model, even one that can't be cut, and hundreds to thousands "
-    "of inferences. For boxes, votes shows where the candidates are that agree, and masks nothing.",
+    "d-rise for boxes. These take hundreds to thousands of inferences, and detectors that can't be "
+    "cut, too. For boxes, votes shows where the candidates are that agree, and masks nothing.",
 )
 @click.option(
     "--mask",
@@ -162,9 +162,11 @@ def command(
         )
     if engine.is_ray and options["method"] != "recipro":
         raise click.UsageError("--engine ray explains by recipro alone.")
+    is_black_box = options["method"] != "recipro"
+    if is_black_box and (signed or options["mask"] is not None):
+        raise click.UsageError("--mask and --signed are for --method recipro.")
     files.open_folder(output)
     inputs = [] if engine.is_ray else find_inputs(images)
-    is_black_box = options["method"] != "recipro"
     tell = click.get_current_context().with_resource(inferences(quiet or not is_black_box))
     explainer = open_explainer(
         quiet,

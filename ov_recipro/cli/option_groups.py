@@ -69,9 +69,11 @@ class BoxChoice(click.ParamType):  # type: ignore[type-arg]
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | int | tuple[float, ...]:
         """Parse the text."""
-        if not isinstance(value, str) or value == "all":
+        if not isinstance(value, str):
             return cast("str | int | tuple[float, ...]", value)
-        if value.isdigit():
+        if value.lower() == "all":
+            return "all"
+        if value.isdecimal():
             return int(value)
         return Numbers(4, float).convert(value, param, ctx)
 

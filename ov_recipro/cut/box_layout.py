@@ -119,6 +119,18 @@ class BoxLayout:
         """The number of values of an image; those of an open number of boxes do not count."""
         return sum(prod(shape) for shape in self.shapes)
 
+    def fits(self, values: int, classes: int) -> bool:
+        """Whether a row of so many values can hold these candidates, of so many classes."""
+        contents = {part.content for part in self.parts}
+        return (
+            self.values == values
+            and self.classes == classes
+            and len(self.shapes) == len(self.outputs)
+            and {"boxes", "scores"} <= contents
+            and all(0 <= part.output < len(self.shapes) for part in self.parts)
+            and all(0 <= part.channels[0] < part.channels[1] <= part.width for part in self.parts)
+        )
+
     @property
     def suppressed(self) -> bool:
         """Whether boxes that overlap were already removed."""

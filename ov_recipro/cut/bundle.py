@@ -227,6 +227,11 @@ def open_bundle(folder: str | Path) -> Bundle:
         raise ModelError(f"{folder} is not a bundle: {MANIFEST}: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
         raise ModelError(f"{path} is malformed: {error}.") from error
+    boxes = manifest.boxes
+    if (boxes is None) == (manifest.task == "detector") or (
+        boxes is not None and not boxes.fits(manifest.values, manifest.classes)
+    ):
+        raise ModelError(f"{path} is malformed: its boxes do not fit its outputs.")
     for part in (manifest.head, manifest.tail):
         if Path(part.file).name != part.file or not (folder / part.file).is_file():
             raise ModelError(f"{folder} is not a complete bundle: '{part.file}' is missing.")

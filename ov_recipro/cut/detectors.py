@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from ov_recipro.cut.box_layout import BoxLayout, Content, Grid, Part, grids_of
 from ov_recipro.cut.graph import Shape
@@ -47,19 +47,19 @@ def find_layout(
 def of_suppression(
     boxes: tuple[str, Shape],
     scores: tuple[str, Shape],
-    center_point_box: int,
+    centred: bool,
     image: tuple[int, int],
     *,
-    corners: Literal["yxyx", "xyxy"] = "yxyx",
+    x_first: bool = False,
 ) -> BoxLayout:
     """Return the layout of the inputs of ONNX's or OpenVINO's NonMaxSuppression.
 
     Args:
         boxes: name and shape [1,A,4]; scores: name and shape [1,K,A].
-        center_point_box: the operator's attribute; 1 for a centre and a size.
+        centred: whether boxes have a centre and a size, not corners.
         image: (height, width) of the model's input.
-        corners: the order of corners. The operator says y first, but suppresses alike whichever
-            comes first, and torchvision's exports have x first.
+        x_first: whether x comes first in corners. NonMaxSuppression is defined with y first, but
+            gives the same either way, and PyTorch's exports have x first.
     """
     (_, anchors, _), (_, classes, _) = boxes[1], scores[1]
     return BoxLayout(
@@ -72,7 +72,7 @@ def of_suppression(
             Part("boxes", 0, (0, 4), 4),
             Part("scores", 1, (0, classes), classes, channels_first=True),
         ),
-        form="cxcywh" if center_point_box else corners,
+        form="cxcywh" if centred else "xyxy" if x_first else "yxyx",
         grids=grids_of(anchors, image),
     )
 

@@ -58,6 +58,8 @@ class Node:
     """Module path of the exporting framework, '' where the file does not say."""
     axes: tuple[int, ...] = ()
     """Axes, counted from 0, that a Softmax or a normalisation runs over; a Transpose's order."""
+    centred: bool = False
+    """Whether an operator that suppresses boxes takes them by centre and size."""
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,12 @@ class Outputs:
     """A model's outputs, and the way back from them.
 
     Attributes:
-        nodes: the model's nodes, in topological order.
-        names: of the model's outputs.
-        shapes: shapes at batch 1, where known.
-        image: (height, width) of the model's input.
+        nodes: the model's nodes, in topological order; names: of the model's outputs.
+        shapes: shapes at batch 1, where known; image: (height, width) of the model's input.
         channels_last: the 4-D tensors laid out [N,H,W,C].
         declared: what the file says about itself; classes: how many it names.
+        x_first: whether its exporter gives suppression corners with x first, against the operator's
+            definition, as PyTorch's does.
     """
 
     nodes: Sequence[Node]
@@ -104,6 +104,7 @@ class Outputs:
     channels_last: frozenset[str] = frozenset()
     declared: Finding | None = None
     classes: int | None = None
+    x_first: bool = False
 
     @cached_property
     def _producers(self) -> dict[str, Node]:
@@ -145,6 +146,9 @@ class Outputs:
     def _recognised(self, asked: str | None) -> Finding:
         if self.declared is not None and asked is None:
             return self.declared
+        suppressing = [node.op for node in self.nodes if node.op in SUPPRESSIONS]
+        if suppressing and asked is None:
+            return Finding("detector", f"its operator {suppressing[0]}")
         names = list(self.names) if asked is None else [asked]
         known = {
             name: Output(self.shapes[name], self._closing(name), name in self.channels_last)
@@ -202,22 +206,23 @@ class Outputs:
     def _before_suppression(self) -> BoxLayout | None:
         """Return the candidates inside a model that removes overlapping boxes itself.
 
-        They are what its operator for that reads, or else the last tensor that is laid out as the
-        only output of a detector is.
+        They are the last tensor that is laid out as the only output of a detector is, or else what
+        the operator that suppresses boxes reads.
         """
-        for node in self.nodes:
-            boxes, scores = (*node.inputs, "", "")[:2]
-            both = [self.shapes.get(name, ()) for name in (boxes, scores)]
-            if node.op in SUPPRESSIONS and [len(each) for each in both] == [3, 3]:
-                return of_suppression(
-                    (boxes, both[0]), (scores, both[1]), int(node.axes == (1,)), self.image
-                )
         for node in reversed(self.nodes):
             for name in node.outputs:
                 shape = self.shapes.get(name, ())
                 layout = self._layout({name: shape}) if len(shape) == 3 else None
                 if layout is not None and not layout.suppressed and layout.grids:
                     return layout
+        for node in self.nodes:
+            boxes, scores = (*node.inputs, "", "")[:2]
+            both = [self.shapes.get(name, ()) for name in (boxes, scores)]
+            if node.op in SUPPRESSIONS and [len(each) for each in both] == [3, 3]:
+                x_first = self.x_first or node.op != "NonMaxSuppression"
+                return of_suppression(
+                    (boxes, both[0]), (scores, both[1]), node.centred, self.image, x_first=x_first
+                )
         return None
 
     def _refusal(self, found: Finding) -> ModelError:
@@ -350,12 +355,13 @@ def read_graph(
     asked: str | None,
     task: TaskName,
     aliases: Mapping[str, str] | None = None,
+    x_first: bool = False,
 ) -> Graph:
     """Return a model as a graph, with what its targets are scored by.
 
     Args:
         nodes: the model's nodes, in topological order; image: name of its image input.
-        names, shapes, declared, classes: see `Outputs`; asked, task: see `Outputs.ending`.
+        names, shapes, declared, classes, x_first: see `Outputs`; asked, task: see `Outputs.ending`.
         aliases: see `Graph`.
 
     Raises:
@@ -363,7 +369,7 @@ def read_graph(
     """
     last = channels_last(nodes, image, shapes, frozenset(descendants(nodes, {image})))
     _, height, width = chw(shapes[image], image in last)
-    outputs = Outputs(nodes, names, shapes, (height, width), last, declared, classes)
+    outputs = Outputs(nodes, names, shapes, (height, width), last, declared, classes, x_first)
     ending = outputs.ending(asked, task)
     if ending.joined:
         parts = [prod(shapes[name]) for name in ending.joined]

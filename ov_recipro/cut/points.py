@@ -128,7 +128,10 @@ def _joint(
         return next((p for p in points if p.joined and _is_stride(graph, p, stride)), None)
     if "," not in layer or layer in graph.path_tensors:
         return None
-    names = [_resolve(graph, tokens, each.strip(), points) for each in layer.split(",")]
+    asked = [each.strip() for each in layer.split(",")]
+    if not all(asked):
+        raise OptionError(f"Layer '{layer}' has an empty name between its commas.")
+    names = [_resolve(graph, tokens, each, points) for each in asked]
     maps = [_point(graph, tokens, name) for name in dict.fromkeys(names)]
     for point in maps:
         if point.layout != "NCHW":

@@ -54,6 +54,6 @@ def check_cost(
         if found is not None:
             hint = f"'{found[0]}', further on, would cost about {found[1].inferences:.3g}"
     raise OptionError(
-        f"Explaining at '{tensor}' would cost about {expected:.3g} inferences per image; the limit "
-        f"is {max_cost:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
+        f"Explaining at '{cut.name}' would cost about {expected:.3g} inferences per image; the "
+        f"limit is {max_cost:g} (--max-cost). {hint[0].upper()}{hint[1:]}."
     )

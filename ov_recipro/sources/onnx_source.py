@@ -212,6 +212,7 @@ def open_onnx(path: Path, cut: Cut) -> OnnxSource:
         classes=count_labels(dict(model.metadata_props), path),
         asked=cut.output_name,
         task=cut.task,
+        x_first=(model.producer_name or "").lower() == "pytorch",
     )
     if not graph.path_nodes:
         raise ModelError(f"{path}: output '{graph.output}' does not depend on '{image.name}'.")
@@ -283,6 +284,7 @@ def _neutral(node: ir.Node, operations: Mapping[str | None, str]) -> Node:
         outputs=tuple(value.name for value in node.outputs if value.name),
         scope=_scope(node),
         axes=_axes(node),
+        centred=node.attributes.get_int("center_point_box", 0) == 1,
     )
 
 

@@ -235,6 +235,7 @@ def _neutral(node: ov.Node, operations: dict[str, str]) -> Node:
         inputs=tuple(dict.fromkeys(name_of(port.get_source_output()) for port in node.inputs())),
         outputs=outputs,
         axes=_axes(node),
+        centred=node.get_attributes().get("box_encoding") == "center",
     )
 
 

@@ -146,5 +146,5 @@ def cheaper_layer(source: Source, tensor: str, max_cost: float) -> tuple[str, Co
     later = [point for point in points[index + 1 :] if point.clean]
     for point, cost in zip(later, costs(source, later), strict=True):
         if cost is not None and cost.inferences <= max_cost:
-            return point.tensor, cost
+            return point.name, cost
     return None

@@ -31,6 +31,8 @@ def opened(path: Path, cut: Cut, is_cut: bool = True) -> Bundle:
     try:
         return cached_split(path, cut)
     except ModelError as error:
+        if cut.task not in ("auto", "detector"):
+            raise
         from ov_recipro.splitting.whole import whole_bundle
 
         try:

@@ -111,6 +111,8 @@ def _check_parity(
     """Compare the tail's logits with the model's, and these, activated, with its output."""
     graph = source.graph
     logits = [np.ravel(each[graph.scores]) for each in values]
+    if not all(each.size for each in logits):
+        raise ModelError(f"{source.path} gives no numbers for a random image.")
     if graph.task == "detector":
         return _check_candidates(source, got, logits)
     output = [np.ravel(each[graph.output]) for each in values]

@@ -183,12 +183,25 @@ def _find_cut(source: Source, asked: Cut) -> FoundCut:
 
 
 def _affordable(source: Source, point: CutPoint) -> CutPoint:
-    """Return a detector's joint cut, or the one at the same maps that has the fewest cells."""
-    (cost,) = costs(source, [point])
-    if cost is None or cost.inferences <= AFFORDABLE or not point.joined:
+    """Return a detector's joint cut if it is affordable, else the next one that is.
+
+    That is the one at the same maps with the fewest cells, then those at the maps that the heads
+    read. Where none is, it is the cheapest.
+    """
+    if not point.joined:
         return point
-    same = [p for p in cut_points(source.graph) if set(p.masked) == set(point.masked)]
-    return min(same, key=lambda each: each.cells.count)
+    points = [each for each in cut_points(source.graph) if each.joined]
+    same = [each for each in points if set(each.masked) == set(point.masked)]
+    coarse = min(same, key=lambda each: each.cells.count)
+    order = [point, coarse, *(each for each in points if each not in same)]
+    found = [
+        (each, cost.inferences)
+        for each, cost in zip(order, costs(source, order), strict=True)
+        if cost is not None
+    ]
+    affordable = (each for each, cost in found if cost <= AFFORDABLE)
+    cheapest = min(found, key=lambda pair: pair[1], default=(point, 0.0))[0]
+    return next(affordable, cheapest)
 
 
 def open_source(path: Path, cut: Cut = Cut()) -> Source:

@@ -60,8 +60,9 @@ class Box(Target):
         missed: the detector does not predict it: the map shows what speaks against it, cells
             whose loss raises its score.
         anchor: the cell of its candidate, where the model's layout shows that.
-        lost: the most that its score falls, or rises if it is missed, for the loss of a cell.
-        reach: number of cells whose loss changes its score.
+        lost: the largest value of its map, in units of the score: with cells emptied or the image
+            masked, the most that its score falls, or rises if it is missed.
+        reach: number of cells whose mask changes its score; None where no cells are masked.
     """
 
     box: tuple[float, float, float, float] = (0, 0, 0, 0)
@@ -69,7 +70,7 @@ class Box(Target):
     missed: bool = False
     anchor: Place | None = None
     lost: float = 0.0
-    reach: int = 0
+    reach: int | None = None
 
     @property
     def outline(self) -> tuple[float, float, float, float]:
@@ -144,7 +145,7 @@ class BoxTarget:
     def described(self, measured: Target, saliency: Floats, raw: Floats) -> Target:  # noqa: ARG002
         """Return the record, with the box."""
         place = self.layout.place(self.anchor)
-        largest = float(np.abs(raw).max())
+        reach = int((np.abs(raw) > _CHANGED * float(np.abs(raw).max())).sum())
         return extended(
             Box,
             measured,
@@ -153,7 +154,7 @@ class BoxTarget:
             missed=self.missed,
             anchor=None if place is None else Place(*place),
             lost=float(raw.max()),
-            reach=int((np.abs(raw) > _CHANGED * largest).sum()) if largest else 0,
+            reach=None if measured.runs is not None else reach,
         )
 
 

@@ -77,12 +77,18 @@ class Detector:
         if isinstance(asked.box, int):
             known = dict(numbered)
             if asked.box not in known:
-                listed = ", ".join(str(number) for number in known)
-                raise TargetError(f"There is no box {asked.box}; the image has: {listed}.")
+                raise TargetError(self._no_such_box(asked.box))
             numbered = [(asked.box, known[asked.box])]
         elif asked.box is None and not classes:
             numbered = numbered[:BEST]
         return [self._target(each, number) for number, each in numbered]
+
+    def _no_such_box(self, number: int) -> str:
+        if 0 < number <= len(self.boxes):
+            name = self._name(self.boxes[number - 1].class_index)
+            return f"Box {number} is of another class: {name}."
+        count = len(self.boxes)
+        return f"There is no box {number}: the image has {count}, from 1 on."
 
     def _nothing_found(self, asked: Targets, classes: list[int]) -> str:
         best = float(self.candidates.scores.max(initial=0))
@@ -152,7 +158,8 @@ class Detector:
         return in_image(edges, self.window, self.layout.image)
 
     def _label(self, index: int) -> str | None:
-        return self.labels[index] if self.labels is not None else None
+        known = self.labels is not None and index < len(self.labels)
+        return self.labels[index] if self.labels is not None and known else None
 
     def _name(self, index: int) -> str:
         return self._label(index) or f"class {index}"
@@ -191,8 +198,8 @@ def check_box(asked: Targets) -> None:
         OptionError: they are.
     """
     if not (0 < asked.threshold <= 1 and 0 < asked.nms <= 1):
-        raise OptionError("--threshold and --nms lie between 0 and 1.")
-    if isinstance(asked.box, str) and asked.box != _ALL:
+        raise OptionError("--threshold and --nms must be above 0, and 1 at most.")
+    if isinstance(asked.box, bool) or (isinstance(asked.box, str) and asked.box != _ALL):
         raise OptionError(f"--box is a number, all, or X,Y,WIDTH,HEIGHT, not '{asked.box}'.")
     if isinstance(asked.box, tuple) and not (
         len(asked.box) == 4 and np.isfinite(asked.box).all() and min(asked.box[2:]) > 0

@@ -89,7 +89,8 @@ class Finder:
         ):
             if not np.isfinite(numbers).all():
                 raise OptionError(f"--{name} must be finite.")
-        self._classes(asked, None)
+        if task != "detector" or self.manifest.classes:  # whose number files may not say
+            self._classes(asked, None)
         if asked.against is None:
             if asked.gamma != 1:
                 raise OptionError("--gamma is the weight of the class that --against names.")
@@ -254,7 +255,7 @@ def default_mask(manifest: Manifest) -> Mask:
     """Return the mask that is used where none is asked for.
 
     Keeping one cell of a segmentation would only repeat where its pixels are; of a detector's
-    feature maps it recovers next to nothing of a box's score.
+    feature maps it recovers little of a box's score.
     """
     return "drop" if manifest.task in ("detector", "segmentation") else "cell"
 

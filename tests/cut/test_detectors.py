@@ -134,8 +134,9 @@ def test_open_numbers_of_boxes() -> None:
 
 def test_inputs_of_an_operator_that_suppresses() -> None:
     boxes, scores = ("b", (1, CELLS, 4)), ("s", (1, 3, CELLS))
-    layout = of_suppression(boxes, scores, 0, IMAGE)
+    layout = of_suppression(boxes, scores, False, IMAGE)
     assert (layout.form, layout.classes, layout.anchors) == ("yxyx", 3, CELLS)
     assert not layout.suppressed
     assert layout.place(41) == (0, 1, 1)
-    assert of_suppression(boxes, scores, 1, IMAGE).form == "cxcywh"
+    assert of_suppression(boxes, scores, True, IMAGE).form == "cxcywh"
+    assert of_suppression(boxes, scores, False, IMAGE, x_first=True).form == "xyxy"

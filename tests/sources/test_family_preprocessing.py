@@ -44,5 +44,5 @@ def test_by_family(
 
 
 def test_an_operator_is_not_a_family() -> None:
-    layout = of_suppression(("b", (1, 2100, 4)), ("s", (1, 3, 2100)), 0, SIZE)
+    layout = of_suppression(("b", (1, 2100, 4)), ("s", (1, 3, 2100)), False, SIZE)
     assert family_preprocessing(layout, SIZE) is None

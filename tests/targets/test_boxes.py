@@ -17,8 +17,8 @@ import pytest
 
 from command import fails, run
 from ov_recipro import Explainer
-from ov_recipro.cut.bundle import Bundle
-from ov_recipro.errors import OptionError, TargetError
+from ov_recipro.cut.bundle import Bundle, open_bundle
+from ov_recipro.errors import ModelError, OptionError, TargetError
 from ov_recipro.images.reading import read_image
 from ov_recipro.splitting.split import split
 from ov_recipro.targets.boxes import Box, BoxTarget, near
@@ -187,6 +187,7 @@ def test_the_cat_is_found_and_explained_inside_its_box(cats: Explainer) -> None:
     assert x <= column <= x + width
     assert y <= row <= y + height
     assert best.anchor is not None
+    assert best.reach is not None
     assert 0 < best.reach <= found.raw[0].size
     assert best.lost == pytest.approx(found.raw[0].max())
 
@@ -231,11 +232,13 @@ def everywhere(explainer: Explainer) -> Any:
     ("options", "error", "text"),
     [
         ({"threshold": 0.99}, TargetError, "No box scores 0.99 or more; the best one scores 0.8"),
-        ({"box": 99}, TargetError, "There is no box 99; the image has: 1"),
+        ({"box": 99}, TargetError, "There is no box 99: the image has 2, from 1 on"),
+        ({"box": True}, OptionError, "--box is a number"),
+        ({"box": 2, "targets": ["cat"]}, TargetError, "Box 2 is of another class: frisbee"),
         ({"box": (9000.0, 9000.0, 20.0, 20.0)}, TargetError, "No candidate of the model overlaps"),
         ({"box": (1.0, 1.0, 0.0, 5.0)}, OptionError, "width and height above 0"),
         ({"box": "some"}, OptionError, "--box is a number, all, or"),
-        ({"threshold": 0.0}, OptionError, "lie between 0 and 1"),
+        ({"threshold": 0.0}, OptionError, "must be above 0"),
         ({"targets": ["top5"]}, OptionError, "--box names boxes by their scores, not top5"),
         ({"targets": ["unicorn"]}, TargetError, "unicorn"),
         ({"targets": ["dog"]}, TargetError, "No box of dog scores 0.4 or more"),
@@ -246,6 +249,78 @@ def test_what_can_not_be_explained_is_said(
 ) -> None:
     with pytest.raises(error, match=text):
         cats(CAT, **options)
+
+
+def test_boxes_as_python_has_them(cats: Explainer) -> None:
+    edges = cats(CAT).predictions[0].outline
+    assert edges is not None
+    for box in (list(edges), np.array(edges)):
+        (target,) = cats(CAT, box=box).targets
+        assert isinstance(target, Box)
+        assert target.number is None
+    (first,) = cats(CAT, box=np.int64(1)).targets
+    assert isinstance(first, Box)
+    assert first.number == 1
+
+
+def test_options_that_boxes_do_not_take(cats: Explainer) -> None:
+    with pytest.raises(OptionError, match="--score is for classes"):
+        Explainer(cats.bundle, score="softmax")
+    with pytest.raises(OptionError, match="--mask spread is not for several"):
+        Explainer(cats.bundle, mask="spread")
+
+
+def test_a_damaged_layout_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    split(MODELS["scenes"], folder, layer="1")
+    file = folder / "recipro.json"
+    right = msgspec.json.decode(file.read_bytes())
+    changes: list[dict[str, Any]] = [{"parts": []}, {"classes": 60}, {"shapes": [[1, 10, 20]]}]
+    for change in changes:
+        file.write_bytes(msgspec.json.encode(right | {"boxes": right["boxes"] | change}))
+        with pytest.raises(ModelError, match="its boxes do not fit its outputs"):
+            open_bundle(folder)
+
+
+@pytest.mark.parametrize("producer", ["pytorch", "tf2onnx"])
+def test_suppression_inside(producer: str, tmp_path: Path) -> None:
+    """PyTorch gives the operator corners with x first, others as it is defined."""
+    model = model_of("ultraface")
+    proto = onnx.load(model)
+    proto.producer_name = producer
+    graph = proto.graph
+    values = {
+        "order": np.array([0, 1, 2, 3] if producer == "pytorch" else [1, 0, 3, 2]),
+        "face": np.array([1]),
+        "most": np.array([20]),
+        "overlap": np.array([0.5], np.float32),
+        "threshold": np.array([0.4], np.float32),
+    }
+    graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in values.items())
+    node = onnx.helper.make_node
+    read = ["edges", "faces", "most", "overlap", "threshold"]
+    graph.node.extend(
+        [
+            node("Gather", ["boxes", "order"], ["edges"], axis=2),
+            node("Gather", ["scores", "face"], ["of_faces"], axis=2),
+            node("Transpose", ["of_faces"], ["faces"], perm=[0, 2, 1]),
+            node("NonMaxSuppression", read, ["selected_indices"]),
+        ]
+    )
+    del graph.output[:]
+    graph.output.append(onnx.helper.make_tensor_value_info("selected_indices", 7, [None, 3]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    inside = Explainer(tmp_path / "m.onnx", layer="1", plan="stream")
+    assert inside.bundle.manifest.boxes is not None
+    assert inside.bundle.manifest.boxes.family == "suppression"
+    how = Explainer(model, layer="1", plan="stream")
+    expected = how(CAT, threshold=0.1).predictions
+    prepared, window = how._prepared(read_image(CAT))
+    found = inside._explain(prepared, inside.find_targets(threshold=0.1), window).predictions
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.score == pytest.approx(theirs.score, abs=1e-5)
+        assert ours.outline == pytest.approx(theirs.outline, abs=0.2)
 
 
 def test_boxes_are_for_detectors_alone() -> None:

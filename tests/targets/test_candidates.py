@@ -154,8 +154,8 @@ def test_detr(count: int) -> None:
     np.testing.assert_allclose(np.stack([x, y], axis=-1), boxes[..., :2] * [96, 64], rtol=1e-4)
 
 
-@pytest.mark.parametrize("center_point_box", [0, 1])
-def test_inputs_of_an_operator(center_point_box: int) -> None:
+@pytest.mark.parametrize("center_point_box", [False, True])
+def test_inputs_of_an_operator(center_point_box: bool) -> None:
     layout = of_suppression(("b", (1, 2, 4)), ("s", (1, 3, 2)), center_point_box, IMAGE)
     boxes = [[8, 20, 4, 10], [4, 10, 8, 20]]  # two corners, in either order; or centre and size
     scores = RANDOM.random((1, 3, 2))
@@ -217,7 +217,7 @@ LAYOUTS = [
         **{f"cls{n}": (1, n, 5) for n in (96, 24, 6)},
         **{f"dis{n}": (1, n, 32) for n in (96, 24, 6)},
     ),
-    of_suppression(("b", (1, COUNT, 4)), ("s", (1, 3, COUNT)), 0, IMAGE),
+    of_suppression(("b", (1, COUNT, 4)), ("s", (1, 3, COUNT)), False, IMAGE),
 ]
 
 
