@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import cv2
 import numpy as np
@@ -25,6 +25,16 @@ Box: TypeAlias = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels; right and bottom are exclusive."""
 
 Interpolation = Literal["bilinear", "bicubic"]
+
+Verdict = Literal["supported", "weak", "no better than a Gaussian", "no better than random"]
+"""Of a map's verification (see `faithfulness.verification`)."""
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""From the best to the worst."""
+
+INTERVAL = "95 %, percentiles of 2000 bootstrap samples of the images"
+FEWEST_IMAGES = 5
+"""An interval is shown from this number of images on: that of one image has a width of 0."""
 
 _KINDS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _BLUR_SIDE, _BLUR_SIGMA = 11, 5.0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from boxes import SCENE_DETECTOR, tool, write_scenes
+from boxes import SCENE_MODEL, tool, write_scenes
 
 measure_boxes = tool("measure_boxes")
 ROWS = ("recipro, 10x10", "recipro, 5x5", "keep, 10x10", "last level alone, 5x5", "occlusion",
@@ -19,17 +20,19 @@ def test_a_table_that_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, output = write_scenes(tmp_path / "scenes", 2), tmp_path / "boxes.json"
-    made = measure_boxes.definitions
+    defined = measure_boxes.definitions
 
-    def definitions(*arguments: Any) -> dict[str, Any]:
-        found = made(*arguments)
+    @cache
+    def definitions(model: Path) -> dict[str, Any]:
+        subject = measure_boxes.Subject(measure_boxes.Explainer(model, plan="stream"))
+        found = defined(subject, model)
         assert tuple(found) == ROWS
         return {name: found[name] for name in ROWS if "masks" not in name and name != "aise"}
 
-    monkeypatch.setattr(measure_boxes, "definitions", definitions)
+    monkeypatch.setattr(measure_boxes, "definitions", lambda _, model: definitions(model))
 
-    def measured(boxes: int) -> dict[str, Any]:
-        arguments = [SCENE_DETECTOR, folder, "-o", output, "--boxes", boxes, "--most", 1]
+    def measured(boxes: int, *more: str) -> dict[str, Any]:
+        arguments = [SCENE_MODEL, folder, "-o", output, "--boxes", boxes, "--max-boxes", 1, *more]
         monkeypatch.setattr("sys.argv", ["measure_boxes.py", *map(str, arguments)])
         measure_boxes.main()
         found: dict[str, Any] = json.loads(output.read_bytes())
@@ -46,6 +49,12 @@ def test_a_table_that_resumes(
     assert names == ["map", *(name for name in ROWS if "masks" not in name and name != "aise")]
     last = log.read_bytes()
     assert measured(2) == second
+    assert log.read_bytes() == last
+    log.write_bytes(last[:-20])  # killed while it wrote
+    assert measured(2) == second
+    assert log.read_bytes() == last
+    with pytest.raises(SystemExit, match="other settings"):
+        measured(2, "--threshold", "0.6")
     assert log.read_bytes() == last
     assert "| gauss-in-box |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="No photograph"):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes import SCENE_DETECTOR, make_scenes, tool
+from boxes import SCENE_MODEL, make_scenes, tool
 from ov_recipro import Explainer
 from ov_recipro.methods import BOX_METHODS, Subject
 
@@ -17,11 +17,10 @@ measure_scene_boxes = tool("measure_scene_boxes")
 
 @pytest.fixture(scope="module")
 def hits() -> dict[str, list[Any]]:
-    subject = Subject(Explainer(SCENE_DETECTOR))
+    subject = Subject(Explainer(SCENE_MODEL))
     found: dict[str, list[Any]] = {}
-    for names, scenes in ((("recipro", "gauss-in-box", "random"), 40), (("mean",), 6)):
-        maps = {name: partial(BOX_METHODS[name], subject) for name in names if name != "mean"}
-        maps = maps or {"occlusion": partial(measure_scene_boxes.hidden_by_mean, subject)}
+    for names, scenes in ((("recipro", "gauss-in-box", "random"), 40), (("occlusion",), 6)):
+        maps = {name: partial(BOX_METHODS[name], subject) for name in names}
         for scene in measure_scene_boxes.judged(subject, maps, make_scenes(scenes)):
             for name, each in scene.items():
                 found.setdefault(name, []).extend(each)

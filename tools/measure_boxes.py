@@ -5,7 +5,8 @@
 Each box is explained by Recipro-CAM at the default grid of cells and at the coarsest, by keeping
 cells instead of dropping them, at the last level alone, by the black boxes and by the controls.
 Boxes are those that the detector predicts. Each photograph's measurements are written at once to a
-file beside the output; the same command resumes. At the end the tables are printed as Markdown.
+file beside the output, whose first line holds the settings; the same command resumes. At the end
+the tables are printed as Markdown, with intervals from five photographs on.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from ov_recipro.black_boxes import MaskedImage, d_rise
 from ov_recipro.cli.tables import markdown
 from ov_recipro.errors import OF_ONE_IMAGE
 from ov_recipro.faithfulness.box_measure import BoxCurves, BoxLimits, BoxMeasurement, chosen_boxes
-from ov_recipro.faithfulness.box_tally import BoxMeans, above, summary
+from ov_recipro.faithfulness.box_tally import BoxDifference, above, summary
+from ov_recipro.faithfulness.kept import settings_line
 from ov_recipro.faithfulness.verification import deviations_above, judge_box, reference_maps
 from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.methods import BOX_METHODS
 from ov_recipro.methods.box_methods import CONTROLS, GAUSSIAN
-from ov_recipro.metrics import Mean, inside
+from ov_recipro.metrics import FEWEST_IMAGES, VERDICTS, Mean, inside
 from ov_recipro.sources.labels import read_labels
 from ov_recipro.targets.boxes import BoxTarget
 
 MASKS = 1000  # of D-RISE
-VERDICTS = ("supported", "weak", "no better than a Gaussian", "no better than random")
 Maps = Callable[[np.ndarray, Sequence[BoxTarget]], list[np.ndarray]]
 
 
@@ -123,7 +124,7 @@ def measure(
             curve.score,
             float(inside(image.shape[1:], target.edges).mean()),
             row,
-            tuple(curve.inner(each) for each in reference_maps(subject, image, target)),
+            tuple(curve.inner(each) for each in reference_maps(image, target)),
         )
         for target, curve, row in zip(targets, curves, rows, strict=True)
     )
@@ -133,10 +134,9 @@ def of_row(photographs: Sequence[Photograph], name: str) -> dict[str, list[BoxMe
     return {each.image: [box.rows[name] for box in each.boxes] for each in photographs}
 
 
-def shown(mean: Mean, signed: bool = False) -> str:
-    if signed:
-        return f"{100 * mean.value:+.1f} ({100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
-    return f"{100 * mean.value:.1f} ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
+def shown(mean: Mean, images: int, sign: str = "") -> str:
+    value, low, high = (f"{100 * each:{sign}.1f}" for each in (mean.value, mean.low, mean.high))
+    return f"{value} ({low} to {high})" if images >= FEWEST_IMAGES else value
 
 
 def table(photographs: Sequence[Photograph], names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -144,8 +144,8 @@ def table(photographs: Sequence[Photograph], names: Sequence[str]) -> list[tuple
     whole, inner = "insertion - deletion", "the same inside the box"
     rows = [
         ("map", "energy", "pointing", "deletion", "insertion", whole,
-         *(f"less {name}" for name in CONTROLS), inner,
-         *(f"less {name}" for name in CONTROLS), "flat")
+         *(f"difference from {name}" for name in CONTROLS), inner,
+         *(f"difference from {name}" for name in CONTROLS), "flat")
     ]  # fmt: skip
     controls = [of_row(photographs, name) for name in CONTROLS]
     for name in names:
@@ -153,21 +153,27 @@ def table(photographs: Sequence[Photograph], names: Sequence[str]) -> list[tuple
         found = summary(measured)
         if found is None:
             raise SystemExit("No photograph has a box.")
-        less: list[BoxMeans | None] = [above(measured, control) for control in controls]
-        means = found.means
+        differences = [above(measured, control) for control in controls]
+        means, images = found.means, found.images
         rows.append(
             (
                 name,
-                *(shown(getattr(means, each)) for each in ("energy", "pointing")),
+                *(shown(getattr(means, each), images) for each in ("energy", "pointing")),
                 *(f"{100 * getattr(means, each).value:.1f}" for each in ("deletion", "insertion")),
-                shown(means.margin),
-                *("" if each is None else shown(each.margin, True) for each in less),
-                shown(means.inner_margin),
-                *("" if each is None else shown(each.inner_margin, True) for each in less),
+                shown(means.margin, images),
+                *(shown_difference(each, "margin") for each in differences),
+                shown(means.inner_margin, images),
+                *(shown_difference(each, "inner_margin") for each in differences),
                 str(found.flat),
             )
         )
     return rows
+
+
+def shown_difference(difference: BoxDifference | None, name: str) -> str:
+    if difference is None:
+        return ""
+    return shown(getattr(difference.means, name), difference.images, "+")
 
 
 def verdicts(photographs: Sequence[Photograph], names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -184,10 +190,21 @@ def verdicts(photographs: Sequence[Photograph], names: Sequence[str]) -> list[tu
     return rows
 
 
-def read(path: Path) -> list[Photograph]:
-    if not path.is_file():
+def resumed(path: Path, settings: bytes) -> list[Photograph]:
+    """Return what an earlier run with these settings measured; begin the file if there is none.
+
+    A last line that a killed run did not complete is cut off.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    complete = data[: data.rfind(b"\n") + 1]
+    if not complete:
+        path.write_bytes(settings + b"\n")
         return []
-    lines = path.read_bytes().splitlines()
+    first, *lines = complete.splitlines()
+    if first != settings:
+        raise SystemExit(f"{path} was measured with other settings. Delete it, or name another -o.")
+    if complete != data:
+        path.write_bytes(complete)
     return [msgspec.json.decode(line, type=Photograph) for line in lines]
 
 
@@ -199,15 +216,16 @@ def main() -> None:
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--boxes", type=int, default=100, help="stop at so many (%(default)s)")
-    parser.add_argument("--most", type=int, default=2, help="boxes a photograph (%(default)s)")
+    parser.add_argument("--max-boxes", type=int, default=2, help="of a photograph (%(default)s)")
     arguments = parser.parse_args()
     labels = read_labels(arguments.labels) if arguments.labels else None
     explainer = Explainer(arguments.model, plan="stream", labels=labels)
     subject = Subject(explainer)
     maps = definitions(subject, arguments.model)
-    limits = BoxLimits(threshold=arguments.threshold, most=arguments.most)
+    limits = BoxLimits(threshold=arguments.threshold, max_boxes=arguments.max_boxes)
     log = arguments.output.with_suffix(".jsonl")
-    done = read(log)
+    settings = {**explainer.provenance(), "limits": limits, "maps": list(maps)}
+    done = resumed(log, settings_line(settings))
     kept = {each.image for each in done}
     paths = find_images([arguments.images])
     for number in np.random.default_rng(0).permutation(len(paths)).tolist():

@@ -24,7 +24,6 @@ import numpy as np
 from detector_scenes import HELD_OUT_SEED, IMAGE_SIZE, Box, Scene, SceneObject, make_scenes
 
 from ov_recipro import Explainer, Subject
-from ov_recipro.black_boxes import MaskedImage, occlusion
 from ov_recipro.cli.tables import markdown
 from ov_recipro.faithfulness.box_measure import BoxLimits, chosen_boxes
 from ov_recipro.methods import BOX_METHODS
@@ -33,7 +32,7 @@ from ov_recipro.targets.boxes import BoxTarget
 from ov_recipro.targets.candidates import iou
 
 FOUND = 0.5  # IoU from which on a box is that of an object
-EVERY = BoxLimits(most=100, smallest=0, largest=1)
+EVERY = BoxLimits(max_boxes=100, smallest=0, largest=1)
 METHODS = ("recipro", "occlusion", "votes", "gauss-in-box", "random")
 Maps = Callable[[np.ndarray, Sequence[BoxTarget]], list[np.ndarray]]
 
@@ -112,23 +111,6 @@ def touches(shape: tuple[int, ...], box: tuple[float, ...]) -> np.ndarray:
     return rows[:, None] & columns[None]
 
 
-def hidden_by_mean(
-    subject: Subject, image: np.ndarray, targets: Sequence[BoxTarget]
-) -> list[np.ndarray]:
-    """Return occlusion's maps with patches of the scene's mean colour, unlike any object's.
-
-    The model's padding, which hides patches otherwise, has the grey of the scenes' objects.
-    """
-
-    def run(images: np.ndarray) -> np.ndarray:
-        outputs = subject.logits_of_all(subject.image(each[None]) for each in images)
-        return np.stack([subject.scores_of(outputs, target) for target in targets], axis=1)
-
-    masked = MaskedImage(subject.tensor(image), image.mean(axis=(1, 2)))
-    found = occlusion(run, masked, [target.edges for target in targets])
-    return [np.maximum(each.raw, 0) for each in found]
-
-
 def pixel_of_box(image: np.ndarray, targets: Sequence[BoxTarget]) -> list[np.ndarray]:
     """Return a map for each box whose brightest pixel is any of the box's, at even odds."""
     random = np.random.default_rng(crc32(image.tobytes()))
@@ -159,8 +141,6 @@ def definitions(subject: Subject, model: Path, names: Sequence[str]) -> dict[str
         for first in cut.masked[1:]:
             name, maps = at(",".join([first, *(each for each in cut.masked if each != first)]))
             found[name] = maps
-    if "occlusion" in found:
-        found["occlusion, hidden by the scene's mean"] = partial(hidden_by_mean, subject)
     return {**found, "any pixel of the box": pixel_of_box}
 
 

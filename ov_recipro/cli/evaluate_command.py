@@ -25,8 +25,9 @@ from ov_recipro.cli.progress import progress
 from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.cut.recognition import with_article
-from ov_recipro.errors import OptionError, ReciproError
-from ov_recipro.options import Running, Targets
+from ov_recipro.errors import ModelError, OptionError, ReciproError
+from ov_recipro.metrics import FEWEST_IMAGES
+from ov_recipro.options import Cut, Running, Targets
 
 if TYPE_CHECKING:
     from ov_recipro.cut.bundle import Manifest
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 RESULT = "evaluation"
 _OF_TASK = {
     "classifier": ("profile", "step", "boxes"),
-    "detector": ("threshold", "nms", "most_boxes", "box_size"),
+    "detector": ("threshold", "nms", "max_boxes", "box_size"),
 }
-_NEED_NO_CUT = ("occlusion", "d-rise", "aise", "votes")
+_BLACK_BOXES = ("occlusion", "d-rise", "aise", "votes")
 
 
 @click.command("evaluate")
@@ -82,7 +83,7 @@ _NEED_NO_CUT = ("occlusion", "d-rise", "aise", "votes")
 )
 @options_of(Targets, "targets", "threshold", "nms")
 @click.option(
-    "--most-boxes",
+    "--max-boxes",
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
@@ -118,7 +119,7 @@ def command(
     step: int | None,
     boxes: Path | None,
     targets: Targets,
-    most_boxes: int,
+    max_boxes: int,
     box_size: tuple[float, float],
     workers: int,
     running: Running,
@@ -142,18 +143,15 @@ def command(
 
     engine = engine_of(options)
     names = [name.strip() for name in methods.split(",")]
+    smallest, largest = (percent / 100 for percent in box_size)
+    limits = BoxLimits(targets.threshold, targets.nms, max_boxes, smallest, largest)
     open_folder(output)
-    explainer = open_explainer(
-        quiet,
-        running=dataclasses.replace(running, hint="throughput"),
-        method=_method(names),
-        **options,
+    explainer = _opened(
+        names, quiet, running=dataclasses.replace(running, hint="throughput"), **options
     )
     _check_task(explainer.bundle.manifest, engine)
     with ExitStack() as stack:
         if explainer.bundle.manifest.task == "detector":
-            smallest, largest = (percent / 100 for percent in box_size)
-            limits = BoxLimits(targets.threshold, targets.nms, most_boxes, smallest, largest)
             run = _of_boxes(explainer, names, Path(dataset), limit, limits, output, workers)
         else:
             how = {"profile": profile, "step": step, "boxes": boxes, "labels": options["labels"]}
@@ -188,10 +186,17 @@ class _Run:
     nothing: str = "No image could be measured."
 
 
-def _method(names: list[str]) -> Any:
-    """Return the explainer's method: one that takes any model, where none needs a cut."""
-    needs_cut = "recipro" in names or "all" in names
-    return next((name for name in names if name in _NEED_NO_CUT and not needs_cut), "recipro")
+def _opened(names: list[str], quiet: bool, **options: Any) -> Explainer:
+    """Open the model: cut, or a detector whole where it can't be cut or no method needs that."""
+    black_boxes = [name for name in names if name in _BLACK_BOXES]
+    if black_boxes and not {"recipro", "all"} & set(names):
+        return open_explainer(quiet, method=black_boxes[0], **options)
+    try:
+        return open_explainer(quiet, method="recipro", **options)
+    except ModelError:
+        if set(names) == {"recipro"} or options["cut"].layer != Cut().layer:
+            raise
+    return open_explainer(quiet=True, method="occlusion", **options)
 
 
 def _check_task(manifest: Manifest, engine: Engine) -> None:
@@ -315,19 +320,19 @@ def _box_tables(evaluation: BoxEvaluation) -> _Tables | None:
     rows = evaluation.rows()
     if not any(row.summary for row in rows):
         return None
-    settings = evaluation.settings()
+    settings, limits = evaluation.settings(), evaluation.measuring.limits
     provenance = (
-        "Values x100, with bootstrap 95% intervals over the images in brackets; 'less' lines hold "
-        "differences, box by box. 'inner' figures order the box's own pixels alone. Boxes that "
-        f"{_limits_in_words(evaluation.measuring.limits)}, at most "
-        f"{evaluation.measuring.limits.most} an image; {_setting(settings, evaluation)}."
+        "Values x100, with bootstrap 95% intervals over the images in brackets, where there are "
+        f"{FEWEST_IMAGES} or more; differences are box by box. For 'inner' figures only the box's "
+        f"own pixels turn. A box is measured if it {_limits_in_words(limits)}, at most "
+        f"{limits.max_boxes} an image; {_setting(settings, evaluation)}."
     )
     return _Tables(box_table(rows), box_csv(rows), provenance, evaluation.record(rows))
 
 
 def _limits_in_words(limits: BoxLimits) -> str:
     return (
-        f"score {limits.threshold:g} or more and cover {100 * limits.smallest:g} to "
+        f"scores {limits.threshold:g} or more and covers {100 * limits.smallest:g} to "
         f"{100 * limits.largest:g} % of the input"
     )
 

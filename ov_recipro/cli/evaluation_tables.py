@@ -7,9 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ov_recipro.metrics import FEWEST_IMAGES
+
 if TYPE_CHECKING:
     from ov_recipro.faithfulness.box_evaluation import BoxRow
-    from ov_recipro.faithfulness.box_tally import BoxMeans
+    from ov_recipro.faithfulness.box_tally import BoxDifference, BoxMeans, BoxSummary
     from ov_recipro.faithfulness.evaluation import Row
     from ov_recipro.metrics import Mean
 
@@ -106,7 +108,10 @@ _BOX_COLUMNS = {
 
 
 def box_table(rows: Sequence[BoxRow]) -> list[tuple[str, ...]]:
-    """Return each method's means, and below them how far they lie above those of the controls."""
+    """Return each method's means, and below them how far they lie above those of the controls.
+
+    There are intervals where there are `metrics.FEWEST_IMAGES` photographs or more.
+    """
     table: list[tuple[str, ...]] = [("method", *_BOX_COLUMNS.values(), "flat", "boxes", "images")]
     for row in rows:
         found = row.summary
@@ -114,13 +119,20 @@ def box_table(rows: Sequence[BoxRow]) -> list[tuple[str, ...]]:
             empty = ("",) * (len(table[0]) - 2)
             table.append((row.method, f"not applicable: {row.not_applicable}", *empty))
             continue
+        cells = (_of_boxes(each, found.images) for each in _listed(found.means))
         counts = (str(found.flat), str(found.boxes), str(found.images))
-        table.append((row.method, *(_percent(each) for each in _listed(found.means)), *counts))
-        for control, means in row.above.items():
-            if control != row.method:
-                cells = (_percent(each, signed=True) for each in _listed(means))
-                table.append((f"- less {control}", *cells, "", "", ""))
+        table.append((row.method, *cells, *counts))
+        for control, above in row.above.items():
+            cells = (_of_boxes(each, above.images, signed=True) for each in _listed(above.means))
+            counts = ("", str(above.boxes), str(above.images))
+            table.append((f"- difference from {control}", *cells, *counts))
     return table
+
+
+def _of_boxes(mean: Mean, images: int, signed: bool = False) -> str:
+    if images >= FEWEST_IMAGES:
+        return _percent(mean, signed)
+    return f"{100 * mean.value:{'+' if signed else ''}.2f}"
 
 
 def _listed(means: BoxMeans) -> list[Mean]:
@@ -128,18 +140,26 @@ def _listed(means: BoxMeans) -> list[Mean]:
 
 
 def box_csv(rows: Sequence[BoxRow]) -> str:
-    """Return `box_table` as numbers; "less" names the control whose means are subtracted."""
+    """Return `box_table` as numbers; "difference_from" names the control that is subtracted."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     heads = [f"{name}{end}" for name in _BOX_COLUMNS for end in ("", "_low", "_high")]
-    writer.writerow(["method", "less", *heads, "flat", "boxes", "images", "not_applicable"])
+    writer.writerow(
+        ["method", "difference_from", *heads, "flat", "boxes", "images", "not_applicable"]
+    )
     for row in rows:
         found = row.summary
         if found is None:
             writer.writerow([row.method, *[""] * (len(heads) + 4), row.not_applicable])
             continue
-        counts = [found.flat, found.boxes, found.images]
-        for control, means in (("", found.means), *row.above.items()):
-            numbers = [end for m in _listed(means) for end in (m.value, m.low, m.high)]
+        rows_of: list[tuple[str, BoxSummary | BoxDifference]] = [("", found), *row.above.items()]
+        for control, each in rows_of:
+            enough = each.images >= FEWEST_IMAGES
+            numbers = [
+                number
+                for m in _listed(each.means)
+                for number in (m.value, *((m.low, m.high) if enough else ("", "")))
+            ]
+            counts = ["" if control else found.flat, each.boxes, each.images]
             writer.writerow([row.method, control, *numbers, *counts, ""])
     return file.getvalue()

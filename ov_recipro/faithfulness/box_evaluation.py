@@ -19,12 +19,15 @@ from ov_recipro.faithfulness.box_measure import (
     BoxMeasurement,
     chosen_boxes,
 )
-from ov_recipro.faithfulness.box_tally import BoxMeans, BoxSummary, above, summary
+from ov_recipro.faithfulness.box_tally import BoxDifference, BoxSummary, above, summary
 from ov_recipro.faithfulness.datasets import Sample
-from ov_recipro.faithfulness.kept import INTERVAL, SCHEMA_VERSION, Ledgers, Task
+from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Task
 from ov_recipro.images.reading import decode_image, find_images
 from ov_recipro.methods import BOX_METHODS, NotApplicable, Subject
 from ov_recipro.methods.box_methods import CONTROLS
+from ov_recipro.metrics import INTERVAL
+
+_OF_RECIPRO = ("plan", "mask", "score")  # what the maps of no other method depend on
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class BoxRecord:
     classes: tuple[int, ...]
     measured: tuple[BoxMeasurement, ...]
 
+    @property
+    def label(self) -> None:
+        """Photographs have none."""
+        return
+
 
 @dataclass(frozen=True)
 class BoxOutcome:
@@ -59,13 +67,13 @@ class BoxRow:
     """A method's line of the table: its summary, or why it does not apply to the model.
 
     Attributes:
-        above: how far its means lie above those of each control, box by box.
+        above: how far its means lie above those of each other control, box by box.
     """
 
     method: str
     summary: BoxSummary | None
     not_applicable: str | None
-    above: Mapping[str, BoxMeans]
+    above: Mapping[str, BoxDifference]
 
 
 class BoxMeasuring:
@@ -140,13 +148,19 @@ class BoxEvaluation:
         return self._ledgers.kept
 
     def settings(self, method: str | None = None) -> dict[str, Any]:
-        """Return what a measurement depends on, besides the photograph."""
+        """Return what a method's measurements, or those of all, depend on, besides the photograph.
+
+        A method's do not depend on which other methods are measured beside it.
+        """
         settings = self.measuring.subject.explainer.provenance() | {
             "schema_version": SCHEMA_VERSION,
             "profile": "boxes",
             "steps": [STEPS, INNER_STEPS],
             "limits": asdict(self.measuring.limits),
         }
+        if method is not None and method != "recipro":  # how else the model is run is nothing to it
+            for name in _OF_RECIPRO:
+                settings.pop(name, None)
         if method is not None:
             settings["method"] = method
         return dict(msgspec.to_builtins(settings))
@@ -169,8 +183,9 @@ class BoxEvaluation:
         for method, ours in measured.items():
             found = summary(ours)
             if found is not None:
-                controls = {name: above(ours, measured[name]) for name in CONTROLS}
-                known = {name: means for name, means in controls.items() if means is not None}
+                others = [name for name in CONTROLS if name != method]
+                found_above = {name: above(ours, measured[name]) for name in others}
+                known = {name: each for name, each in found_above.items() if each is not None}
                 rows.append(BoxRow(method, found, None, known))
             elif method in self._ledgers.refused:
                 rows.append(BoxRow(method, None, self._ledgers.refused[method], {}))
@@ -195,6 +210,8 @@ def find_photographs(folder: Path) -> list[Sample]:
         ImageError: it has no images.
     """
     if not folder.is_dir():
-        raise OptionError(f"{folder} is not a folder of images; boxes are measured on one.")
+        raise OptionError(
+            f"Detectors are evaluated on a folder of images; {folder} is not a folder."
+        )
     paths = sorted(find_images([str(folder)]))
     return [Sample(path.relative_to(folder).as_posix(), str(path), None) for path in paths]

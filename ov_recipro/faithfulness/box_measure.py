@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.images.preprocess import Window
 from ov_recipro.methods import Subject
 from ov_recipro.metrics import (
@@ -26,7 +27,7 @@ from ov_recipro.metrics import (
 from ov_recipro.options import Targets
 from ov_recipro.saliency import Floats
 from ov_recipro.targets.boxes import BoxTarget
-from ov_recipro.targets.detecting import detected
+from ov_recipro.targets.detecting import check_box, detected
 
 STEPS = 16  # of the curves over all pixels
 INNER_STEPS = 6  # of the curves over a box's own pixels: 7 shares of them
@@ -38,15 +39,29 @@ class BoxLimits:
 
     Attributes:
         threshold, nms: see `ov_recipro.options.Targets`.
-        most: number of boxes at most, those of highest score.
-        smallest, largest: of the model's input, the share that a box covers.
+        max_boxes: those of highest score.
+        smallest, largest: of the model's input, the share that a box covers, 0..1.
+
+    Raises:
+        OptionError: a limit is out of range.
     """
 
     threshold: float = Targets().threshold
     nms: float = Targets().nms
-    most: int = 2
+    max_boxes: int = 2
     smallest: float = 0.01
     largest: float = 0.45
+
+    def __post_init__(self) -> None:
+        """Check the limits."""
+        check_box(Targets(threshold=self.threshold, nms=self.nms))
+        if self.max_boxes < 1:
+            raise OptionError(f"At least 1 box of an image is measured, not {self.max_boxes}.")
+        if not 0 <= self.smallest < self.largest <= 1:
+            raise OptionError(
+                "--box-size LOW,HIGH needs 0 <= LOW < HIGH <= 100, not "
+                f"{100 * self.smallest:g},{100 * self.largest:g}."
+            )
 
 
 @dataclass(frozen=True)
@@ -103,8 +118,12 @@ def chosen_boxes(
         return []
     size = (image.shape[1], image.shape[2])
     shares = [(target, inside(size, target.edges).mean()) for target in found.targets(asked)]
-    fitting = [target for target, share in shares if limits.smallest <= share <= limits.largest]
-    return fitting[: limits.most]
+    fitting = [
+        target
+        for target, share in shares
+        if share > 0 and limits.smallest <= share <= limits.largest
+    ]
+    return fitting[: limits.max_boxes]
 
 
 class BoxCurves:
@@ -117,6 +136,9 @@ class BoxCurves:
         subject: the detector.
         image: [C,H,W] in the units of its input.
         target: the box.
+
+    Raises:
+        TargetError: the box covers no pixel's centre, or has no score to lose.
     """
 
     def __init__(self, subject: Subject, image: Floats, target: BoxTarget) -> None:
@@ -124,7 +146,11 @@ class BoxCurves:
         self._size = (image.shape[1], image.shape[2])
         self._grey = np.broadcast_to(subject.fill[:, None, None], image.shape)
         self._in_box = inside(self._size, target.edges)
+        if not self._in_box.any():
+            raise TargetError("The box covers no pixel of the model's input: it can't be measured.")
         self.score = subject.score(image, target)
+        if self.score <= 0:
+            raise TargetError("The box scores 0: its map can't be measured.")
 
     @cached_property
     def _blurred(self) -> Floats:

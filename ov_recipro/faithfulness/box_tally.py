@@ -46,6 +46,21 @@ class BoxSummary:
     means: BoxMeans
 
 
+@dataclass(frozen=True)
+class BoxDifference:
+    """How far one method's means lie above another's.
+
+    Attributes:
+        images, boxes: numbers of those that both methods measured.
+        means: of the differences, box by box, with intervals as in `BoxSummary`: what makes a box
+            hard for both cancels.
+    """
+
+    images: int
+    boxes: int
+    means: BoxMeans
+
+
 def summary(measured: Measured) -> BoxSummary | None:
     """Return a method's means; None where no photograph has a box.
 
@@ -64,18 +79,19 @@ def summary(measured: Measured) -> BoxSummary | None:
     )
 
 
-def above(measured: Measured, other: Measured) -> BoxMeans | None:
+def above(measured: Measured, other: Measured) -> BoxDifference | None:
     """Return how far a method's means lie above another's, over the photographs that both have.
 
-    The intervals are of the differences, box by box: what makes a box hard for both cancels. None
-    where there is no such photograph.
+    None where there is no such photograph.
     """
     names = sorted(
         name for name, boxes in measured.items() if boxes and len(boxes) == len(other.get(name, ()))
     )
     if not names:
         return None
-    return _means([_values(measured[name]) - _values(other[name]) for name in names])
+    differences = [_values(measured[name]) - _values(other[name]) for name in names]
+    boxes = sum(each.shape[1] for each in differences)
+    return BoxDifference(len(names), boxes, _means(differences))
 
 
 def _values(boxes: Sequence[BoxMeasurement]) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ov_recipro.images.reading import ImageFile, read_file
 from ov_recipro.metrics import correlation
 from ov_recipro.options import Targets
 from ov_recipro.saliency import Floats
+from ov_recipro.sources.labels import class_index
 from ov_recipro.targets.boxes import Box, DetectedBox
 from ov_recipro.targets.candidates import iou
 
@@ -116,8 +118,7 @@ def check_comparable(first: Explainer, second: Explainer) -> None:
 def _compare_boxes(
     first: Explainer, second: Explainer, source: ImageFile | Image, target: str | int
 ) -> tuple[Comparison, Explanation, Explanation]:
-    asked = Targets(box=1) if target == "top1" else Targets((target,))
-    one = first(source, asked)
+    one = _best_box(first, source, target)
     (ours, *_) = one.targets
     if not isinstance(ours, Box):
         raise TypeError("a detector's targets are boxes")
@@ -134,6 +135,23 @@ def _compare_boxes(
         correlation=None if theirs is None else _correlation(one, other),
     )
     return found, one, other
+
+
+def _best_box(explainer: Explainer, source: ImageFile | Image, target: str | int) -> Explanation:
+    """Explain a detector's best box, or that of a class, and no other."""
+    best = Targets(box=1)
+    if target == "top1":
+        return explainer(source, best)
+    asked = Targets((target,))
+    explainer.find_targets(asked)  # a class that it does not know is an error, whatever it sees
+    one = explainer(source, best)
+    known = explainer.bundle.manifest.classes or 1 + max(each.index for each in one.predictions)
+    index = class_index(target, explainer.labels, known)
+    numbers = [n for n, each in enumerate(one.predictions, 1) if each.index == index]
+    if numbers[:1] == [1]:
+        return one
+    number = numbers[0] if numbers else None  # without one, the error says so
+    return explainer(source, dataclasses.replace(asked, box=number))
 
 
 def _in_place_of(box: Box, other: Explanation) -> DetectedBox | None:

@@ -13,12 +13,12 @@ import msgspec
 
 from ov_recipro.errors import OF_ONE_IMAGE, OptionError
 from ov_recipro.faithfulness.datasets import Boxes, Sample
-from ov_recipro.faithfulness.kept import INTERVAL, SCHEMA_VERSION, Ledgers, Task
+from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Task
 from ov_recipro.faithfulness.measure import Profile, measure
 from ov_recipro.images.preprocess import Window
 from ov_recipro.images.reading import decode_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject
-from ov_recipro.metrics import Box, Mean, Measurement, Summary, Tally
+from ov_recipro.metrics import INTERVAL, Box, Mean, Measurement, Summary, Tally
 
 __all__ = ["Evaluation", "Measuring", "Outcome", "Record", "Row", "Task"]
 

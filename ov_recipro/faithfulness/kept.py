@@ -18,15 +18,18 @@ from ov_recipro.ordered import in_order
 
 SCHEMA_VERSION = 1
 RECORDS = "records"
-INTERVAL = "95 %, percentiles of 2000 bootstrap samples of the images"
 
 
 class OfImage(Protocol):
-    """What was found for an image: its sample's name and the SHA-256 of its file."""
+    """What was found for an image: its sample's name and label, and the SHA-256 of its file."""
 
     @property
     def image(self) -> str:
         """The sample's name."""
+
+    @property
+    def label(self) -> int | None:
+        """The sample's label; None where samples have none."""
 
     @property
     def sha256(self) -> str:
@@ -174,13 +177,29 @@ class Ledgers(Generic[Kind]):
         ]
 
 
+def settings_line(settings: Mapping[str, Any]) -> bytes:
+    """Return settings as a line of JSON, the same for 0 and 0.0, 1 and 1.0, ...
+
+    A model that was just split and its bundle, read again, differ in that.
+    """
+    return msgspec.json.encode(_plain(msgspec.to_builtins(settings)), order="deterministic")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class _Ledger(Generic[Kind]):
     """A file of one method's records: a line of settings, then a line for each image."""
 
     def __init__(
         self, folder: Path, method: str, settings: dict[str, Any], kind: type[Kind]
     ) -> None:
-        head = msgspec.json.encode(settings, order="deterministic")
+        head = settings_line(settings)
         key = hashlib.sha256(head).hexdigest()[:12]
         self.path = folder / f"{method}-{settings['profile']}-{key}.jsonl"
         self.records: dict[str, Kind] = {}
@@ -194,7 +213,7 @@ class _Ledger(Generic[Kind]):
     def measured(self, sample: Sample) -> str | None:
         """Return the SHA-256 of the file that was measured under this name and label, if any."""
         record = self.records.get(sample.name)
-        same = record is not None and getattr(record, "label", None) == sample.label
+        same = record is not None and record.label == sample.label
         return record.sha256 if record is not None and same else None
 
     def add(self, record: Kind) -> None:

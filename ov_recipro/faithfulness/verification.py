@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
 from zlib import crc32
 
 import numpy as np
@@ -15,16 +14,15 @@ from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness.box_measure import BoxCurves, BoxMeasurement
 from ov_recipro.faithfulness.measure import curves, measure
 from ov_recipro.methods import AnyTarget, Subject
-from ov_recipro.methods.box_methods import gaussian_in, noise
-from ov_recipro.metrics import Measurement, upsampled
+from ov_recipro.methods.box_methods import BLOBS, gaussian_in, noise
+from ov_recipro.metrics import Measurement, Verdict, upsampled
 from ov_recipro.saliency import Floats
 from ov_recipro.targets.boxes import BoxTarget
 from ov_recipro.targets.classes import ClassTarget
 
-Verdict = Literal["supported", "weak", "no better than a Gaussian", "no better than random"]
-
 RANDOM_MAPS = 8
 STEPS = 14  # of a curve
+_GRID = (8, 8)  # that of RISE's masks
 _SUPPORTED, _WEAK = 2.0, 1.0
 
 RULE = (
@@ -33,7 +31,8 @@ RULE = (
     "else, or if the map is flat, no better than random"
 )
 BOX_RULE = (
-    f"insertion minus deletion of the box's own pixels, against {RANDOM_MAPS} random maps: "
+    f"insertion minus deletion of the box's own pixels, against {RANDOM_MAPS} random maps of "
+    f"{BLOBS} cells along the box's longer side: "
     f"supported if more than {_SUPPORTED:g} of their standard deviations above their mean, weak if "
     f"more than {_WEAK:g}; else, or if the map is flat, no better than random; and no better than "
     "a Gaussian if one drawn into the box, which knows nothing about the model, has as much"
@@ -47,7 +46,7 @@ class Verification:
     Attributes:
         measured: the map, by the profile "poppi" with curves of 14 steps; a box's by
             `box_measure`.
-        random_deletion, random_insertion: those of each random map on the same grid.
+        random_deletion, random_insertion: those of each random map (see `random_maps`).
         deviations: how far insertion minus deletion is above that of random maps; see `rule`.
         verdict: by `rule`.
         rule: in words.
@@ -107,14 +106,14 @@ def verify_box(
     """Verify the map [h,w] of a box of an image [C,H,W] in the units of the model's input.
 
     Raises:
-        TargetError: the detector does not predict the box.
+        TargetError: the detector does not predict the box, or it covers no pixel.
     """
     if target.missed:
         raise TargetError("The detector does not predict this box: its map can't be verified.")
     curves_of_box = BoxCurves(subject, image, target)
     found = curves_of_box.measure(saliency)
     gaussian = curves_of_box.measure(gaussian_in(target.edges, (image.shape[1], image.shape[2])))
-    random = [curves_of_box.inner(each) for each in reference_maps(subject, image, target)]
+    random = [curves_of_box.inner(each) for each in reference_maps(image, target)]
     deletions, insertions = zip(*random, strict=True)
     deviations = deviations_above((found.inner_deletion, found.inner_insertion), random)
     return BoxVerification(
@@ -147,17 +146,21 @@ def verify_target(subject: Subject, image: Floats, target: AnyTarget) -> Verific
     )
 
 
-def reference_maps(subject: Subject, image: Floats, target: BoxTarget) -> list[Floats]:
-    """Return noise for a box on the grid of the cells, the same for the same image and box.
+def reference_maps(image: Floats, target: BoxTarget) -> list[Floats]:
+    """Return noise for a box of an image [C,H,W] (see `box_methods.noise`).
 
     The method "random" is not among it, so that this can be judged like any other.
     """
-    return list(noise(subject, image, target, 1 + RANDOM_MAPS)[1:])
+    return list(noise(image, target, 1 + RANDOM_MAPS)[1:])
 
 
 def random_maps(subject: Subject, image: Floats) -> list[Floats]:
-    """Return noise on the feature map's grid at the image's size, the same for the same image."""
-    grid = subject.explainer.bundle.manifest.cut.grid
+    """Return noise on the feature map's grid at the image's size, the same for the same image.
+
+    Beside a black box's map, which knows no such grid, it has 8x8 cells.
+    """
+    explainer = subject.explainer
+    grid = explainer.bundle.manifest.cut.grid if explainer.method == "recipro" else _GRID
     random = np.random.default_rng(crc32(image.tobytes()))
     size = (image.shape[1], image.shape[2])
     return [upsampled(random.random(grid), size, "bilinear") for _ in range(RANDOM_MAPS)]

@@ -23,9 +23,12 @@ Raises NotApplicable where the model does not allow it.
 
 GAUSSIAN, RANDOM = "gauss-in-box", "random"
 CONTROLS = (GAUSSIAN, RANDOM)
-"""The methods that know nothing about the model: what they reach, a measure gives away."""
+"""The methods that know nothing about the model: a method that is no better than they are has not
+shown that it does."""
 
-_COARSE = (16, 16)  # noise for a model without cells
+BLOBS = 4
+"""Cells of noise along a box's longer side. Finer noise is too even: coarse maps that know nothing
+would often be far better than it."""
 
 
 def recipro(subject: Subject, image: Floats, targets: Sequence[BoxTarget]) -> list[Floats]:
@@ -60,19 +63,22 @@ def gaussian_in(box: Box, size: tuple[int, int]) -> Floats:
     return np.asarray(np.exp(-8 * (y[:, None] ** 2 + x[None] ** 2)), np.float32)
 
 
-def random_maps(subject: Subject, image: Floats, targets: Sequence[BoxTarget]) -> list[Floats]:
-    """Return noise on the grid of the cells for each box, the same for the same image and box."""
-    return [noise(subject, image, target, 1)[0] for target in targets]
+def random_maps(subject: Subject, image: Floats, targets: Sequence[BoxTarget]) -> list[Floats]:  # noqa: ARG001
+    """Return noise for each box, the same for the same image and box (see `noise`)."""
+    return [noise(image, target, 1)[0] for target in targets]
 
 
-def noise(subject: Subject, image: Floats, target: BoxTarget, count: int) -> Floats:
-    """Return uniform noise on the grid of the cells, 0..1, [count,h,w].
+def noise(image: Floats, target: BoxTarget, count: int) -> Floats:
+    """Return uniform noise for a box of an image [C,H,W], 0..1, float32 [count,h,w].
 
-    It depends on the image and the box alone; the first maps are the same for any `count`.
+    `BLOBS` of its square cells lie along the box's longer side, but none is smaller than a pixel:
+    whatever made the map that is held against it, and wherever the model is cut, the noise is the
+    same. It depends on the image and the box alone; the first maps are the same for any `count`.
     """
-    bundle = subject.explainer.bundle
+    left, top, right, bottom = target.edges
+    cell = max(1.0, max(right - left, bottom - top) / BLOBS)
+    grid = [max(1, round(side / cell)) for side in image.shape[1:]]
     seed = [crc32(image.tobytes()), crc32(np.array(target.edges).tobytes())]
-    grid = _COARSE if bundle.whole else bundle.manifest.cut.grid
     return np.random.default_rng(seed).random((count, *grid), np.float32)
 
 

@@ -168,7 +168,10 @@ class Subject:
         return class_scores(self.forward(image).logits, self.probability)
 
     def logits_of_all(self, images: Iterable[Floats]) -> Floats:
-        """Return the outputs [n,values] of images, several at once; each is copied when drawn."""
+        """Return the outputs [n,values] of images, several at once; each is copied when drawn.
+
+        For models whose outputs are as long for every image.
+        """
         copies = (np.array(image) for image in images)
         return np.stack(list(in_order(self.outputs, copies, self.parallel)))
 
@@ -183,8 +186,9 @@ class Subject:
         return float(self.scores_of(self.outputs(image)[None], target)[0])
 
     def curve(self, images: Iterable[Floats], target: AnyTarget) -> list[float]:
-        """Return a target's scores along a series of images."""
-        return [float(each) for each in self.scores_of(self.logits_of_all(images), target)]
+        """Return a target's scores along a series of images; each is copied when drawn."""
+        copies = (np.array(image) for image in images)
+        return list(in_order(lambda image: self.score(image, target), copies, self.parallel))
 
     def tail(self, features: Floats, run: Forward | None = None) -> Floats:
         """Return the logits [n,classes] of feature maps [n,K,H,W], in float32.

@@ -19,6 +19,7 @@ import numpy as np
 from ov_recipro.explanation import Prediction, Target
 from ov_recipro.images.drawing import Style, palette, shrink, signed_palette
 from ov_recipro.images.preprocess import Image
+from ov_recipro.metrics import VERDICTS
 from ov_recipro.report.box_list import listed_boxes
 from ov_recipro.report.wording import (
     METHODS,
@@ -160,7 +161,7 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
         css=_part("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        verdicts=list(dict.fromkeys(v for each in cards for v in _verdicts(each))),
+        verdicts=[v for v in VERDICTS if any(v in _verdicts(each) for each in cards)],
     )
     return text.encode()
 

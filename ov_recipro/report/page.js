@@ -261,8 +261,8 @@
   window.addEventListener("blur", () => compare(false));
 
   const find = byId("find"), least = byId("least"), verdict = byId("verdict"), order = byId("order");
-  const RANKS = ["supported", "weak", "no better than a Gaussian", "no better than random"];
-  const rank = (card) => Math.max(-1, ...card.element.dataset.verdicts.split("|").map((v) => RANKS.indexOf(v)));
+  const ranks = verdict ? [...verdict.options].map((option) => option.value) : []; // best first
+  const rank = (card) => Math.max(-1, ...card.element.dataset.verdicts.split("|").map((v) => ranks.indexOf(v)));
   const confidence = (card) => Number(card.element.dataset.confidence);
   const orders = {
     given: () => 0,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
-from boxes import SCENE_DETECTOR, make_scenes
-from ov_recipro import Explainer
+from boxes import SCENE_MODEL, make_scenes
+from ov_recipro import Explainer, OptionError, TargetError
 from ov_recipro.faithfulness.box_measure import (
     INNER_STEPS,
     STEPS,
@@ -27,7 +29,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject(Explainer(SCENE_DETECTOR))
+    return Subject(Explainer(SCENE_MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -137,23 +139,54 @@ def test_what_a_measurement_costs(
 
 def test_which_boxes_are_measured(subject: Subject) -> None:
     image, window = subject.prepare(make_scenes(8)[-1].image)
-    every = chosen_boxes(subject, image, window, BoxLimits(most=9, smallest=0, largest=1))
+    every = chosen_boxes(subject, image, window, BoxLimits(max_boxes=9, smallest=0, largest=1))
     assert len(every) > 1
     shares = []
     for target in every:
         left, top, right, bottom = target.edges
         shares.append((right - left) * (bottom - top) / 160**2)
-    best = chosen_boxes(subject, image, window, BoxLimits(most=1, smallest=0, largest=1))
+    best = chosen_boxes(subject, image, window, BoxLimits(max_boxes=1, smallest=0, largest=1))
     assert [each.edges for each in best] == [every[0].edges]
     limit = (min(shares) + max(shares)) / 2
-    large = chosen_boxes(subject, image, window, BoxLimits(most=9, smallest=limit, largest=1))
+    large = chosen_boxes(subject, image, window, BoxLimits(max_boxes=9, smallest=limit, largest=1))
     assert 0 < len(large) < len(every)
     scores = [subject.score(image, target) for target in every]
     assert scores == sorted(scores, reverse=True)
-    least = BoxLimits(threshold=scores[0] - 1e-6, most=9, smallest=0, largest=1)
+    least = BoxLimits(threshold=scores[0] - 1e-6, max_boxes=9, smallest=0, largest=1)
     assert len(chosen_boxes(subject, image, window, least)) == 1
     nothing = np.full_like(image, 0.5)
     assert chosen_boxes(subject, nothing, window, BoxLimits()) == []
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        *({"threshold": value} for value in (-1, 0, 1.1, np.nan)),
+        *({"nms": value} for value in (5, 0, np.nan)),
+        *({"smallest": low, "largest": high} for low, high in ((0.45, 0.01), (-0.05, np.nan))),
+        {"largest": 1.5},
+        {"max_boxes": 0},
+    ],
+)
+def test_limits_out_of_range(limits: dict[str, float]) -> None:
+    with pytest.raises(OptionError):
+        BoxLimits(**limits)  # type: ignore[arg-type]
+
+
+def test_boxes_that_can_not_be_measured(
+    subject: Subject, seen: tuple[Floats, Window], target: BoxTarget
+) -> None:
+    image, window = seen
+    between = replace(target, edges=(50.6, 50.6, 51.4, 51.4))  # no pixel has its centre there
+    with pytest.raises(TargetError, match="covers no pixel"):
+        BoxCurves(subject, image, between)
+    empty = np.full_like(image, 0.5)
+    unseen = replace(target, edges=(150.0, 150.0, 160.0, 160.0), anchors=np.array([], np.int64))
+    with pytest.raises(TargetError, match="scores 0"):
+        BoxCurves(subject, empty, unseen)
+    everything = BoxLimits(max_boxes=99, smallest=0, largest=1)
+    for each in chosen_boxes(subject, image, window, everything):
+        BoxCurves(subject, image, each)
 
 
 def test_margins() -> None:

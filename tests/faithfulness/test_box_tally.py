@@ -49,12 +49,14 @@ def test_differences_are_paired() -> None:
     found, back = above(easier, hard), above(hard, easier)
     assert found is not None
     assert back is not None
-    for end in (found.energy.value, found.energy.low, found.energy.high):
+    for end in (found.means.energy.value, found.means.energy.low, found.means.energy.high):
         assert end == pytest.approx(0.1)
-    assert back.energy.value == pytest.approx(-0.1)
-    assert found.deletion.value == 0
+    assert back.means.energy.value == pytest.approx(-0.1)
+    assert found.means.deletion.value == 0
+    assert (found.images, found.boxes) == (10, 20)
     alone = above({"0": easier["0"], "x": with_energy(1)}, hard)
     assert alone is not None
-    assert alone.energy.value == pytest.approx(0.1)
+    assert (alone.images, alone.boxes) == (1, 2)
+    assert alone.means.energy.value == pytest.approx(0.1)
     assert above({"0": with_energy(1)}, {"0": with_energy(1, 1)}) is None
     assert above({"a": []}, {"a": []}) is None

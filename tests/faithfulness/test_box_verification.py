@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boxes import SCENE_DETECTOR, make_scenes, write_scenes
+from boxes import SCENE_MODEL, make_scenes, write_scenes
 from command import run
 from ov_recipro import Explainer, ReciproError
 from ov_recipro.explanation import Explanation
@@ -30,7 +30,7 @@ from ov_recipro.targets.boxes import BoxTarget
 
 @pytest.fixture(scope="module")
 def explainer() -> Explainer:
-    return Explainer(SCENE_DETECTOR)
+    return Explainer(SCENE_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,9 @@ def test_reference_maps_are_not_the_control(explainer: Explainer, explanation: E
     subject = Subject(explainer)
     image, _ = subject.prepare(make_scenes(1)[0].image)
     target = explanation.scored[0]
-    maps = reference_maps(subject, image, target)
+    maps = reference_maps(image, target)
     assert len(maps) == RANDOM_MAPS
-    control = noise(subject, image, target, 1)[0]
+    control = noise(image, target, 1)[0]
     assert all(np.abs(each - control).max() > 0.1 for each in maps)
 
 
@@ -128,7 +128,7 @@ def test_a_missed_box(explainer: Explainer) -> None:
 
 def test_in_the_record_and_in_words(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "scenes", 1)
-    result = run("explain", folder, "-m", SCENE_DETECTOR, "--box", "1", "--verify", cwd=tmp_path)
+    result = run("explain", folder, "-m", SCENE_MODEL, "--box", "1", "--verify", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "explanations" / "explanations.json").read_text())
     found = record["images"][0]["targets"][0]["verification"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boxes import SCENE_DETECTOR, write_scenes
+from boxes import SCENE_MODEL, make_scenes, write_scenes
 from command import fails, run
 from graphs import Builder
 from ov_recipro import Explainer, ReciproError
@@ -100,8 +100,8 @@ def test_what_can_go_wrong(tmp_path: Path, lite0: Path, cat: Path) -> None:
 def test_boxes_of_two_detectors(tmp_path: Path) -> None:
     """A detector is like itself; at another grid its maps stay close to these."""
     folder = write_scenes(tmp_path / "scenes", 2)
-    explainer = Explainer(SCENE_DETECTOR)
-    found, one, other = compare(explainer, Explainer(SCENE_DETECTOR), folder / "0.png")
+    explainer = Explainer(SCENE_MODEL)
+    found, one, other = compare(explainer, Explainer(SCENE_MODEL), folder / "0.png")
     assert found.correlation == pytest.approx(1, abs=1e-3)  # its box is rounded to 0.1 pixels
     assert (found.changed, found.second) == (False, one.predictions[0])
     assert found.second_score == pytest.approx(found.target.score, abs=1e-2)
@@ -111,7 +111,7 @@ def test_boxes_of_two_detectors(tmp_path: Path) -> None:
     named, *_ = compare(explainer, explainer, folder / "0.png", label)
     assert named.target.label == label
     finer = ",".join(reversed(explainer.bundle.manifest.cut.masked))
-    models = (SCENE_DETECTOR, SCENE_DETECTOR)
+    models = (SCENE_MODEL, SCENE_MODEL)
     done = run("compare", *models, folder, "--layer-b", finer, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for image in json.loads(done.stdout)["images"]:
@@ -119,11 +119,29 @@ def test_boxes_of_two_detectors(tmp_path: Path) -> None:
         assert image["first"]["box"] == pytest.approx(image["second"]["box"], abs=1)
 
 
+def test_only_the_best_box_of_a_class_is_explained() -> None:
+    explainer = Explainer(SCENE_MODEL)
+    for scene in make_scenes(40):
+        predictions = explainer(scene.image, box=1).predictions
+        labels = [each.label for each in predictions]
+        behind = [label for label in labels[1:] if label and labels.count(label) > 1]
+        if behind and labels[0] != behind[0]:
+            break
+    found, one, _ = compare(explainer, explainer, scene.image, behind[0])
+    assert found.first == predictions[labels.index(behind[0])]
+    assert len(one.targets) == 1
+    absent = next(name for name in explainer.labels or () if name not in labels)
+    with pytest.raises(ReciproError, match=f"No box of {absent} scores"):
+        compare(explainer, explainer, scene.image, absent)
+    with pytest.raises(ReciproError, match="none"):
+        compare(explainer, explainer, scene.image, "none")
+
+
 def test_a_box_that_the_second_detector_misses(tmp_path: Path) -> None:
     """It looks at an image turned dark, and sees nothing."""
     folder = write_scenes(tmp_path / "scenes", 1)
-    dark = Explainer(SCENE_DETECTOR, preprocessing=lambda how: replace(how, scale=(25500,) * 3))
-    found, _, _ = compare(Explainer(SCENE_DETECTOR), dark, folder / "0.png")
+    dark = Explainer(SCENE_MODEL, preprocessing=lambda how: replace(how, scale=(25500,) * 3))
+    found, _, _ = compare(Explainer(SCENE_MODEL), dark, folder / "0.png")
     assert (found.second, found.changed, found.correlation) == (None, True, None)
     assert found.second_score < 0.4 < found.target.score
 
@@ -131,4 +149,4 @@ def test_a_box_that_the_second_detector_misses(tmp_path: Path) -> None:
 def test_models_of_two_kinds(tmp_path: Path, explainer: Explainer) -> None:
     folder = write_scenes(tmp_path / "scenes", 1)
     with pytest.raises(ReciproError, match="is a classifier, the second a detector"):
-        compare(explainer, Explainer(SCENE_DETECTOR), folder / "0.png")
+        compare(explainer, Explainer(SCENE_MODEL), folder / "0.png")

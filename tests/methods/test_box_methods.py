@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from boxes import SCENE_DETECTOR, make_scenes
+from boxes import SCENE_MODEL, make_scenes
 from ov_recipro import Explainer
 from ov_recipro.black_boxes.attribution import Method
 from ov_recipro.faithfulness.box_measure import BoxLimits, chosen_boxes
@@ -17,7 +19,7 @@ from ov_recipro.targets.boxes import BoxTarget
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject(Explainer(SCENE_DETECTOR))
+    return Subject(Explainer(SCENE_MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def test_the_explainers_maps(
     subject: Subject, seen: tuple[Floats, list[BoxTarget]], method: Method
 ) -> None:
     image, targets = seen
-    explainer = Explainer(SCENE_DETECTOR, method=method)
+    explainer = Explainer(SCENE_MODEL, method=method)
     expected = explainer.explain_scored(subject.tensor(image), targets).maps
     np.testing.assert_allclose(BOX_METHODS[method](subject, image, targets), expected, atol=1e-5)
 
@@ -55,13 +57,29 @@ def test_controls_know_the_box_alone(
 def test_noise_is_the_same_for_the_same_box(
     subject: Subject, seen: tuple[Floats, list[BoxTarget]]
 ) -> None:
-    image, (one, other) = seen
-    many = noise(subject, image, one, 3)
-    assert many.shape == (3, 10, 10)
-    np.testing.assert_array_equal(noise(subject, image, one, 1), many[:1])
+    image, (one, *_) = seen
+    many = noise(image, one, 3)
+    np.testing.assert_array_equal(noise(image, one, 1), many[:1])
     np.testing.assert_array_equal(BOX_METHODS["random"](subject, image, [one])[0], many[0])
-    assert np.abs(noise(subject, image, other, 1) - many[:1]).max() > 0.1
-    assert np.abs(noise(subject, image + 1, one, 1) - many[:1]).max() > 0.1
+    left, top, right, bottom = one.edges
+    moved = replace(one, edges=(left + 1, top, right + 1, bottom))
+    for different in (noise(image, moved, 1), noise(image + 1, one, 1)):
+        assert different.shape == many[:1].shape
+        assert np.abs(different - many[:1]).max() > 0.1
+
+
+def test_noise_is_as_fine_as_the_box_is_large(seen: tuple[Floats, list[BoxTarget]]) -> None:
+    """Whatever the grid of the maps beside it, and wherever the model is cut."""
+    image, (target, *_) = seen
+    for edges, expected in (
+        ((20, 30, 60, 40), (16, 16)),
+        ((20, 30, 40, 110), (8, 8)),
+        ((0, 0, 160, 160), (4, 4)),
+        ((5, 5, 7, 7), (160, 160)),
+    ):
+        assert noise(image, replace(target, edges=edges), 2).shape == (2, *expected)
+    wide = noise(np.zeros((3, 80, 160), np.float32), replace(target, edges=(0, 0, 40, 40)), 1)
+    assert wide.shape == (1, 8, 16)
 
 
 def test_methods_for_classes_do_not_apply(subject: Subject) -> None:

@@ -116,7 +116,7 @@ def test_a_frozen_batch_is_no_obstacle(detector: Bundle, tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize(("mask", "block"), [("drop", 0), ("drop", 1), ("drop", 2), ("cell", 3)])
+@pytest.mark.parametrize(("mask", "block"), [("drop", 1), ("cell", 2)])
 def test_an_error_in_one_table_is_caught(
     mask: Mask, block: int, detector: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

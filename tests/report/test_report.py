@@ -19,6 +19,7 @@ from command import fails, run
 from ov_recipro import Explainer, Target
 from ov_recipro.images.drawing import Style
 from ov_recipro.images.reading import read_image
+from ov_recipro.metrics import VERDICTS
 from ov_recipro.report import card, page
 
 HOSTILE = '"><img src=x onerror=hacked=1><script>hacked=2</script>'
@@ -177,6 +178,12 @@ def test_filter_and_order(opened: Page, folder: Path) -> None:
     opened.locator("#order").select_option("confident")
     scores = [float(s) for s in shown.evaluate_all("all => all.map(c => c.dataset.confidence)")]
     assert scores == sorted(scores, reverse=True)
+    offered = opened.locator("#verdict option").all_inner_texts()[1:]
+    assert offered == sorted(offered, key=VERDICTS.index)
+    opened.locator("#order").select_option("verdict")
+    given = shown.evaluate_all("all => all.map(c => c.dataset.verdicts)")
+    ranks = [max(VERDICTS.index(each) for each in verdicts.split("|")) for verdicts in given]
+    assert ranks == sorted(ranks, reverse=True)
     opened.locator("#verdict").select_option("supported")
     expected = sum(
         any(t["verification"]["verdict"] == "supported" for t in image["targets"])
