@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shlex
@@ -16,12 +15,10 @@ from typing import Any
 import cv2
 import pytest
 
+from boxes import make_scenes, tool
 from command import run
 from ov_recipro.images.reading import read_image
 from places import ROOT, SCENE_DETECTOR, SCENE_VIT
-
-sys.path.append(str(ROOT / "tools"))
-detector_scenes = importlib.import_module("detector_scenes")
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(
@@ -77,11 +74,10 @@ def folder(
 
 def scene_with(name: str) -> Any:
     """A picture with an object of this class, and others."""
-    scenes = detector_scenes.make_scenes(200, (detector_scenes.HELD_OUT_SEED, 1))
-    wanted = detector_scenes.CLASSES.index(name)
+    wanted = tool("detector_scenes").CLASSES.index(name)
     return next(
         scene.image
-        for scene in scenes
+        for scene in make_scenes(50)
         if wanted in [each.class_index for each in scene.objects] and len(scene.objects) > 1
     )
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import openvino as ov
 
 from ov_recipro.cut.bundle import Manifest
 from ov_recipro.plans import rows, tokens
-from ov_recipro.plans.nodes import Port
+from ov_recipro.plans.nodes import Port, prepared
 from ov_recipro.plans.rows import RowsPlan, Scattered
+from ov_recipro.plans.rows.on_demand import lower_on_demand
+from ov_recipro.plans.rows.zones import OnDemand
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.tokens import TokensPlan
-from ov_recipro.plans.verdict import Logits, largest_error, largest_joint_error
+from ov_recipro.plans.verdict import (
+    TOLERANCE,
+    Logits,
+    PlanRefused,
+    Verdict,
+    keep_verdict,
+    largest_error,
+    largest_joint_error,
+    read_verdict,
+)
 
 SparsePlan: TypeAlias = RowsPlan | TokensPlan
 
@@ -82,6 +95,52 @@ def build_joint(
         PlanRefused: the plan does not apply, or saves too little.
     """
     return rows.build_joint(tail, manifest.cut.cells, core, memory, plain_macs, mask)
+
+
+def build_on_demand(manifest: Manifest, mask: Mask, tail: ov.Model, core: ov.Core) -> OnDemand:
+    """Compile a detector's tail at batch 1 for some of its values at a time.
+
+    Args:
+        manifest, mask, tail, core: as of `build`.
+
+    Raises:
+        PlanRefused: an operation has no rule, or the compiler fails on this graph.
+    """
+    try:
+        lowered = lower_on_demand(prepared(tail), manifest.cut.cells, core, mask == "drop")
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as failure:
+        raise PlanRefused(f"{type(failure).__name__}: {str(failure).splitlines()[0]}") from failure
+    return OnDemand(lowered)
+
+
+def refusal(file: Path, error: Callable[[], float]) -> str | None:
+    """Return why a plan is not used; None where it is. It is found out once.
+
+    Args:
+        file: where the verdict is kept.
+        error: builds the plan and compares it with the dense one; it may raise PlanRefused.
+    """
+    verdict = read_verdict(file)
+    if verdict is None:
+        try:
+            verdict = Verdict(error(), None)
+        except PlanRefused as failure:
+            verdict = Verdict(None, str(failure))
+        keep_verdict(file, verdict)
+    return verdict.reason
+
+
+def tolerated(name: str, error: float) -> float:
+    """Return the error of the plan of this name.
+
+    Raises:
+        PlanRefused: it is larger than `verdict.TOLERANCE`.
+    """
+    if not error <= TOLERANCE:
+        raise PlanRefused(
+            f"plan '{name}' differs from the dense tail by {error:.1e} of the logits' spread"
+        )
+    return error
 
 
 def checked_cells(manifest: Manifest) -> list[list[int]]:

@@ -22,34 +22,23 @@ from ov_recipro.plans.rows import Scattered
 from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask, StreamPlan, batched, plan_stream
 from ov_recipro.plans.stream.stream_openvino import activation_bytes, masked
-from ov_recipro.plans.verdict import (
-    TOLERANCE,
-    Logits,
-    PlanRefused,
-    Verdict,
-    keep_verdict,
-    read_verdict,
-    verdict_file,
-)
-from ov_recipro.runtimes.infer_requests import MaskedRuns
+from ov_recipro.plans.verdict import Logits, PlanRefused, verdict_file
 from ov_recipro.runtimes.infer_requests import device_errors as device_errors
 from ov_recipro.runtimes.infer_requests import run_request as run_request
 from ov_recipro.runtimes.masked_runs import (
+    MaskedOf,
+    compiled_on_demand,
     joint_logits,
-    joint_values,
+    joint_runs,
+    own_request,
     sparse_logits,
     stream_logits,
 )
 from ov_recipro.runtimes.runtime import Device, Floats, Inference, selected
 from ov_recipro.saliency import Array
-from ov_recipro.sources.openvino_models import (
-    compiled,
-    core,
-    read,
-)
+from ov_recipro.sources.openvino_models import compiled, core, read
 
 _Infer: TypeAlias = Callable[[Array], Inference]
-_Masked: TypeAlias = Callable[[ov.InferRequest, list[Array]], MaskedRuns]
 
 _PLUGINS = {
     "CPU": "OpenVINO's CPU plugin does not run on this processor",
@@ -115,7 +104,7 @@ class OpenVINORuntime:
         self.parallel = parallel_requests(plain, self._running.hint)
         model, plan = stream_model(self._bundle, self._running.batch_memory, self._mask)
         self.plan = plan
-        return _apart(plain, self._compiled(model), partial(stream_logits, plan))
+        return _apart(plain, own_request(self._compiled(model), partial(stream_logits, plan)))
 
     def _sparse(self) -> Callable[[], _Infer]:
         """Compile the plan into one graph, once it is checked against the dense tail.
@@ -133,13 +122,24 @@ class OpenVINORuntime:
             together = self._compiled(model)
             self.parallel = parallel_requests(together, self._running.hint)
             return _together(together)
-        plain = self._compiled(whole_model(bundle), self._running.precision)
+        demanded, tail = None, None
+        if joint:
+            model, scattered, rows = joint_model(bundle, mask, memory)
+            if rows.macs > rows.plain_macs:
+                dense = partial(dense_runner, bundle, self._running.device, memory, mask)
+                demanded = compiled_on_demand(
+                    bundle, mask, self._running, tail_at(bundle, 1), dense
+                )
+            if demanded is not None and demanded.at_once:
+                tail = demanded.plan.lowered.plain
+        plain = self._compiled(whole_model(bundle, tail), self._running.precision)
         self.parallel = parallel_requests(plain, self._running.hint)
         if joint:
-            model, scattered, self.plan = joint_model(bundle, mask, memory)
-            return _apart(plain, self._compiled(model), partial(joint_values, scattered))
+            self.plan = rows
+            runs = joint_runs(scattered, self._compiled(model), rows.macs, demanded)
+            return _apart(plain, runs, len(bundle.manifest.boundary_shapes))
         model, self.plan = sparse_model(bundle, mask, memory)
-        return _apart(plain, self._compiled(model), sparse_logits)
+        return _apart(plain, own_request(self._compiled(model), sparse_logits))
 
 
 def sparse_refusal(bundle: Bundle, mask: Mask, device: str, memory: int) -> str | None:
@@ -148,14 +148,7 @@ def sparse_refusal(bundle: Bundle, mask: Mask, device: str, memory: int) -> str 
     The plan is built and checked once; the verdict is kept in the user's cache.
     """
     file = verdict_file(bundle.manifest, mask, device, memory)
-    verdict = read_verdict(file)
-    if verdict is None:
-        try:
-            verdict = Verdict(_sparse_error(bundle, mask, device, memory), None)
-        except PlanRefused as failure:
-            verdict = Verdict(None, str(failure))
-        keep_verdict(file, verdict)
-    return verdict.reason
+    return sparse.refusal(file, lambda: _sparse_error(bundle, mask, device, memory))
 
 
 def _sparse_error(bundle: Bundle, mask: Mask, device: str, memory: int) -> float:
@@ -179,11 +172,7 @@ def _sparse_error(bundle: Bundle, mask: Mask, device: str, memory: int) -> float
     for cells in sparse.checked_cells(manifest):
         got = of_plan if scattered is None else joint_logits(scattered, request, cells)
         error = max(error, sparse.error_of(manifest, got, dense(cells)))
-    if not error <= TOLERANCE:
-        raise PlanRefused(
-            f"plan '{plan.name}' differs from the dense tail by {error:.1e} of the logits' spread"
-        )
-    return error
+    return sparse.tolerated(plan.name, error)
 
 
 def dense_logits(bundle: Bundle, device: str, memory: int, mask: Mask = "cell") -> Logits:
@@ -236,20 +225,23 @@ def _together(model: ov.CompiledModel) -> Callable[[], _Infer]:
 
 
 def _apart(
-    plain: ov.CompiledModel, tail: ov.CompiledModel, masked: _Masked
+    plain: ov.CompiledModel, tail: Callable[[], MaskedOf], features: int = -1
 ) -> Callable[[], _Infer]:
-    """Return a function that makes one more pair of requests: for the whole model and the tail."""
+    """Return a function that makes one more set of requests: for the whole model and the tail.
+
+    The model's first outputs are the `features`; but for its logits, the last, all by default.
+    """
 
     def make() -> _Infer:
-        request, own = plain.create_infer_request(), tail.create_infer_request()
+        request, masked = plain.create_infer_request(), tail()
 
         def infer(image: Array) -> Inference:
             values = run_request(request, [image])
             return Inference(
                 logits=np.asarray(values[-1], np.float32).reshape(-1),
                 softmax_terms=None,
-                finite=all(bool(np.isfinite(value).all()) for value in values[:-1]),
-                masked=masked(own, values[:-1]),
+                finite=all(bool(np.isfinite(value).all()) for value in values[:features]),
+                masked=masked(values),
             )
 
         return infer
@@ -270,12 +262,15 @@ def plain_model(bundle: Bundle) -> ov.Model:
     return ov.Model([model.get_results()[-1]], model.get_parameters(), "plain")
 
 
-def whole_model(bundle: Bundle) -> ov.Model:
-    """Return the model from the image to the head's outputs and, last, the logits."""
+def whole_model(bundle: Bundle, tail: ov.Model | None = None) -> ov.Model:
+    """Return the model from the image to the head's outputs and, last, the logits.
+
+    Between these it has what else a `tail` of one's own gives, which is used up.
+    """
     head = _head(bundle)
     if bundle.manifest.deployed_scores:
         return head
-    tail = tail_at(bundle, batch=1)
+    tail = tail or tail_at(bundle, batch=1)
     for result, parameter in zip(head.get_results(), tail.get_parameters(), strict=True):
         source = result.input(0).get_source_output()
         for reader in parameter.output(0).get_target_inputs():

@@ -12,7 +12,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from boxes import SCENE_DETECTOR, make_scenes
+from boxes import SCENE_MODEL, make_scenes
 from command import fails, run
 from oracle import features_of
 from oracle import run as run_slowly
@@ -63,7 +63,7 @@ def slow_maps(explainer: Explainer, x: Floats) -> Floats:
 
 @pytest.fixture(scope="module")
 def slow() -> Explainer:
-    return Explainer(SCENE_DETECTOR, plan="stream")
+    return Explainer(SCENE_MODEL, plan="stream")
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +74,18 @@ def image(slow: Explainer) -> Floats:
 
 def test_maps_are_what_classes_lose(slow: Explainer, image: Floats) -> None:
     expected = slow_maps(slow, image)
-    got = infer(embed(SCENE_DETECTOR, scaling="raw"), image)
-    plain = infer(core().read_model(SCENE_DETECTOR), image)
+    got = infer(embed(SCENE_MODEL, scaling="raw"), image)
+    plain = infer(core().read_model(SCENE_MODEL), image)
     np.testing.assert_array_equal(got["output0"], plain["output0"])
     assert got["saliency_map"].shape == (1, 6, 10, 10)
     np.testing.assert_allclose(got["saliency_map"][0], expected, atol=1e-5)
     assert expected.max() > 0.5
-    some = embed(SCENE_DETECTOR, scaling="float", classes=[4, slow.labels[1]])  # type: ignore[index]
+    some = embed(SCENE_MODEL, scaling="float", classes=[4, slow.labels[1]])  # type: ignore[index]
     scaled = infer(some, image)["saliency_map"][0]
     highest = expected.max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(scaled, (expected / highest)[[4, 1]], atol=1e-3)
     assert scaled.max() == 1
-    levels = infer(embed(SCENE_DETECTOR), image)["saliency_map"]
+    levels = infer(embed(SCENE_MODEL), image)["saliency_map"]
     assert levels.dtype == np.uint8
     np.testing.assert_allclose(levels[0] / 255, expected / highest, atol=0.51 / 255 + 1e-3)
 
@@ -112,8 +112,8 @@ def test_real_detectors(name: str, shape: tuple[int, ...], cat: Path) -> None:
 @pytest.mark.parametrize("layer", ["auto", "3"])  # what the neck reads, what the heads read
 def test_the_explaining_part_keeps_float32(layer: str, image: Floats) -> None:
     """Under the device's own precision: the same boxes, and the feature maps' maps in float32."""
-    model = core().read_model(SCENE_DETECTOR)
-    embedded = embed(SCENE_DETECTOR, layer=layer, scaling="raw")
+    model = core().read_model(SCENE_MODEL)
+    embedded = embed(SCENE_MODEL, layer=layer, scaling="raw")
     got, plain = infer(embedded, image, **NATIVE), infer(model, image, **NATIVE)
     np.testing.assert_array_equal(got["output0"], plain["output0"])
     own = {node.get_friendly_name() for node in model.get_ordered_ops()}
@@ -127,7 +127,7 @@ def test_the_explaining_part_keeps_float32(layer: str, image: Floats) -> None:
     assert len(kinds) > 100
     assert "bf16" not in kinds.values(), kinds
 
-    part, features = explaining_part(embedded, cached_split(SCENE_DETECTOR, Cut(layer)), image, own)
+    part, features = explaining_part(embedded, cached_split(SCENE_MODEL, Cut(layer)), image, own)
     native, wide = (core().compile_model(part, "CPU", how)(features)[0] for how in (NATIVE, F32))
     np.testing.assert_allclose(native, wide, atol=1e-5)
     assert wide.max() > 0.5
@@ -155,7 +155,7 @@ def explaining_part(
 
 
 def test_what_the_file_says(tmp_path: Path, slow: Explainer) -> None:
-    model = core().read_model(SCENE_DETECTOR)
+    model = core().read_model(SCENE_MODEL)
     model.set_rt_info("YOLO", ["model_info", "model_type"])
     info = {name: value.astype(str) for name, value in
             embed(model).get_rt_info("model_info").astype(dict).items()}  # fmt: skip
@@ -163,12 +163,12 @@ def test_what_the_file_says(tmp_path: Path, slow: Explainer) -> None:
     assert info["saliency_layer"] == slow.bundle.manifest.cut.name
     assert info["saliency_layer"].count(",") == 2
     assert info["saliency_score"] == "largest loss of a box"
-    done = run("embed", SCENE_DETECTOR, "-o", "m.xml", "-t", "1", cwd=tmp_path)
+    done = run("embed", SCENE_MODEL, "-o", "m.xml", "-t", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "saliency_map u8 [1,1,10,10]" in done.stderr
     written = core().read_model(tmp_path / "m.xml").get_rt_info("model_info").astype(dict)
     assert "model_type" not in written
-    fails(run("embed", SCENE_DETECTOR, "-o", "m.onnx", cwd=tmp_path), "as OpenVINO only")
+    fails(run("embed", SCENE_MODEL, "-o", "m.onnx", cwd=tmp_path), "as OpenVINO only")
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -182,14 +182,14 @@ def test_what_can_not_be_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"layer": "/neck/Concat_output_0", "exact": True}, "tensors bypass the cut"),
     ):
         with pytest.raises(ReciproError, match=why):
-            embed(SCENE_DETECTOR, **asked)
+            embed(SCENE_MODEL, **asked)
     with pytest.raises(ReciproError, match="as OpenVINO only"):
-        embed_onnx(SCENE_DETECTOR)
+        embed_onnx(SCENE_MODEL)
     reason = "rows save too little"
     module = "ov_recipro.embedding.detector_branch"
     monkeypatch.setattr(f"{module}.sparse_refusal", lambda *_: reason)
     with pytest.raises(ReciproError, match=f"{reason}. 'ov-recipro explain' makes them"):
-        embed(SCENE_DETECTOR)
+        embed(SCENE_MODEL)
 
 
 def int64(*values: int) -> npt.NDArray[np.int64]:

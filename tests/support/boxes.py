@@ -16,11 +16,9 @@ from onnx.numpy_helper import from_array
 
 from ov_recipro import ReciproError
 from ov_recipro.cli import cli
-from places import ROOT
-from places import SCENE_DETECTOR as FOLDER
+from places import ROOT, SCENE_DETECTOR
 
-SCENE_MODEL = FOLDER / "model.onnx"
-SCENE_DETECTOR = SCENE_MODEL
+SCENE_MODEL = SCENE_DETECTOR / "model.onnx"
 
 
 def tool(name: str) -> Any:

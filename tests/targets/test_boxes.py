@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from boxes import make_scenes, write_two_stages
 from command import fails, run
 from ov_recipro import Explainer
 from ov_recipro.cut.bundle import Bundle, open_bundle
@@ -24,9 +23,6 @@ from ov_recipro.splitting.split import split
 from ov_recipro.targets.boxes import Box, BoxTarget, near
 from ov_recipro.targets.candidates import decode, detections, iou
 from places import DETECTORS, ROOT, SCENE_DETECTOR
-
-sys.path.append(str(ROOT / "tools"))
-detector_scenes = importlib.import_module("detector_scenes")
 
 CAT = ROOT / "examples" / "chelsea.jpg"
 MODELS = {
@@ -51,8 +47,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def image_of(bundle: Bundle) -> npt.NDArray[np.uint8]:
     """A photograph, or for the model of scenes one of these."""
     if bundle.manifest.image.size == (160, 160):
-        seed = (detector_scenes.HELD_OUT_SEED, 1)
-        return np.asarray(next(iter(detector_scenes.make_scenes(1, seed))).image)
+        return np.asarray(make_scenes(1)[0].image)
     return read_image(CAT)
 
 
@@ -354,36 +349,8 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_two_stages_are_told_of_black_boxes(tmp_path: Path) -> None:
-    """Boxes that leave only through NonZero, as torchvision's do: their number is open."""
-    proto = onnx.load(MODELS["scenes"])
-    graph = proto.graph
-    (output,) = graph.output
-    made = [
-        onnx.helper.make_node("Transpose", [output.name], ["rows"], perm=[0, 2, 1]),
-        onnx.helper.make_node("Squeeze", ["rows", "axis"], ["flat"]),
-        onnx.helper.make_node("Split", ["flat", "sizes"], ["all", "each"], axis=1),
-        onnx.helper.make_node("ReduceMax", ["each"], ["best"], axes=[1], keepdims=0),
-        onnx.helper.make_node("Greater", ["best", "least"], ["is_found"]),
-        onnx.helper.make_node("Compress", ["all", "is_found"], ["centred"], axis=0),
-        onnx.helper.make_node("MatMul", ["centred", "to_corners"], ["boxes"]),
-        onnx.helper.make_node("Compress", ["best", "is_found"], ["scores"], axis=0),
-        onnx.helper.make_node("ArgMax", ["each"], ["classes"], axis=1, keepdims=0),
-        onnx.helper.make_node("Compress", ["classes", "is_found"], ["labels"], axis=0),
-    ]
-    corners = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]], "f4")
-    values = {
-        "axis": np.array([0]),
-        "sizes": np.array([4, 6]),
-        "least": np.array(0.3, np.float32),
-        "to_corners": corners,
-    }
-    graph.node.extend(made)
-    graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in values.items())
-    del graph.output[:]
-    for name, kind in (("boxes", 1), ("scores", 1), ("labels", 7)):
-        graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    model = tmp_path / "stages.onnx"
-    onnx.save(proto, model)
+    """Boxes that leave only through Compress, as torchvision's do: their number is open."""
+    model = write_two_stages(tmp_path / "stages.onnx")
     scene = image_of(split(MODELS["scenes"], tmp_path / "b", layer="1"))
     cv2.imwrite(str(tmp_path / "scene.png"), scene)
     arguments = ("explain", "scene.png", "-m", model, "-o", "out")
