@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from chromium import opened_browser  # noqa: F401 - the fixture `browser`
+from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from playwright.sync_api import Browser, Locator, Page
 
 from ov_recipro import Explainer, Target
@@ -71,8 +71,9 @@ def tab(browser: Browser) -> Iterator[Page]:
 
 def show(tab: Page, path: Path) -> None:
     tab.goto(path.as_uri())
-    tab.wait_for_function(
-        "[...document.querySelectorAll('canvas')].every(c => c.width == 224 || c.height == 224)"
+    wait_until(
+        tab,
+        "[...document.querySelectorAll('canvas')].every(c => c.width == 224 || c.height == 224)",
     )
 
 

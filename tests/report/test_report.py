@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from chromium import opened_browser  # noqa: F401 - the fixture `browser`
+from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from playwright.sync_api import Browser, Page
 
 from command import fails, run
@@ -53,8 +53,9 @@ def opened(browser: Browser, folder: Path) -> Iterator[Page]:
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("request", lambda request: None if ours(request.url) else wrong.append(request.url))
     tab.goto((folder / "explanations" / "report.html").as_uri())
-    tab.wait_for_function(
-        "[...document.querySelectorAll('canvas')].every(c => c.width == 224 || c.height == 224)"
+    wait_until(
+        tab,
+        "[...document.querySelectorAll('canvas')].every(c => c.width == 224 || c.height == 224)",
     )
     yield tab
     assert tab.evaluate("typeof hacked") == "undefined"

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from chromium import opened_browser  # noqa: F401 - the fixture `browser`
+from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from playwright.sync_api import Browser, Locator, Page
 
 from ov_recipro import Explainer, Target
@@ -78,7 +78,7 @@ def ours(url: str) -> bool:
 def show(tab: Page, folder: Path) -> Any:
     """Open the folder's page; return its image's record."""
     tab.goto((folder / "report.html").as_uri())
-    tab.wait_for_function("document.querySelector('canvas').width == 224")
+    wait_until(tab, "document.querySelector('canvas').width == 224")
     return json.loads((folder / "explanations.json").read_text())["images"][0]
 
 
