@@ -15,7 +15,7 @@ from ov_recipro import Explainer, errors
 from ov_recipro.batch import Batch, Input, Outcome, find_inputs
 from ov_recipro.errors import CODES, DeviceError, ImageError, OptionError, codes_of
 from ov_recipro.methods import NotApplicable
-from ov_recipro.runtimes import openvino_runtime
+from ov_recipro.runtimes import infer_requests, openvino_runtime
 
 
 def test_every_class_is_in_the_table() -> None:
@@ -56,7 +56,7 @@ def test_a_lost_device_ends_a_run(
     lite0: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explainer = Explainer(lite0)
-    plain = openvino_runtime.run_request
+    plain = infer_requests.run_request
     lost: dict[int, Lost] = {}
 
     def run_until_lost(request: Any, inputs: Any) -> Any:
@@ -85,7 +85,7 @@ def test_a_lost_device_is_no_verdict_on_a_plan(
 ) -> None:
     path = residual(tmp_path / "m.onnx")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    plain = openvino_runtime.run_request
+    plain = infer_requests.run_request
 
     def lost(request: Any, inputs: Any) -> Any:
         return plain(Lost(request, 0), inputs)

@@ -47,8 +47,8 @@ def joined(graph: Graph, points: Sequence[CutPoint]) -> CutPoint:
 def _by_cells(graph: Graph, tensors: Sequence[str]) -> list[CutPoint]:
     """Return joint cuts at the same maps: one for each grid, the second coarsest first.
 
-    The coarsest cells tell what is inside a box apart no better than chance does; finer ones than
-    the second cost more without telling more.
+    Inside a box, the coarsest cells order pixels no better than chance. Cells finer than the second
+    coarsest cost more and show no more.
     """
     points = sorted((_plain_point(graph, name) for name in tensors), key=lambda p: p.cells.count)
     by_grid = {point.grid: point for point in reversed(points)}

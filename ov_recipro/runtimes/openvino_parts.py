@@ -13,9 +13,9 @@ from ov_recipro.options import Running
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.stream.stream_openvino import activation_bytes
 from ov_recipro.plans.stream.stream_plan import is_batched
+from ov_recipro.runtimes.infer_requests import device_errors
 from ov_recipro.runtimes.openvino_runtime import (
     check_device,
-    device_errors,
     parallel_requests,
     tail_at,
     whole_model,

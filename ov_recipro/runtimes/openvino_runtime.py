@@ -23,8 +23,7 @@ from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask, StreamPlan, batched, plan_stream
 from ov_recipro.plans.stream.stream_openvino import activation_bytes, masked
 from ov_recipro.plans.verdict import Logits, PlanRefused, verdict_file
-from ov_recipro.runtimes.infer_requests import device_errors as device_errors
-from ov_recipro.runtimes.infer_requests import run_request as run_request
+from ov_recipro.runtimes.infer_requests import run_request
 from ov_recipro.runtimes.masked_runs import (
     MaskedOf,
     compiled_on_demand,
