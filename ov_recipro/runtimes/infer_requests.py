@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
 
 import numpy as np
 import openvino as ov
 
 from ov_recipro.errors import DeviceError
-from ov_recipro.runtimes.runtime import Floats, Indices
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import reason
-
-MaskedRuns: TypeAlias = Callable[[Indices | None], Iterator[tuple[Floats, Floats | None]]]
-"""See `runtimes.runtime.Inference.masked`."""
 
 
 def run_request(request: ov.InferRequest, inputs: Sequence[Array]) -> list[Array]:

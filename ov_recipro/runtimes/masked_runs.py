@@ -18,8 +18,8 @@ from ov_recipro.plans.rows.on_demand import by_pixel
 from ov_recipro.plans.rows.zones import OnDemand, Zone
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.verdict import Logits, PlanRefused, verdict_file
-from ov_recipro.runtimes.infer_requests import MaskedRuns, run_request
-from ov_recipro.runtimes.runtime import Floats, Indices, selected
+from ov_recipro.runtimes.infer_requests import run_request
+from ov_recipro.runtimes.runtime import Floats, Indices, MaskedRuns, selected
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import compiled, core
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from ov_recipro.saliency import Array
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+MaskedRuns: TypeAlias = Callable[[Indices | None], Iterator[tuple[Floats, Floats | None]]]
+"""See `Inference.masked`."""
 
 
 class Plan(Protocol):
@@ -46,7 +48,7 @@ class Inference:
     logits: Floats
     softmax_terms: Floats | None
     finite: bool
-    masked: Callable[[Indices | None], Iterator[tuple[Floats, Floats | None]]]
+    masked: MaskedRuns
 
     def check_finite(self) -> None:
         """Raise ImageError where the model gives NaN or infinite numbers."""
@@ -88,7 +90,7 @@ class Device:
 
 def selected(
     runs: Iterator[tuple[Floats, Floats | None]],
-) -> Callable[[Indices | None], Iterator[tuple[Floats, Floats | None]]]:
+) -> MaskedRuns:
     """Return `Inference.masked` of a plan that computes the logits of all classes."""
 
     def masked(columns: Indices | None) -> Iterator[tuple[Floats, Floats | None]]:

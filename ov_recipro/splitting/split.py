@@ -190,6 +190,9 @@ def _affordable(source: Source, point: CutPoint) -> CutPoint:
     """
     if not point.joined:
         return point
+    (own,) = costs(source, [point])
+    if own is not None and own.inferences <= AFFORDABLE:
+        return point
     points = [each for each in cut_points(source.graph) if each.joined]
     same = [each for each in points if set(each.masked) == set(point.masked)]
     coarse = min(same, key=lambda each: each.cells.count)
