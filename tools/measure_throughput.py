@@ -21,7 +21,7 @@ from ov_recipro import Explainer
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.ordered import in_order
-from ov_recipro.runtimes.openvino_runtime import plain_model
+from ov_recipro.runtimes.model_graphs import plain_model
 from ov_recipro.sources.openvino_models import compiled
 
 

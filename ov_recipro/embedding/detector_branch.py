@@ -20,7 +20,8 @@ from ov_recipro.plans import sparse
 from ov_recipro.plans.nodes import constant, macs_of, prepared, reshape
 from ov_recipro.plans.rows.joint_compiler import LoweredJoint, lower_joint
 from ov_recipro.plans.verdict import PlanRefused
-from ov_recipro.runtimes.openvino_runtime import sparse_refusal, tail_at
+from ov_recipro.runtimes.model_graphs import tail_at
+from ov_recipro.runtimes.openvino_runtime import sparse_refusal
 from ov_recipro.sources.openvino_models import core, read
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+import openvino as ov
+from onnx import TensorProto, helper, numpy_helper
 
 from ov_recipro.cut.bundle import Bundle, Manifest
 from ov_recipro.cut.recognition import FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP
@@ -30,21 +31,25 @@ from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, Targets, cut_from
 from ov_recipro.output import write_whole
-from ov_recipro.plans import rows
-from ov_recipro.plans.closed_form import NoClosedForm, closed_form
+from ov_recipro.plans import sparse
+from ov_recipro.plans.onnx_emission import emit
+from ov_recipro.plans.onnx_graph import LEAST_OPSET, Graph, opset_of
 from ov_recipro.plans.stream import StreamPlan
-from ov_recipro.plans.stream.stream_onnx import Graph, add_mask
+from ov_recipro.plans.stream.stream_onnx import add_mask
 from ov_recipro.plans.stream.stream_plan import is_batched
-from ov_recipro.plans.verdict import TOLERANCE, largest_error
-from ov_recipro.runtimes.openvino_runtime import dense_logits, stream_plan
+from ov_recipro.plans.verdict import verdict_file
+from ov_recipro.runtimes.model_graphs import sparse_model, stream_plan
+from ov_recipro.runtimes.onnx_models import as_onnx
+from ov_recipro.runtimes.openvino_runtime import dense_runner, sparse_refusal
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import core, runner
 from ov_recipro.splitting.opening import opened
 
 _PREFIX = "explain/"
-_LEAST_OPSET = 13
 _TO_THE_END = 1 << 62
 _LARGEST = 1 << 30  # bytes of weights; a model in memory has 2 GiB at most
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_WORTH_SHARING = 1024  # numbers from which sharing a constant pays
 
 
 def embed_onnx(
@@ -64,8 +69,8 @@ def embed_onnx(
     """Return an ONNX model with an added output `saliency_map`, for ONNX Runtime and Triton.
 
     Arguments, outputs and errors are those of `ov_recipro.embed`. The explaining part uses
-    standard operations only: the closed form where the tail has one, else the tail on
-    batches of masked maps in a Scan. Detectors are refused.
+    standard operations only: the sparse plan where it applies, else the tail on batches of
+    masked maps in a Scan. Detectors are refused.
     """
     if path.suffix != ".onnx":
         raise OptionError(f"{path} is not an ONNX model, which embedding as ONNX needs.")
@@ -80,11 +85,11 @@ def embed_onnx(
     if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGEST:
         raise ModelError(f"{path} is too large to be embedded as ONNX; embed it as OpenVINO.")
     model = onnx.load(path)
-    opset = _opset(model)
+    opset = opset_of(model)
     tail = onnx.load(bundle.tail)
-    if opset < _LEAST_OPSET or _opset(tail) != opset:
+    if opset < LEAST_OPSET or opset_of(tail) != opset:
         raise ModelError(
-            f"{path} has opset {opset}; embedding as ONNX needs {_LEAST_OPSET} or later. "
+            f"{path} has opset {opset}; embedding as ONNX needs {LEAST_OPSET} or later. "
             "onnx.version_converter can raise it."
         )
     sources = list(manifest.head.outputs[: len(manifest.tail.inputs)])
@@ -95,14 +100,15 @@ def embed_onnx(
     for name in sources:
         if name not in own_tensors:
             raise ModelError(f"{path} itself has no tensor '{name}'.")
-    closed = _closed_form(bundle, tail, batch_memory)
-    part = onnx.compose.add_prefix(tail if closed is None else closed, f"{_PREFIX}tail/")
-    _share_weights(part, model)
-    plan = None if closed is not None else stream_plan(bundle, batch_memory)
+    part = onnx.compose.add_prefix(tail, f"{_PREFIX}tail/")
+    rows = _sparse(bundle, batch_memory)
+    plan = stream_plan(bundle, batch_memory) if rows is None else None
     scoring = scoring_of(bundle, score, targets)
     check_classes(classes, manifest)
-    branch = _Branch(manifest, part, plan, opset, classes, scaling, scoring, feature_vector)
-    graph, single = Graph(_PREFIX), _is_single(model, manifest)
+    branch = _Branch(
+        manifest, model, part, rows, plan, opset, classes, scaling, scoring, feature_vector
+    )
+    graph, single = Graph(_PREFIX, opset), _is_single(model, manifest)
     if single:
         outputs = branch.explain(graph, sources)
         for name, port in outputs.items():
@@ -110,7 +116,7 @@ def embed_onnx(
     else:
         outputs = branch.explain_each(graph, sources)
     model.graph.node.extend(graph.nodes)
-    model.graph.initializer.extend([*part.graph.initializer, *graph.constants])
+    model.graph.initializer.extend(graph.constants)
     model.graph.output.extend(branch.declared(outputs, 1 if single else "batch"))
     recorded = {entry.key for entry in model.metadata_props}
     for key, value in model_info(manifest, scoring.recorded).items():
@@ -124,14 +130,18 @@ class _Branch:
     """The explaining part.
 
     Attributes:
-        manifest: of the bundle; opset: of the model.
-        part: the tail, or its closed form, with names of its own.
-        plan: how the tail runs over the cells; None for the closed form.
+        manifest: of the bundle; model: what is extended; opset: its own.
+        part: the tail, with names of its own.
+        rows: the sparse plan, from the feature map to the logits of all cells; None where it does
+            not apply.
+        plan: how the tail runs over the cells; None where `rows` gives them.
         classes, scaling, feature_vector: see `embed`; scoring: how outputs become scores.
     """
 
     manifest: Manifest
+    model: onnx.ModelProto
     part: onnx.ModelProto
+    rows: ov.Model | None
     plan: StreamPlan | None
     opset: int
     classes: Classes
@@ -144,9 +154,12 @@ class _Branch:
         manifest = self.manifest
         height, width = manifest.cut.grid
         count = len(manifest.tail.inputs)
+        kinds = [value.type.tensor_type.elem_type for value in self.part.graph.input]
+        if self.rows is not None:
+            kinds = [TensorProto.FLOAT] * count
         features = [
-            graph.add("Cast", name, to=value.type.tensor_type.elem_type)
-            for name, value in zip(sources[:count], self.part.graph.input, strict=True)
+            graph.add("Cast", name, to=kind)
+            for name, kind in zip(sources[:count], kinds, strict=True)
         ]
         scores = scored_in_onnx(graph, self._logits(graph, features), self.scoring)
         tensors = {}
@@ -169,12 +182,12 @@ class _Branch:
             if manifest.cut.prefix:
                 ends = [graph.constant([n]) for n in (manifest.cut.prefix, _TO_THE_END, 1)]
                 source = graph.add("Slice", source, *ends)
-            tensors[FEATURE_VECTOR] = self._reduced(graph, "ReduceMean", source, axes, 0)
+            tensors[FEATURE_VECTOR] = graph.reduced("ReduceMean", source, axes, keep=False)
         return tensors
 
     def explain_each(self, graph: Graph, sources: list[str]) -> dict[str, str]:
         """Append a Scan that explains a batch image by image."""
-        body = Graph(f"{_PREFIX}image/")
+        body = Graph(f"{_PREFIX}image/", graph.opset)
         inputs, images = [], []
         for index in range(len(sources)):
             slice_ = f"{body.prefix}slice:{index}"
@@ -212,12 +225,13 @@ class _Branch:
 
     def _logits(self, graph: Graph, features: list[str]) -> str:
         """Append the logits [N,classes] of all cells."""
-        names = [value.name for value in self.part.graph.input]
-        end = self.part.graph.output[0].name
-        if self.plan is None:
-            graph.nodes.extend(_reading(self.part, dict(zip(names, features, strict=True))))
+        if self.rows is not None:
+            (end,) = emit(graph, self.rows, features)
         else:
-            end = self._scan(graph, features, names, end)
+            graph.constants.extend(self.part.graph.initializer)
+            names = [value.name for value in self.part.graph.input]
+            end = self._scan(graph, features, names, self.part.graph.output[0].name)
+        _share_weights(graph, self.model)
         cells = self.manifest.cut.cells.count
         flat = graph.add("Reshape", end, graph.constant([-1, self.manifest.values]))
         return graph.add("Slice", flat, graph.constant([0]), graph.constant([cells]),
@@ -226,7 +240,7 @@ class _Branch:
     def _scan(self, graph: Graph, features: list[str], names: list[str], end: str) -> str:
         """Append a Scan of the tail over batches of cells; return its logits."""
         assert self.plan is not None  # noqa: S101 - only called then
-        body = Graph(f"{_PREFIX}cells/")
+        body = Graph(f"{_PREFIX}cells/", graph.opset)
         cells = f"{body.prefix}numbers"
         inputs = {}
         for index, (name, feature) in enumerate(zip(names, features, strict=True)):
@@ -259,8 +273,8 @@ class _Branch:
         """Append the scaling of scores [N,T] (Eq. 6)."""
         if self.scaling == "raw":
             return scores
-        low = self._reduced(graph, "ReduceMin", scores, [0], 1)
-        span = graph.add("Sub", self._reduced(graph, "ReduceMax", scores, [0], 1), low)
+        low = graph.reduced("ReduceMin", scores, [0], keep=True)
+        span = graph.add("Sub", graph.reduced("ReduceMax", scores, [0], keep=True), low)
         positive = graph.add("Greater", span, graph.constant(0, np.float32))
         safe = graph.add("Where", positive, span, graph.constant(1, np.float32))
         maps = graph.add("Div", graph.add("Sub", scores, low), safe)
@@ -269,53 +283,62 @@ class _Branch:
         levels = graph.add("Round", graph.add("Mul", maps, graph.constant(255, np.float32)))
         return graph.add("Cast", levels, to=TensorProto.UINT8)
 
-    def _reduced(self, graph: Graph, op: str, source: str, axes: list[int], keep: int) -> str:
-        """Append a reduction; its axes are an input from opset 18 on."""
-        if self.opset >= 18:
-            return graph.add(op, source, graph.constant(axes), keepdims=keep)
-        return graph.add(op, source, axes=axes, keepdims=keep)
 
-
-def _closed_form(bundle: Bundle, tail: onnx.ModelProto, memory: int) -> onnx.ModelProto | None:
-    """Return the tail's closed form, if it has one and that agrees with the tail."""
-    if rows.applies(bundle.manifest, "cell") is not None:
+def _sparse(bundle: Bundle, memory: int) -> ov.Model | None:
+    """Return the sparse plan to the logits of all cells, if it applies, and in ONNX too."""
+    refusal = sparse.applies(bundle.manifest, "cell") or sparse_refusal(
+        bundle, "cell", "CPU", memory
+    )
+    if refusal is not None:
         return None
-    shape = bundle.manifest.boundary_shapes[0]
-    try:
-        closed = closed_form(tail, shape)
-    except NoClosedForm:
+    file = verdict_file(bundle.manifest, "cell, embedded in ONNX", "CPU", memory)
+    if sparse.refusal(file, lambda: _error(bundle, memory)) is not None:
         return None
-    model = core().read_model(closed.SerializeToString())
-    model.reshape(list(shape))
-    run = runner(model)
-
-    def of_closed(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits = run([features])[0].reshape(-1, bundle.manifest.values)
-        return logits[:-1], logits[-1]
-
-    error = largest_error(of_closed, dense_logits(bundle, "CPU", memory), shape)
-    return closed if error <= TOLERANCE else None
+    return sparse_model(bundle, "cell", memory, plain=False)[0]
 
 
-def _share_weights(part: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Let the part read the model's own weights where they are the same, and keep the others."""
-    held = {_bytes_of(tensor): tensor.name for tensor in model.graph.initializer}
-    shared = {
-        tensor.name: held[content]
-        for tensor in part.graph.initializer
-        if (content := _bytes_of(tensor)) in held
-    }
-    for node in part.graph.node:
-        node.input[:] = [shared.get(name, name) for name in node.input]
-    read = {name for node in part.graph.node for name in node.input}
-    own = [tensor for tensor in part.graph.initializer if tensor.name in read]
-    del part.graph.initializer[:]
-    part.graph.initializer.extend(own)
+def _error(bundle: Bundle, memory: int) -> float:
+    """Compare the sparse plan, as ONNX, with the dense tail; return the error."""
+    rows, plan = sparse_model(bundle, "cell", memory)
+    run = runner(core().read_model(as_onnx(rows, ["logits"]).SerializeToString()))
+    dense = dense_runner(bundle, "CPU", memory)
+    return sparse.error(bundle.manifest, plan.name, lambda _: sparse.logits_of(run), dense)
 
 
-def _bytes_of(tensor: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
-    values = onnx.numpy_helper.to_array(tensor)
-    return tensor.data_type, tuple(tensor.dims), hashlib.sha256(values.tobytes()).digest()
+def _share_weights(graph: Graph, model: onnx.ModelProto) -> None:
+    """Make the graph's large constants from the model's own where these hold the same numbers."""
+    wanted = {int(np.prod(tensor.dims)) for tensor in graph.constants}
+    held: dict[bytes, tuple[onnx.TensorProto, bool]] = {}
+    for tensor in model.graph.initializer:
+        size = int(np.prod(tensor.dims))
+        if size not in wanted or size < _WORTH_SHARING or tensor.data_type not in _FLOATS:
+            continue
+        values = np.asarray(numpy_helper.to_array(tensor), np.float32)
+        held[_digest(values)] = tensor, False
+        if values.ndim == 2:
+            held.setdefault(_digest(values.T), (tensor, True))
+    made, kept = Graph(f"{graph.prefix}shared/", graph.opset), []
+    for tensor in graph.constants:
+        if tensor.data_type not in _FLOATS or int(np.prod(tensor.dims)) < _WORTH_SHARING:
+            kept.append(tensor)
+            continue
+        values = np.asarray(numpy_helper.to_array(tensor), np.float32)
+        if (found := held.get(_digest(values))) is None:
+            kept.append(tensor)
+            continue
+        theirs, transposed = found
+        name = theirs.name
+        if transposed:
+            name = made.add("Transpose", name, perm=[1, 0])
+        if theirs.data_type != tensor.data_type:
+            name = made.add("Cast", name, to=tensor.data_type)
+        made.add("Reshape", name, made.constant(list(tensor.dims)), output=tensor.name)
+    graph.nodes[:0] = made.nodes
+    graph.constants[:] = [*kept, *made.constants]
+
+
+def _digest(values: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest()
 
 
 def _reading(part: onnx.ModelProto, sources: Mapping[str, str]) -> list[onnx.NodeProto]:
@@ -344,7 +367,3 @@ def save_onnx(model: onnx.ModelProto, path: Path, force: bool = False) -> None:
     """
     check_new(path, force)
     write_whole(path, model.SerializeToString())
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))

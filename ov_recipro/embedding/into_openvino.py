@@ -32,7 +32,8 @@ from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, Targets, cut_from
 from ov_recipro.plans import sparse
 from ov_recipro.plans.stream.stream_openvino import masked
-from ov_recipro.runtimes.openvino_runtime import sparse_model, sparse_refusal, stream_plan, tail_at
+from ov_recipro.runtimes.model_graphs import sparse_model, stream_plan, tail_at
+from ov_recipro.runtimes.openvino_runtime import sparse_refusal
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import as_file, name_of, ports, read, reason
 from ov_recipro.splitting.opening import opened

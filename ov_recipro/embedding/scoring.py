@@ -15,7 +15,7 @@ from ov_recipro.embedding.common import Scaling
 from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.explainer import Explainer
 from ov_recipro.options import Targets
-from ov_recipro.plans.stream.stream_onnx import Graph
+from ov_recipro.plans.onnx_graph import Graph
 from ov_recipro.saliency import Score, default_score
 from ov_recipro.sources.labels import class_index
 from ov_recipro.targets.contrast import NEXT

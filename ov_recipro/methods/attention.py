@@ -8,7 +8,7 @@ from openvino import opset13 as ops
 
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.methods.subject import AnyTarget, NotApplicable, Subject
-from ov_recipro.runtimes.openvino_runtime import whole_model
+from ov_recipro.runtimes.model_graphs import whole_model
 from ov_recipro.saliency import Floats
 
 

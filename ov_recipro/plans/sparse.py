@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,7 +10,7 @@ import openvino as ov
 
 from ov_recipro.cut.bundle import Manifest
 from ov_recipro.plans import rows, tokens
-from ov_recipro.plans.nodes import Port, prepared
+from ov_recipro.plans.nodes import Array, Port, prepared
 from ov_recipro.plans.rows import RowsPlan, Scattered
 from ov_recipro.plans.rows.on_demand import lower_on_demand
 from ov_recipro.plans.rows.zones import OnDemand
@@ -156,6 +156,39 @@ def checked_cells(manifest: Manifest) -> list[list[int]]:
     if not is_joint(manifest):
         return [list(range(cells.count))]
     return [rows.sample(block, cells.grid) for block in rows.blocks_of(cells)]
+
+
+def logits_of(run: Callable[[Sequence[Array]], list[Array]]) -> Logits:
+    """Return a function from a feature map to the logits [N,classes] of its cells and its own.
+
+    Args:
+        run: runs a plan that gives them together, [N+1,classes], the map's last.
+    """
+
+    def logits(features: Array) -> tuple[Array, Array]:
+        together = run([features])[0]
+        return together[:-1], together[-1]
+
+    return logits
+
+
+def error(
+    manifest: Manifest,
+    name: str,
+    sparse: Callable[[list[int]], Logits],
+    dense: Callable[[list[int]], Logits],
+) -> float:
+    """Compare a plan with the dense one; return the error.
+
+    Args:
+        manifest: of the bundle; name: of the plan.
+        sparse, dense: make what runs each for one group of `checked_cells`.
+
+    Raises:
+        PlanRefused: the error is larger than `verdict.TOLERANCE`.
+    """
+    groups = checked_cells(manifest)
+    return tolerated(name, max(error_of(manifest, sparse(group), dense(group)) for group in groups))
 
 
 def error_of(manifest: Manifest, sparse: Logits, dense: Logits) -> float:

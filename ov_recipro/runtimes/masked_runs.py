@@ -19,14 +19,14 @@ from ov_recipro.plans.rows.zones import OnDemand, Zone
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.verdict import Logits, PlanRefused, verdict_file
 from ov_recipro.runtimes.infer_requests import run_request
+from ov_recipro.runtimes.joint_values import joint_values
 from ov_recipro.runtimes.runtime import Floats, Indices, MaskedRuns, selected
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import compiled, core
 
 MaskedOf: TypeAlias = Callable[[list[Array]], MaskedRuns]
-"""From what `openvino_runtime.whole_model` gives for an image to its `Inference.masked`."""
+"""From what `model_graphs.whole_model` gives for an image to its `Inference.masked`."""
 
-_HELD = 64 << 20  # bytes for the values of some cells, where all values are asked for
 _CLEARLY_LESS = 0.4  # of all cells' cost; what is on demand takes longer for as many operations
 
 
@@ -152,16 +152,12 @@ def joint_runs(
                 return run_request(request, [*features, *wanted])
 
             def masked(columns: Indices | None) -> Iterator[tuple[Floats, None]]:
-                if columns is None:
-                    for batch in scattered.batches(run, _HELD):
-                        yield batch, None
-                    return
-                if demanded is not None and select is not None:
+                if columns is not None and demanded is not None and select is not None:
                     zones = demanded.plan.zones(columns)
                     if sum(zone.macs for zone in zones) <= _CLEARLY_LESS * macs:
                         yield select(columns, zones, None), None
                         return
-                yield scattered.select(run, columns), None
+                yield from joint_values(scattered, run, columns)
 
             return masked
 
@@ -218,22 +214,5 @@ def demanded_logits(demanded: Demanded, cells: list[int]) -> Logits:
         quarters = demanded.plan.quarters(columns)
         masked = select_of([*features], [])(columns, quarters, np.array(cells))
         return masked, run_request(plain, [*features])[-1].reshape(-1)
-
-    return values
-
-
-def joint_logits(scattered: Scattered, request: ov.InferRequest, cells: list[int]) -> Logits:
-    """Return a function from feature maps to all values of some cells [n,V] and their own [V]."""
-
-    def values(*features: Floats) -> tuple[Floats, Floats]:
-        plain: list[Floats] = []
-
-        def run(wanted: list[Array]) -> list[Array]:
-            outputs = run_request(request, [*features, *wanted])
-            plain.append(np.array(outputs[-1]))
-            return outputs
-
-        masked = scattered.select(run, np.arange(scattered.values), np.array(cells))
-        return masked, plain[0]
 
     return values

@@ -14,12 +14,8 @@ from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.stream.stream_openvino import activation_bytes
 from ov_recipro.plans.stream.stream_plan import is_batched
 from ov_recipro.runtimes.infer_requests import device_errors
-from ov_recipro.runtimes.openvino_runtime import (
-    check_device,
-    parallel_requests,
-    tail_at,
-    whole_model,
-)
+from ov_recipro.runtimes.model_graphs import tail_at, whole_model
+from ov_recipro.runtimes.openvino_runtime import check_device, parallel_requests
 from ov_recipro.runtimes.runtime import Floats
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import (

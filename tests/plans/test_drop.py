@@ -18,16 +18,10 @@ from ov_recipro.errors import OptionError
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
 from ov_recipro.options import Cut, Running
-from ov_recipro.plans import closed_form
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.stream.stream_onnx import CELLS, TOTAL, mask_model
-from ov_recipro.runtimes.openvino_runtime import (
-    OpenVINORuntime,
-    dense_logits,
-    sparse_model,
-    stream_model,
-    tail_at,
-)
+from ov_recipro.runtimes.model_graphs import sparse_model, stream_model, tail_at
+from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime, dense_logits
 from ov_recipro.sources.openvino_models import compiled
 from ov_recipro.splitting.bundle_cache import cached_split
 from transformers import Form, save
@@ -132,12 +126,6 @@ def test_tokens_stream(tmp_path: Path) -> None:
     _, cells = run(runtime, image)
     oracle = Oracle(model, cut.tensor, prefix=cut.prefix, drop=True)
     np.testing.assert_allclose(cells, oracle.logits(image, cut.grid), rtol=1e-4, atol=1e-5)
-
-
-def test_the_closed_form_does_not_apply(lite0: Path) -> None:
-    manifest = cached_split(lite0).manifest
-    assert closed_form.applies(manifest, "cell") is None
-    assert "one emptied" in (closed_form.applies(manifest, "drop") or "")
 
 
 def test_the_reference_of_the_check_drops_cells_too(tmp_path: Path) -> None:

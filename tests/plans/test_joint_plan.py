@@ -20,7 +20,8 @@ from ov_recipro.plans import rows, sparse
 from ov_recipro.plans.rows import Scattered
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.verdict import largest_joint_error
-from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime, joint_model
+from ov_recipro.runtimes.model_graphs import joint_model
+from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
 from ov_recipro.splitting.costs import costs
 from ov_recipro.splitting.split import open_source
 from places import DETECTORS, SCENE_DETECTOR

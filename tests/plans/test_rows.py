@@ -18,10 +18,13 @@ from ov_recipro.plans.nodes import gather
 from ov_recipro.plans.rows import convolution, patches, pooling
 from ov_recipro.plans.rows.tensors import Rows
 from ov_recipro.plans.stream import Mask
-from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime, sparse_model
+from ov_recipro.runtimes import open_runtime
+from ov_recipro.runtimes.model_graphs import sparse_model
+from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
 from ov_recipro.sources.openvino_models import compiled
 
 MASKS: tuple[Mask, ...] = ("cell", "drop")
+DEVICES = ("CPU", "ort-cpu")  # OpenVINO's graph, and the same in ONNX
 
 
 def norm(b: Builder, x: str) -> str:
@@ -120,7 +123,7 @@ def all_logits(
     bundle: Bundle, plan: Any, image: np.ndarray, mask: Mask = "cell", **options: Any
 ) -> tuple[np.ndarray, Any]:
     """Return the logits [N+1,classes] of each cell, and of the whole image last, and the plan."""
-    runtime = OpenVINORuntime(bundle, Running(plan=plan, **options), mask)
+    runtime = open_runtime(bundle, Running(plan=plan, **options), mask)
     whole, cells = run(runtime, image)
     return np.concatenate([cells, whole[None]]), runtime.plan
 
@@ -140,17 +143,18 @@ def test_every_rule_is_exact(
     image = np.random.default_rng(0).standard_normal((1, 3, 24, 24)).astype(np.float32)
     tolerance = 1e-4 if rule == "instance norm" else 1e-5  # it divides by a small deviation
     for mask in MASKS:
-        got, plan = all_logits(bundle, "rows", image, mask)
         oracle = Oracle(tmp_path / "m.onnx", "feature", drop=mask == "drop")
         expected = np.append(oracle.logits(image, (12, 12)), oracle.plain(image)[None], axis=0)
         atol = tolerance * np.abs(expected).max()
-        np.testing.assert_allclose(got, expected, atol=atol, err_msg=mask)
-        if rule in ("gate", "instance norm"):
-            assert plan.dense_from is not None
-        elif not flatten:
-            assert plan.dense_from is None
+        for device in DEVICES:
+            got, plan = all_logits(bundle, "rows", image, mask, device=device)
+            np.testing.assert_allclose(got, expected, atol=atol, err_msg=f"{mask}, {device}")
+            if rule in ("gate", "instance norm"):
+                assert plan.dense_from is not None
+            elif not flatten:
+                assert plan.dense_from is None
         # the plan's own check is slow, and the oracle checks more
-        monkeypatch.setattr("ov_recipro.runtimes.openvino_runtime.sparse_refusal", lambda *_: None)
+        monkeypatch.setattr("ov_recipro.plans.sparse.refusal", lambda *_: None)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -158,8 +162,9 @@ def test_a_dense_remainder_runs_in_chunks(mask: Mask, tmp_path: Path) -> None:
     bundle = network("gate", tmp_path / "m.onnx", flatten=False)
     image = np.random.default_rng(0).standard_normal((1, 3, 24, 24)).astype(np.float32)
     expected, _ = all_logits(bundle, "stream", image, mask)
-    got, _ = all_logits(bundle, "rows", image, mask, batch_memory=80_000)
-    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+    for device in DEVICES:
+        got, _ = all_logits(bundle, "rows", image, mask, device=device, batch_memory=80_000)
+        np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=["pool", "flatten"])
@@ -175,6 +180,7 @@ def test_without_the_whole_map_the_cells_are_the_same(flatten: bool, tmp_path: P
         np.testing.assert_allclose(cells, both[:-1], atol=1e-6 * np.abs(both).max())
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(
     ("rule", "module", "name"),
@@ -187,7 +193,13 @@ def test_without_the_whole_map_the_cells_are_the_same(flatten: bool, tmp_path: P
     ],
 )
 def test_an_error_at_one_pixel_of_one_cell_is_caught(
-    rule: str, module: Any, name: str, mask: Mask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rule: str,
+    module: Any,
+    name: str,
+    mask: Mask,
+    device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Planted in one row of one tensor; the plan is refused, with the reason, for `stream`."""
     right = getattr(module, name)
@@ -202,17 +214,18 @@ def test_an_error_at_one_pixel_of_one_cell_is_caught(
 
     monkeypatch.setattr(module, name, wrong)
     bundle = network(rule, tmp_path / "m.onnx", flatten=False)
-    runtime = OpenVINORuntime(bundle, Running(), mask)
+    runtime = open_runtime(bundle, Running(device), mask)
     assert runtime.plan.name == "stream"
     assert runtime.reason is not None
     assert "differs from the dense tail" in runtime.reason
     with pytest.raises(ReciproError, match="differs from the dense tail"):
-        OpenVINORuntime(bundle, Running(plan="rows"), mask)
+        open_runtime(bundle, Running(device, plan="rows"), mask)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_wrong_place_in_one_table_is_caught(
-    mask: Mask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mask: Mask, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One row of one cell is taken from its neighbour."""
     right: Any = vars(convolution)["differences"]
@@ -224,12 +237,14 @@ def test_a_wrong_place_in_one_table_is_caught(
         return gather(made, numbers)
 
     monkeypatch.setattr(convolution, "differences", wrong)
-    runtime = OpenVINORuntime(network("3x3", tmp_path / "m.onnx", flatten=False), Running(), mask)
+    bundle = network("3x3", tmp_path / "m.onnx", flatten=False)
+    runtime = open_runtime(bundle, Running(device), mask)
     assert "differs from the dense tail" in (runtime.reason or "")
 
 
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_wrong_sum_over_one_cell_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right: Any = vars(pooling)["summed_per_cell"]
 
@@ -239,8 +254,8 @@ def test_a_wrong_sum_over_one_cell_is_caught(
         return right(port, np.sort(cells), count)
 
     monkeypatch.setattr(pooling, "summed_per_cell", wrong)
-    runtime = OpenVINORuntime(network("3x3", tmp_path / "m.onnx", flatten=False), Running())
-    assert runtime.plan.name == "stream"
+    bundle = network("3x3", tmp_path / "m.onnx", flatten=False)
+    assert open_runtime(bundle, Running(device), "cell").plan.name == "stream"
 
 
 def test_a_compiler_that_fails_falls_back_and_says_so(

@@ -18,9 +18,8 @@ from ov_recipro.cut.bundle import Bundle
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
 from ov_recipro.options import Running
-from ov_recipro.plans import closed_form
-from ov_recipro.runtimes import describe_devices
-from ov_recipro.runtimes import ort_runtime as onnxruntime
+from ov_recipro.plans import onnx_emission
+from ov_recipro.runtimes import describe_devices, onnx_models, ort_device
 from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
 from ov_recipro.runtimes.ort_runtime import ONNXRuntime
 
@@ -36,10 +35,10 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize(
     ("layer", "exact", "plan"),
     [
-        ("auto", False, "closed form"),
+        ("auto", False, "rows"),
         ("auto", False, "stream"),
         ("blocks.14/depthwise_conv/Conv", True, "stream"),
-        ("blocks.12", False, "stream"),
+        ("blocks.12", False, "rows"),
     ],
 )
 def test_maps_equal_the_oracle(
@@ -89,9 +88,13 @@ def pointwise(tmp_path: Path) -> Bundle:
     return split(b.save(tmp_path / "m.onnx"), tmp_path / "b.recipro", layer="feature")
 
 
-def test_the_closed_form_has_a_pointwise_part(pointwise: Bundle, device: str) -> None:
+@pytest.mark.parametrize("largest", [1 << 30, 0])
+def test_the_head_and_the_plan_in_one_model_or_two(
+    largest: int, pointwise: Bundle, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_models, "_LARGEST", largest)
     runtime = ONNXRuntime(pointwise, Running(device))
-    assert runtime.plan.name == "closed form"
+    assert runtime.plan.name == "rows"
     image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
     plain, cells = run(runtime, image)
     expected_plain, expected = run(OpenVINORuntime(pointwise, Running(plan="stream")), image)
@@ -99,37 +102,13 @@ def test_the_closed_form_has_a_pointwise_part(pointwise: Bundle, device: str) ->
     np.testing.assert_allclose(plain, expected_plain, atol=1e-5)
 
 
-def test_a_wrong_closed_form_is_caught(pointwise: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    right: Any = vars(closed_form)["_copied"]
-
-    def halved(made: Any, *arguments: Any) -> str:
-        half = made.constant(0.5, np.float32)
-        return str(made.add("Mul", right(made, *arguments), half))
-
-    monkeypatch.setattr(closed_form, "_copied", halved)
+def test_what_onnx_has_no_counterpart_of_is_named(
+    pointwise: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(vars(onnx_emission)["_SAME"], "Sigmoid")
     runtime = ONNXRuntime(pointwise, Running("ort-cpu"))
     assert runtime.plan.name == "stream"
-    assert "differs from the dense tail" in (runtime.reason or "")
-
-
-@pytest.mark.parametrize(
-    ("name", "attributes", "reason"),
-    [
-        ("MaxPool", {"kernel_shape": [3, 3], "pads": [1] * 4}, "operation MaxPool before the pool"),
-        ("GlobalMaxPool", {}, "operation GlobalMaxPool"),
-    ],
-)
-def test_tails_without_a_closed_form_say_why(
-    name: str, attributes: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
-    b = Builder()
-    x = b.add("Relu", b.conv("image", 4, strides=[2, 2]), output="feature")
-    y = b.add(name, x, **attributes)
-    b.head(b.add("Mul", x, y) if name == "GlobalMaxPool" else y)
-    bundle = split(b.save(tmp_path / "m.onnx"), tmp_path / "b.recipro", layer="feature")
-    runtime = ONNXRuntime(bundle, Running("ort-cpu"))
-    assert runtime.plan.name == "stream"
-    assert reason in (runtime.reason or "")
+    assert runtime.reason == "ONNX has no counterpart of OpenVINO's 'Sigmoid'"
 
 
 def test_nan_features_are_an_error(tmp_path: Path, device: str) -> None:
@@ -163,8 +142,8 @@ def test_what_can_not_run_is_said(
 ) -> None:
     import openvino as ov
 
-    with pytest.raises(ReciproError, match="'rows' can't be used"):
-        ONNXRuntime(pointwise, Running("ort-cpu", plan="rows"))
+    with pytest.raises(ReciproError, match="'tokens' can't be used"):
+        ONNXRuntime(pointwise, Running("ort-cpu", plan="tokens"))
     ir = tmp_path / "m.xml"
     ov.save_model(ov.convert_model(lite0), ir)
     with pytest.raises(ReciproError, match="does not read OpenVINO models"):
@@ -184,7 +163,7 @@ def test_a_missing_gpu_is_an_error_and_no_other_device(
         pytest.skip("there is a GPU here")
     with pytest.raises(ReciproError, match="'cuda' can't be used"):
         ONNXRuntime(pointwise, Running("cuda"))
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [vars(onnxruntime)["_CUDA"]])
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [vars(ort_device)["_CUDA"]])
     before = ort.InferenceSession
 
     def falling_back(source: Any, options: Any, providers: Any) -> Any:

@@ -133,8 +133,8 @@ def depthwise_once(
         return None
     tap = used.argmax(axis=1)
     source = gather(differences(rows), numbers[np.arange(len(tap)), tap])
-    by_tap = weight.reshape(rows.channels, -1).T
-    port = ops.multiply(source, constant(by_tap[tap])).output(0)
+    by_tap = constant(weight.reshape(rows.channels, -1).T)
+    port = ops.multiply(source, gather(by_tap, tap)).output(0)
     return Rows(plus_background(port, background, active), active, background)
 
 

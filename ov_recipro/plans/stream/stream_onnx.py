@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from ov_recipro.cut.bundle import Manifest
+from ov_recipro.plans.onnx_graph import IR_VERSION, OPSET, Graph
 from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask, is_batched
 
-OPSET = 17
-IR_VERSION = 8
 TOTAL = "total"  # the output that is finite where all of the feature map is
 CELLS = "cells"
-
-
-class Graph:
-    """An ONNX graph being built: each operation returns the name of its output.
-
-    Args:
-        prefix: what all names begin with.
-    """
-
-    def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def add(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Append an operation."""
-        name = output or f"{self.prefix}made:{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
-        return name
-
-    def constant(self, values: Any, dtype: Any = np.int64) -> str:
-        """Append a constant."""
-        name = f"{self.prefix}constant:{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(values, dtype), name))
-        return name
 
 
 def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelProto:

@@ -1,0 +1,93 @@
+"""A bundle's model and its sparse plan as ONNX models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import openvino as ov
+from onnx import TensorProto, helper
+
+from ov_recipro.cut.bundle import Bundle
+from ov_recipro.plans.onnx_emission import emit
+from ov_recipro.plans.onnx_graph import IR_VERSION, LEAST_OPSET, OPSET, Graph, opset_of
+from ov_recipro.plans.sparse import SparsePlan
+from ov_recipro.plans.stream import Mask
+from ov_recipro.plans.stream.stream_onnx import TOTAL
+from ov_recipro.runtimes.model_graphs import sparse_model
+
+_LARGEST = 1 << 30  # bytes; a model in memory has 2 GiB at most
+_TYPES = {ov.Type.f32: TensorProto.FLOAT, ov.Type.i32: TensorProto.INT32}
+
+
+def as_onnx(model: ov.Model, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Return a sparse plan's model in ONNX, its inputs under the names that they have.
+
+    Args:
+        model: the plan's.
+        outputs: names for its outputs, in order.
+
+    Raises:
+        PlanRefused: ONNX has no counterpart of an operation.
+    """
+    graph = Graph("rows/")
+    names = [parameter.get_friendly_name() for parameter in model.get_parameters()]
+    for name, made in zip(outputs, emit(graph, model, names), strict=True):
+        graph.add("Identity", made, output=name)
+    inputs = []
+    for name, parameter in zip(names, model.get_parameters(), strict=True):
+        kind, shape = parameter.get_element_type(), parameter.get_partial_shape()
+        sizes = [None if size.is_dynamic else size.get_length() for size in shape]
+        inputs.append(helper.make_tensor_value_info(name, _TYPES[kind], sizes))
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "rows", inputs, given, graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+
+
+def fused(
+    bundle: Bundle, mask: Mask, memory: int, logits: str
+) -> tuple[onnx.ModelProto | None, SparsePlan]:
+    """Return the head with the sparse plan built on it, if the head can be extended.
+
+    Its outputs are `logits` [N+1,classes], of the cells and, last, of the image, and `TOTAL`. Where
+    the deployed model gives the image's logits, these come last, and `logits` is [N,classes].
+
+    Raises:
+        PlanRefused: ONNX has no counterpart of an operation.
+    """
+    manifest = bundle.manifest
+    rows, plan = sparse_model(bundle, mask, memory, plain=not manifest.deployed_scores)
+    if sum(file.stat().st_size for file in bundle.folder.iterdir()) > _LARGEST:
+        return None, plan
+    model = onnx.load(bundle.head)
+    if opset_of(model) < LEAST_OPSET:
+        return None, plan
+    graph = Graph("rows/", opset_of(model))
+    feature = graph.add("Cast", manifest.head.outputs[0], to=TensorProto.FLOAT)
+    (made,) = emit(graph, rows, [feature])
+    graph.add("Identity", made, output=logits)
+    graph.add("ReduceSum", feature, output=TOTAL, keepdims=0)
+    model.graph.node.extend(graph.nodes)
+    model.graph.initializer.extend(graph.constants)
+    own = list(model.graph.output)
+    del model.graph.output[:]
+    for name in (logits, TOTAL):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    if manifest.deployed_scores:
+        model.graph.output.extend(each for each in own if each.name == manifest.head.outputs[-1])
+    return model, plan
+
+
+def plain(bundle: Bundle) -> tuple[onnx.ModelProto, str]:
+    """Return a bundle's whole model to its logits alone, and their name."""
+    manifest = bundle.manifest
+    model, tail = onnx.load(bundle.head), onnx.load(bundle.tail)
+    tail = onnx.compose.add_prefix(tail, "tail/", rename_inputs=False)
+    model.graph.node.extend(tail.graph.node)
+    model.graph.initializer.extend(tail.graph.initializer)
+    del model.graph.output[:]
+    model.graph.output.extend(tail.graph.output)
+    return model, f"tail/{manifest.tail.outputs[0]}"
