@@ -71,7 +71,7 @@ class Running:
         plan: How the tail runs over the cells: rows, on the pixels that a cell can change; tokens,
             for transformers, on the few tokens that differ; stream, the whole tail on batches of
             masked maps; or auto, rows or tokens where they apply and pass their check, and rows
-            save time. ONNX Runtime has neither, but the closed form for tails that have one.
+            save time.
         batch_memory: Memory for the tail's activations, in bytes.
         max_cost: Refuse a layer where explaining an image is estimated to cost more than this many
             plain inferences, before anything is compiled.

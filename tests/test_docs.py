@@ -121,6 +121,7 @@ def test_commands(command: str, folder: Path, request: pytest.FixtureRequest) ->
     if "ray" in words:
         environment |= request.getfixturevalue("cluster")
         words += ["--address", "auto"] * ("--address" not in words)
+        words += ["--actors", "1"]  # each takes seconds to start
     result = run(*words, cwd=folder, **environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout

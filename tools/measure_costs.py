@@ -26,7 +26,10 @@ ROWS: Sequence[tuple[str, str, str, str, PlanName]] = (
     ("ResNet-50", "resnet50", "auto", "CPU", "auto"),
     ("ResNet-50", "resnet50", "layer3", "CPU", "auto"),
     ("ResNet-50", "resnet50", "layer3", "CPU", "stream"),
+    ("ResNet-50", "resnet50", "auto", "ort-cpu", "auto"),
+    ("ResNet-50", "resnet50", "layer3", "ort-cpu", "auto"),
     ("ResNet-18", "resnet18", "layer3", "CPU", "auto"),
+    ("ResNet-18", "resnet18", "layer3", "ort-cpu", "auto"),
     ("VGG-16", "vgg16", "features.29", "CPU", "auto"),
 )
 HEADER = (
