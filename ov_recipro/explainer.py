@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import openvino
 
 from ov_recipro.black_boxes import attribution
-from ov_recipro.black_boxes.masked_image import MaskedImage, Progress
+from ov_recipro.black_boxes.masked_image import Progress
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ImageError, OptionError
 from ov_recipro.explanation import Explanation
@@ -35,11 +36,13 @@ from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.openvino_models import as_file
 from ov_recipro.splitting.opening import opened
 from ov_recipro.targets.base import ScoredTarget, measured, read_by, scores_of
-from ov_recipro.targets.boxes import edges_of, signed_losses
+from ov_recipro.targets.boxes import signed_losses
 from ov_recipro.targets.finding import Finder, default_mask
 from ov_recipro.targets.similarity import Reference, make_reference
 from ov_recipro.targets.vectors import only_image, read_vectors
 from ov_recipro.targets.votes import votes
+from ov_recipro.variants import VARIANTS
+from ov_recipro.variants.variant_maps import open_variant, variant_maps
 
 
 class Explainer:
@@ -55,8 +58,8 @@ class Explainer:
             softmax.
         mask: "cell" (the paper's), "spread" or "weight", its Gaussian variants, or "drop", which
             empties one cell and keeps all others; by default "drop" for segmentations, else "cell".
-        method: "recipro", which masks feature maps; "occlusion", "rise", "d-rise" or "aise", which
-            mask the image hundreds of times; or "votes", which masks nothing.
+        method: "recipro", which masks feature maps, or one of its `variants`; "occlusion", "rise",
+            "d-rise" or "aise", which mask the image hundreds of times; or "votes", without masks.
         signed: also find the targets' scores with no cell kept, where `signed_maps` begin.
         preprocessing: how images become inputs, or a function that changes what the model says
             about it (see `ov_recipro.sources.metadata.find_preprocessing`).
@@ -105,13 +108,12 @@ class Explainer:
             check_cost(self.bundle, self.running, self.mask, method)
         else:
             with as_file(default_model() if model is None else model) as path:
-                self.bundle = opened(path, cut, is_cut=method == "recipro")
+                self.bundle = opened(path, cut, is_cut=method not in attribution.BLACK_BOXES)
                 self.mask = mask or default_mask(self.bundle.manifest)
                 source = None if path.is_dir() else (path, cut)
                 check_cost(self.bundle, self.running, self.mask, method, source)
         manifest = self.bundle.manifest
-        self.signed = signed
-        self._task = manifest.task
+        self.signed, self._task = signed, manifest.task
         scored = self._task in ("detector", "embedding")  # by a box's score, by a cosine
         if self._task == "detector" and score not in (None, "none"):
             raise OptionError("--score is for classes; a box is scored by its overlap and class.")
@@ -124,12 +126,14 @@ class Explainer:
         if manifest.classes:
             self.labels = checked_labels(self.labels, manifest.classes)
         self._finder = Finder(manifest, self.labels, self.score)
+        attribution.check_method(method, self._task == "detector")
         self._runtime: Runtime
-        if self.method == "recipro":
-            self._runtime = open_runtime(self.bundle, self.running, self.mask)
-        else:
-            attribution.check_method(self.method, self._task == "detector")
+        if method in attribution.BLACK_BOXES:
             self._runtime = self._whole = WholeRuntime(self.bundle, self.running)
+        elif method in VARIANTS:
+            self._runtime = open_variant(method, self.bundle, self.running, self.mask, signed)
+        else:
+            self._runtime = open_runtime(self.bundle, self.running, self.mask)
         self._lock = Lock()
         self._zero_runner: Callable[[npt.NDArray[Any]], Floats] | None = None
         self.workers = self._runtime.parallel + 1  # one more reads and draws meanwhile
@@ -237,12 +241,16 @@ class Explainer:
                 scored, predictions = list(asked), finder.predictions(logits, terms, window)
             (full_scores,) = self._scores(scored, logits[None], terms)
             vector = np.array(logits) if manifest.task == "embedding" else None
-            columns = read_by(scored)
-            runs = [self._scores(scored, *run, columns) for run in inference.masked(columns)]
+            if self.method in VARIANTS:
+                score = partial(self._scores, scored)
+                cells = variant_maps(inference, scored, score, full_scores, self.score)
+            else:
+                columns = read_by(scored)
+                runs = [self._scores(scored, *run, columns) for run in inference.masked(columns)]
         further: list[dict[str, Any]] = [{} for _ in scored]
         next_layer = manifest.cut.next_layer
         zeros: Floats | None = None
-        if self.method != "recipro":
+        if self.method in attribution.BLACK_BOXES:
             cells, further = self._without_cut(tensor, logits, scored)
             zeros = np.zeros(len(scored))
         elif self.mask == "drop":
@@ -251,14 +259,14 @@ class Explainer:
                 (whole,) = self._scores(scored, self._zero(tensor)[None], None)
             found = signed_losses(scored, whole - np.concatenate(runs))  # the cost of each cell
             cells, zeros = manifest.cut.cells.as_maps(found), np.zeros(len(scored))
-        else:
+        elif self.method == "recipro":
             cells = manifest.cut.cells.as_maps(np.concatenate(runs))
             if self.signed:
                 (zeros,) = self._scores(scored, self._zero(tensor)[None], None)
         if not np.isfinite(cells).all():
             raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
-        from_zero = self.mask == "drop" or self.method != "recipro"
+        from_zero = self.mask == "drop" or self.method not in ("recipro", "recipro-pair")
         maps = saliency_maps(cells, from_zero)
         return Explanation(
             predictions=predictions,
@@ -293,14 +301,8 @@ class Explainer:
         def run(image: npt.NDArray[Any]) -> Floats:
             return self._scores(scored, self._whole.run(image)[None], None)
 
-        if self.method == "aise" and any(getattr(each, "missed", False) for each in scored):
-            raise OptionError("Method 'aise' explains boxes that the model predicts, no others.")
         last = self.bundle.manifest.image.channels_last
-        image = MaskedImage(tensor, attribution.mean_colour(tensor, last), last)
-        found = attribution.attributions(self.method, run, image, edges_of(scored), self._progress)
-        losses = np.stack([attribution.coarse(each.raw) for each in found], axis=-1)
-        cells = np.moveaxis(signed_losses(scored, losses.astype(np.float64)), -1, 0)
-        return cells, [{"runs": each.runs, "reliability": each.reliability} for each in found]
+        return attribution.losses(self.method, run, tensor, last, scored, self._progress)
 
     def _scores(
         self,

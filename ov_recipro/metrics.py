@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from typing import Literal, TypeAlias, get_args
 
 import cv2
@@ -223,6 +224,27 @@ def energy_inside(saliency: Floats, boxes: Sequence[Box]) -> float:
     return float(values[chosen].sum() / total) if total > 0 else 0.0
 
 
+def saco(saliency: Sequence[float], drops: Sequence[float]) -> float:
+    """Return how faithful the order and the sizes of a map's values are, -1..1.
+
+    The Salience-guided Faithfulness Coefficient of Wu et al., "On the Faithfulness of Vision
+    Transformer Explanations", 2024, Algorithm 1: the image's pixels, sorted by saliency, are
+    parted into groups of one size, each of which is hidden by itself. For each two groups, the
+    difference of their saliency counts for the map where the more salient one costs the score no
+    less, else against it. A map that is the same everywhere gets 0.
+
+    Args:
+        saliency: the groups' sums of saliency, in descending order; drops: what the score loses
+            without each.
+    """
+    total = gained = 0.0
+    for i, j in combinations(range(len(saliency)), 2):
+        weight = saliency[i] - saliency[j]
+        gained += weight if drops[i] >= drops[j] else -weight
+        total += abs(weight)
+    return gained / total if total > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One map, measured.
@@ -235,6 +257,7 @@ class Measurement:
         deletion, insertion: areas below the curves.
         flat: the map says nothing: all its cells are the same.
         pointing, energy: see `points_inside` and `energy_inside`; None without boxes.
+        saco: see `saco`.
     """
 
     score: float
@@ -248,6 +271,7 @@ class Measurement:
     flat: bool
     pointing: bool | None = None
     energy: float | None = None
+    saco: float | None = None
 
 
 @dataclass(frozen=True)
@@ -257,114 +281,6 @@ class Mean:
     value: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A dataset's means; None where nothing of a kind was measured.
-
-    Attributes:
-        images: number of images; boxed: those with boxes.
-        flat: number of flat maps; undefined: of undefined coherencies, which count as 0.
-        drop, increase, deletion, insertion, coherency, complexity, adcc, pointing, energy: see
-            `Measurement` and `adcc`.
-    """
-
-    images: int
-    boxed: int
-    flat: int
-    undefined: int
-    drop: Mean
-    increase: Mean
-    deletion: Mean
-    insertion: Mean
-    coherency: Mean
-    complexity: Mean
-    adcc: Mean
-    pointing: Mean | None
-    energy: Mean | None
-
-
-class Tally:
-    """Measurements of many images, gathered in any order, also by several processes.
-
-    The summary depends only on what was gathered, to the last digit.
-    """
-
-    def __init__(self) -> None:
-        self._measured: dict[str, Measurement] = {}
-
-    def update(self, image: str, measurement: Measurement) -> None:
-        """Add an image's measurement; a second one of the same image replaces the first."""
-        self._measured[image] = measurement
-
-    def merge(self, other: Tally) -> None:
-        """Add what another tally has gathered."""
-        self._measured.update(other._measured)
-
-    def __len__(self) -> int:
-        return len(self._measured)
-
-    def adcc_above(self, other: Tally) -> Mean | None:
-        """Return how far this ADCC is above another tally's, over the images that both have.
-
-        The interval is of the difference, both resampled in the same way: what makes an image hard
-        for both cancels. None where there is no such image.
-        """
-        names = sorted(self._measured.keys() & other._measured.keys())
-        if not names:
-            return None
-        values, drawn = [], []
-        for tally in (self, other):
-            rows = [tally._measured[name] for name in names]
-            kinds = np.array([[r.drop, r.coherency or 0.0, r.complexity] for r in rows]).T
-            values.append(adcc(*(math.fsum(kind.tolist()) / len(names) for kind in kinds)))
-            drawn.append(np.array([adcc(*means) for means in resampled_means(kinds).T]))
-        return Mean(values[0] - values[1], *interval(drawn[0] - drawn[1]))
-
-    def summary(self) -> Summary:
-        """Return the means with their intervals.
-
-        Raises:
-            ValueError: nothing was gathered.
-        """
-        rows = [self._measured[image] for image in sorted(self._measured)]
-        if not rows:
-            raise ValueError("an empty tally has no means")
-        columns = {
-            each.name: np.array([float(getattr(row, each.name) or 0) for row in rows])
-            for each in fields(Measurement)
-        }
-        boxed = np.array([row.pointing is not None for row in rows])
-        count = len(rows)
-        names = ("drop", "increase", "deletion", "insertion", "coherency", "complexity")
-        values = np.stack([columns[name] for name in names])
-        drawn = resampled_means(values)
-        means = {
-            name: _mean(columns[name], resampled)
-            for name, resampled in zip(names, drawn, strict=True)
-        }
-        overall = adcc(means["drop"].value, means["coherency"].value, means["complexity"].value)
-        resampled = np.array([adcc(*three) for three in drawn[[0, 4, 5]].T])
-        in_boxes: dict[str, Mean | None] = {"pointing": None, "energy": None}
-        if boxed.any():
-            pair = np.stack([columns[name][boxed] for name in in_boxes])
-            for name, ours, resample in zip(in_boxes, pair, resampled_means(pair), strict=True):
-                in_boxes[name] = _mean(ours, resample)
-        return Summary(
-            images=count,
-            boxed=int(boxed.sum()),
-            flat=sum(row.flat for row in rows),
-            undefined=sum(row.coherency is None for row in rows),
-            adcc=Mean(overall, *interval(resampled)),
-            pointing=in_boxes["pointing"],
-            energy=in_boxes["energy"],
-            **means,
-        )
-
-
-def _mean(values: Floats, resampled: Floats) -> Mean:
-    return Mean(math.fsum(values.tolist()) / len(values), *interval(resampled))
 
 
 def resampled_means(values: Floats, counts: Floats | None = None) -> Floats:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ov_recipro import metrics
-from ov_recipro.metrics import Measurement, Tally
+from ov_recipro.faithfulness.tally import Tally
+from ov_recipro.metrics import Measurement
 
 # Drop, coherency, complexity, ADCC of the Recipro-CAM rows of the paper's Table 1, in percent
 TABLE_1 = {

@@ -23,9 +23,10 @@ from ov_recipro import Explainer
 from ov_recipro.cli.tables import markdown
 from ov_recipro.faithfulness.datasets import spread
 from ov_recipro.faithfulness.measure import measure
+from ov_recipro.faithfulness.tally import Tally
 from ov_recipro.images.reading import find_images, read_image
 from ov_recipro.methods import METHODS, Method, Subject
-from ov_recipro.metrics import Tally, rank_correlation
+from ov_recipro.metrics import rank_correlation
 from ov_recipro.saliency import Score, class_scores
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -17,9 +17,16 @@ from ov_recipro.errors import OptionError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.metrics import Box
 from ov_recipro.saliency import Array, Floats
+from ov_recipro.targets.base import ScoredTarget
+from ov_recipro.targets.boxes import edges_of, signed_losses
+from ov_recipro.variants import VARIANTS, Variant
 
-Method = Literal["recipro", "occlusion", "rise", "d-rise", "aise", "votes"]
+BlackBox = Literal["occlusion", "rise", "d-rise", "aise", "votes"]
+Method = Literal["recipro"] | Variant | BlackBox
 """How an image is explained: by masks on feature maps, by a black box, or by candidates' votes."""
+
+BLACK_BOXES: tuple[BlackBox, ...] = get_args(BlackBox)
+METHOD_NAMES: tuple[Method, ...] = ("recipro", *VARIANTS, *BLACK_BOXES)
 
 _LONGEST = 128  # lines or columns of a map that is kept
 _GREY = 127.5
@@ -31,6 +38,8 @@ def check_method(method: str, is_detector: bool) -> None:
     Raises:
         OptionError: it is for detectors alone, or not for them.
     """
+    if method in VARIANTS and is_detector:
+        raise OptionError(f"Method '{method}' does not explain boxes.")
     if method in ("d-rise", "votes") and not is_detector:
         raise OptionError(f"Method '{method}' explains boxes alone; this model has none.")
     if method == "rise" and is_detector:
@@ -70,6 +79,33 @@ def attributions(
         case "aise":
             return aise(of_all, image, boxes, progress=progress)
     raise TypeError(f"'{method}' is not a black box")
+
+
+def losses(
+    method: str,
+    run: Callable[[Array], Floats],
+    tensor: Array,
+    channels_last: bool,
+    targets: Sequence[ScoredTarget],
+    progress: Progress | None = None,
+) -> tuple[npt.NDArray[np.float64], list[dict[str, Any]]]:
+    """Return what targets lose, [T,h,w], and for each how much that rests on.
+
+    Args:
+        method, run, progress: see `attributions`.
+        tensor: the input; channels_last: whether it is [1,H,W,C].
+        targets: what is explained.
+
+    Raises:
+        OptionError: the method is not for one of them.
+    """
+    if method == "aise" and any(getattr(each, "missed", False) for each in targets):
+        raise OptionError("Method 'aise' explains boxes that the model predicts, no others.")
+    image = MaskedImage(tensor, mean_colour(tensor, channels_last), channels_last)
+    found = attributions(method, run, image, edges_of(targets), progress)
+    lost = np.stack([coarse(each.raw) for each in found], axis=-1)
+    cells = np.moveaxis(signed_losses(targets, lost.astype(np.float64)), -1, 0)
+    return cells, [{"runs": each.runs, "reliability": each.reliability} for each in found]
 
 
 def coarse(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

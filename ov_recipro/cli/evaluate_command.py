@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ov_recipro.cli.evaluation_tables import as_csv, box_csv, box_table, class_table
+from ov_recipro.cli.evaluation_tables import (
+    as_csv,
+    box_csv,
+    box_table,
+    class_table,
+    difference_table,
+)
 from ov_recipro.cli.option_groups import (
     FILE,
     Numbers,
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
 
 RESULT = "evaluation"
 _OF_TASK = {
-    "classifier": ("profile", "step", "boxes"),
+    "classifier": ("profile", "step", "boxes", "paired"),
     "detector": ("threshold", "nms", "max_boxes", "box_size"),
 }
 _BLACK_BOXES = ("occlusion", "d-rise", "aise", "votes")
@@ -81,6 +87,12 @@ _BLACK_BOXES = ("occlusion", "d-rise", "aise", "votes")
 @click.option(
     "--boxes", type=FILE, help="Boxes: a folder of Pascal VOC XML files, or a COCO JSON file."
 )
+@click.option(
+    "--paired",
+    metavar="A,B",
+    help="Also compare two of the methods image by image, and say how many images it takes to see "
+    "a difference of that size.",
+)
 @options_of(Targets, "targets", "threshold", "nms")
 @click.option(
     "--max-boxes",
@@ -118,6 +130,7 @@ def command(
     limit: int | None,
     step: int | None,
     boxes: Path | None,
+    paired: str | None,
     targets: Targets,
     max_boxes: int,
     box_size: tuple[float, float],
@@ -154,8 +167,9 @@ def command(
         if explainer.bundle.manifest.task == "detector":
             run = _of_boxes(explainer, names, Path(dataset), limit, limits, output, workers)
         else:
+            pair = _pair_of(paired, names)
             how = {"profile": profile, "step": step, "boxes": boxes, "labels": options["labels"]}
-            data = (dataset, limit, how)
+            data = (dataset, limit, how | {"paired": pair})
             run = _of_classes(explainer, names, data, output, workers, engine, stack, quiet)
         _measure(run, output, as_json, quiet)
 
@@ -168,6 +182,7 @@ class _Tables:
     csv: str
     provenance: str
     record: bytes
+    differences: list[tuple[str, ...]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +263,7 @@ def _of_classes(
         outcomes = remote.measure(actors, evaluation, root, workers)
     else:
         outcomes = evaluation.run(workers)
-    return _Run(evaluation, outcomes, lambda: _class_tables(evaluation))
+    return _Run(evaluation, outcomes, lambda: _class_tables(evaluation, how["paired"]))
 
 
 def _of_boxes(
@@ -293,7 +308,8 @@ def _measure(run: _Run, output: Path, as_json: bool, quiet: bool) -> None:
     finally:
         found = run.tables()
         if found is not None:
-            text = f"{markdown(found.table)}\n\n{found.provenance}\n"
+            tables = [found.table, *([found.differences] if found.differences else [])]
+            text = "\n\n".join([*map(markdown, tables), f"{found.provenance}\n"])
             write_whole(output / f"{RESULT}.md", text.encode())
             write_whole(output / f"{RESULT}.csv", found.csv.encode())
             write_whole(output / f"{RESULT}.json", found.record)
@@ -302,18 +318,37 @@ def _measure(run: _Run, output: Path, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(found.record, nl=False)
     else:
-        click.echo(aligned(found.table))
+        click.echo("\n\n".join(map(aligned, tables)))
         note(found.provenance, quiet)
     if evaluation.failed:
         raise ReciproError(f"{len(evaluation.failed)} of {total} images could not be measured.")
 
 
-def _class_tables(evaluation: Evaluation) -> _Tables | None:
+def _class_tables(evaluation: Evaluation, pair: tuple[str, str] | None) -> _Tables | None:
     rows = evaluation.rows()
     if not rows:
         return None
-    provenance = _provenance(evaluation, rows)
-    return _Tables(class_table(rows), as_csv(rows), provenance, evaluation.record(rows))
+    provenance, differences = _provenance(evaluation, rows), None
+    if pair is not None:
+        found = evaluation.differences(*pair)
+        if found is not None:
+            differences = difference_table(found, " - ".join(pair))
+    record = evaluation.record(rows)
+    return _Tables(class_table(rows), as_csv(rows), provenance, record, differences)
+
+
+def _pair_of(paired: str | None, names: list[str]) -> tuple[str, str] | None:
+    """Return the methods that `--paired` names.
+
+    Raises:
+        OptionError: these are not two of those that are measured.
+    """
+    if paired is None:
+        return None
+    found = [name.strip() for name in paired.split(",")]
+    if len(found) != 2 or not ("all" in names or set(found) <= set(names)):
+        raise OptionError("--paired takes two of --methods, such as recipro-pair,recipro.")
+    return found[0], found[1]
 
 
 def _box_tables(evaluation: BoxEvaluation) -> _Tables | None:

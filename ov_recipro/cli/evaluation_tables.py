@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ov_recipro.metrics import FEWEST_IMAGES
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ov_recipro.faithfulness.box_evaluation import BoxRow
     from ov_recipro.faithfulness.box_tally import BoxDifference, BoxMeans, BoxSummary
     from ov_recipro.faithfulness.evaluation import Row
+    from ov_recipro.faithfulness.tally import Difference
     from ov_recipro.metrics import Mean
 
 _COLUMNS = {
@@ -23,6 +24,7 @@ _COLUMNS = {
     "coherency": "coherency ↑",
     "complexity": "complexity ↓",
     "adcc": "ADCC ↑",
+    "saco": "SaCo ↑",
     "pointing": "pointing ↑",
     "energy": "energy ↑",
 }
@@ -66,6 +68,17 @@ def _percent(mean: Mean | None, signed: bool = False) -> str:
     if signed:
         return f"{100 * mean.value:+.2f} ({100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
     return f"{100 * mean.value:.2f} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
+
+
+def difference_table(found: Mapping[str, Difference], title: str) -> list[tuple[str, ...]]:
+    """Return the differences between two methods, measure by measure."""
+    rows: list[tuple[str, ...]] = [(title, "difference", "images needed")]
+    for name, heading in _COLUMNS.items():
+        if name in found:
+            each = found[name]
+            needed = "" if each.needed is None else str(each.needed)
+            rows.append((heading, _percent(each.mean, signed=True), needed))
+    return rows
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ov_recipro.black_boxes.attribution import Method
+from ov_recipro.black_boxes.attribution import BLACK_BOXES, METHOD_NAMES
 from ov_recipro.cli.option_groups import (
     FILE,
     colormap_option,
@@ -77,12 +77,14 @@ _BOXES = 30  # that are listed
 @score_option
 @click.option(
     "--method",
-    type=click.Choice(get_args(Method)),
+    type=click.Choice(METHOD_NAMES),
     default="recipro",
     show_default=True,
-    help="Mask cells of feature maps (recipro), or parts of the image: occlusion, rise, aise, or "
-    "d-rise for boxes. These take hundreds to thousands of inferences, and detectors that can't be "
-    "cut, too. For boxes, votes shows where the candidates are that agree, and masks nothing.",
+    help="Mask cells of feature maps (recipro), of two at once (recipro-pair), or find the cells' "
+    "shares where the tail is a pool and a linear layer (recipro-aumann). Or mask parts of the "
+    "image: occlusion, rise, aise, or d-rise for boxes. These take hundreds to thousands of "
+    "inferences, and explain detectors that can't be cut, too. For boxes, votes shows where the "
+    "candidates are that agree, and masks nothing.",
 )
 @click.option(
     "--mask",
@@ -160,10 +162,10 @@ def command(
             "With --engine ray, results are Parquet files; --report, --save-maps and --json don't "
             "apply."
         )
-    if engine.is_ray and options["method"] != "recipro":
-        raise click.UsageError("--engine ray explains by recipro alone.")
-    is_black_box = options["method"] != "recipro"
-    if is_black_box and (signed or options["mask"] is not None):
+    is_black_box = options["method"] in BLACK_BOXES
+    if engine.is_ray and is_black_box:
+        raise click.UsageError("--engine ray explains by recipro and its variants alone.")
+    if options["method"] != "recipro" and (signed or options["mask"] is not None):
         raise click.UsageError("--mask and --signed are for --method recipro.")
     files.open_folder(output)
     inputs = [] if engine.is_ray else find_inputs(images)

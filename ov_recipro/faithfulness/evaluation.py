@@ -15,10 +15,11 @@ from ov_recipro.errors import OF_ONE_IMAGE, OptionError
 from ov_recipro.faithfulness.datasets import Boxes, Sample
 from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Task
 from ov_recipro.faithfulness.measure import Profile, measure
+from ov_recipro.faithfulness.tally import Difference, Summary, Tally
 from ov_recipro.images.preprocess import Window
 from ov_recipro.images.reading import decode_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject
-from ov_recipro.metrics import INTERVAL, Box, Mean, Measurement, Summary, Tally
+from ov_recipro.metrics import INTERVAL, Box, Mean, Measurement
 
 __all__ = ["Evaluation", "Measuring", "Outcome", "Record", "Row", "Task"]
 
@@ -212,6 +213,16 @@ class Evaluation:
             elif method in self._ledgers.refused:
                 rows.append(Row(method, None, self._ledgers.refused[method]))
         return rows
+
+    def differences(self, method: str, other: str) -> dict[str, Difference] | None:
+        """Return how far a method's means are above another's, over the images that both have."""
+        tallies = []
+        for name in (method, other):
+            tally = Tally()
+            for record in self._ledgers.records(name):
+                tally.update(record.image, record.measured)
+            tallies.append(tally)
+        return tallies[0].differences(tallies[1])
 
     def record(self, rows: Sequence[Row]) -> bytes:
         """Return the JSON record of the table's rows and all that they depend on."""

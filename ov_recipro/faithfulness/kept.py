@@ -16,7 +16,7 @@ from ov_recipro.faithfulness.datasets import Sample
 from ov_recipro.images.reading import read_bytes
 from ov_recipro.ordered import in_order
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORDS = "records"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Literal, get_args
 
@@ -23,6 +23,7 @@ from ov_recipro.metrics import (
     points_inside,
     replaced,
     replaced_by_cell,
+    saco,
     upsampled,
 )
 from ov_recipro.saliency import Floats, saliency_maps
@@ -31,6 +32,8 @@ Profile = Literal["poppi", "byun"]
 """How metrics are taken: as Poppi et al. (2021) with RISE's curves, or as Recipro-CAM's authors
 scored their own rows: the true class, maps enlarged by bicubic interpolation, coherency and
 complexity of the native map, curves cell by cell."""
+
+_GROUPS = 10  # of pixels, for SaCo
 
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
@@ -87,6 +90,7 @@ def measure(
         flat=bool(saliency.min() == saliency.max()),
         pointing=points_inside(enlarged, boxes) if boxes else None,
         energy=energy_inside(enlarged, boxes) if boxes else None,
+        saco=_saco(subject, image, enlarged, target, score),
     )
 
 
@@ -98,6 +102,24 @@ def curves(
     deletion = subject.curve(replaced(image, np.zeros_like(image), order, step), target)
     insertion = subject.curve(replaced(blurred(image), image, order, step), target)
     return area(deletion, len(deletion) - 1), area(insertion, len(insertion) - 1)
+
+
+def _saco(
+    subject: Subject, image: Floats, enlarged: Floats, target: AnyTarget, score: float
+) -> float:
+    """Return `metrics.saco` of a map [H,W]; hidden pixels get the image's mean colour."""
+    groups = np.array_split(by_saliency(enlarged), _GROUPS)
+    colour = image.mean(axis=(1, 2))
+
+    def hidden() -> Iterator[Floats]:
+        for group in groups:
+            without = np.array(image)
+            without.reshape(len(image), -1)[:, group] = colour[:, None]
+            yield without
+
+    drops = [score - each for each in subject.curve(hidden(), target)]
+    values = enlarged.ravel().astype(np.float64)
+    return saco([float(values[group].sum()) for group in groups], drops)
 
 
 def _curves_by_cell(

@@ -130,7 +130,7 @@ def verify_target(subject: Subject, image: Floats, target: AnyTarget) -> Verific
     """Verify the map of one target for an image [C,H,W] in the units of the model's input."""
 
     def own(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
-        return subject.reciprocal(image, target, subject.explainer.mask, None)
+        return subject.own(image, target)
 
     step = -(-image.shape[1] * image.shape[2] // STEPS)
     found = measure(subject, own, image, target, "poppi", step)

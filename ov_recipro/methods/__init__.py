@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 from ov_recipro.errors import OptionError
 from ov_recipro.methods import activation, attention, perturbation, sanity
 from ov_recipro.methods.box_methods import BOX_METHODS
-from ov_recipro.methods.subject import AnyTarget, NotApplicable, Subject
+from ov_recipro.methods.subject import AnyTarget, NotApplicable, Subject, class_of
 from ov_recipro.plans.stream import Mask
 from ov_recipro.saliency import Floats, Score
+from ov_recipro.variants import Variant
 
 Method: TypeAlias = Callable[[Subject, Floats, AnyTarget], Floats]
 """From a model, an image [C,H,W] in its input's units and a target to a map [h,w] of any range.
@@ -30,6 +31,11 @@ def _contrast(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
     return subject.contrast(image, target)
 
 
+def _variant(method: Variant, subject: Subject, image: Floats, target: AnyTarget) -> Floats:
+    class_of(target)
+    return subject.own(image, target, method)
+
+
 METHODS: dict[str, Method] = {
     "recipro": partial(_recipro, "cell", None),
     "recipro-logit": partial(_recipro, "cell", "none"),
@@ -40,6 +46,8 @@ METHODS: dict[str, Method] = {
     "recipro-drop": partial(_recipro, "drop", None),
     "recipro-drop-logit": partial(_recipro, "drop", "none"),
     "recipro-contrast": _contrast,
+    "recipro-pair": partial(_variant, "recipro-pair"),
+    "recipro-aumann": partial(_variant, "recipro-aumann"),
     "cam": activation.cam,
     "grad-cam": activation.grad_cam,
     "grad-cam++": activation.grad_cam_plus_plus,
@@ -52,6 +60,7 @@ METHODS: dict[str, Method] = {
     "rise": perturbation.rise,
     "fake-cam": sanity.fake_cam,
     "gaussian": sanity.centre_gaussian,
+    "fit-gaussian": sanity.fit_gaussian,
     "random": sanity.random_map,
 }
 """The methods, by the names that users give."""

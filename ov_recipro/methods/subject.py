@@ -20,6 +20,7 @@ from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import runs_on_openvino
 from ov_recipro.runtimes.openvino_parts import CompiledPieces, shared_runner
+from ov_recipro.runtimes.pooled_tail import why_not_pooled
 from ov_recipro.runtimes.whole_runtime import WholeRuntime
 from ov_recipro.saliency import Array, Floats, Score, class_scores, default_score
 from ov_recipro.sources.openvino_models import Runner, compiled
@@ -228,8 +229,23 @@ class Subject:
         self, image: Floats, target: AnyTarget, mask: Mask, score: Score | None
     ) -> Floats:
         """Return the explainer's map [H,W] of a target; a class's by the explainer's score."""
-        method = self.explainer.method
-        explainer = self._explainer(method, mask, score or self.explainer.score)
+        explainer = self._explainer("recipro", mask, score or self.explainer.score)
+        return self._map(explainer, image, target)
+
+    def own(self, image: Floats, target: AnyTarget, method: Method | None = None) -> Floats:
+        """Return a target's map [H,W] by a method of the explainer's, by default its own one.
+
+        Raises:
+            NotApplicable: the model does not allow it.
+        """
+        base = self.explainer
+        try:
+            explainer = self._explainer(method or base.method, base.mask, base.score)
+        except OptionError as refusal:
+            raise NotApplicable(str(refusal)) from refusal
+        return self._map(explainer, image, target)
+
+    def _map(self, explainer: Explainer, image: Floats, target: AnyTarget) -> Floats:
         if isinstance(target, int):
             return np.asarray(explainer.explain_tensor(self.tensor(image), target).maps[0])
         return np.asarray(explainer.explain_scored(self.tensor(image), [target]).maps[0])
@@ -270,18 +286,10 @@ class Subject:
         if self._cut.layout == "NTC":
             raise NotApplicable("the cut is tokens, not a feature map")
         channels, height, width = self._cut.shape
-        random = np.random.default_rng(0)
-        one, other = random.standard_normal((2, channels, height, width)).astype(np.float32)
-        order = random.permutation(height * width)
-        moved = one.reshape(channels, -1)[:, order].reshape(one.shape)
-        zeros = np.zeros_like(one)
-        logits = self.tail(np.stack([zeros, one, other, one + other, moved]))
-        zero, first, second, both, shuffled = logits.astype(np.float64)
-        tolerance = 1e-4 * max(np.abs(first - zero).max(), np.abs(second - zero).max())
-        if not np.abs(both - first - second + zero).max() <= tolerance:
-            raise NotApplicable("the tail is not linear")
-        if not np.abs(shuffled - first).max() <= tolerance:
-            raise NotApplicable("the tail does not begin with a global average pool")
+        reason = why_not_pooled(self.tail, self._cut.shape)
+        if reason is not None:
+            raise NotApplicable(reason)
+        zero = self.tail(np.zeros((1, channels, height, width), np.float32))[0].astype(np.float64)
         found = []
         for start in range(0, channels, 64):
             chosen = range(start, min(start + 64, channels))

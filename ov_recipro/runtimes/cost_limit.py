@@ -8,7 +8,6 @@ from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import OptionError
 from ov_recipro.options import Cut, Running
 from ov_recipro.plans.stream import Mask
-from ov_recipro.runtimes import runs_on_openvino
 
 
 def check_cost(
@@ -31,12 +30,7 @@ def check_cost(
     if max_cost is None or cost is None or method != "recipro":
         return
     cut = bundle.manifest.cut
-    on_tokens = cut.layout == "NTC"
-    on_openvino = runs_on_openvino(running.device)
-    if on_tokens:
-        sparse_applies = on_openvino and mask != "drop"
-    else:
-        sparse_applies = mask == "cell" or (mask == "drop" and on_openvino)
+    sparse_applies = mask != "drop" if cut.layout == "NTC" else mask in ("cell", "drop")
     expected = cost.stream
     if sparse_applies and running.plan != "stream":
         expected = cost.inferences

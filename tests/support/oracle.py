@@ -82,6 +82,12 @@ class Oracle:
         (logits,) = self._session.run([self._output], {self._image: image, "mask": mask})
         return np.asarray(logits).reshape(-1)
 
+    def empty(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the logits [classes] with no cell kept of a feature map."""
+        mask = np.zeros((1, 1, 1, 1), np.float32)
+        (logits,) = self._session.run([self._output], {self._image: image, "mask": mask})
+        return np.asarray(logits).reshape(-1)
+
     def maps(
         self, image: npt.NDArray[np.float32], grid: tuple[int, int], classes: list[int]
     ) -> npt.NDArray[np.float64]:
