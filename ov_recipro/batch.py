@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ov_recipro import output
 from ov_recipro.errors import OF_ONE_IMAGE, ImageError, OptionError, ReciproError, TargetError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Target
+from ov_recipro.faithfulness.sharpness import sharpness
 from ov_recipro.faithfulness.verification import Verification, verify
 from ov_recipro.images import video
 from ov_recipro.images.drawing import DEFAULT, Style
@@ -96,6 +98,7 @@ class Batch:
         style: how overlays are drawn.
         report: also write a report of the images.
         subject: the explainer's model, if the maps of images are to be verified.
+        sharpening: the explainer's model, if overlays of images are drawn as `sharpness` says.
 
     Raises:
         OptionError: the style is signed, but the explainer is not.
@@ -109,6 +112,7 @@ class Batch:
     style: Style = DEFAULT
     subject: Subject | None = None
     report: bool = False
+    sharpening: Subject | None = None
     _reference_stems: dict[str, str] = field(default_factory=dict)
     _cards: dict[int, Card] = field(default_factory=dict)
     _done: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -171,11 +175,19 @@ class Batch:
             missed = any(getattr(each, "missed", False) for each in explanation.targets)
             verifications = verify(self.subject, explanation) if self.subject and not missed else ()
             reverse = reversed_explanation(self.explainer, explanation, self.targets)
+            powers = sharpness(self.sharpening, explanation) if self.sharpening else []
         except OF_ONE_IMAGE as error:
             return self._error(number, source, error)
         maps = explanation.save_maps(self.folder, stem) if self.save_maps else None
-        overlays = explanation.save_overlays(self.folder, stem, self.style)
+        shown = explanation
+        if powers:
+            shown = replace(
+                explanation, maps=explanation.maps ** np.array(powers, np.float32)[:, None, None]
+            )
+        overlays = shown.save_overlays(self.folder, stem, self.style)
         record = explanation.record(overlays, maps) | {"path": source.name}
+        for target, power in zip(record["targets"], powers, strict=False):
+            target["sharpness"] = power
         if reverse is not None:
             drawn = reverse.save_overlays(self.folder, self._reference_stems[stem], self.style)
             more = {"reference_overlay": drawn[0], "reverse": reverse.record(drawn)}

@@ -3,8 +3,9 @@
 Average drop and increase: Chattopadhyay et al., "Grad-CAM++", 2018. Coherency, complexity and ADCC:
 Poppi et al., "Revisiting the evaluation of class activation mapping for explainability", 2021.
 Deletion and insertion: Petsiuk et al., "RISE", 2018. Pointing game: Zhang et al., "Top-down neural
-attention by excitation backprop", 2016; its energy form: Wang et al., "Score-CAM", 2020. All values
-are fractions; tables show them times 100.
+attention by excitation backprop", 2016; its energy form: Wang et al., "Score-CAM", 2020. Grid
+pointing game: Böhle et al., "Convolutional dynamic alignment networks", 2021. All values are
+fractions; tables show them times 100.
 """
 
 from __future__ import annotations
@@ -245,6 +246,15 @@ def saco(saliency: Sequence[float], drops: Sequence[float]) -> float:
     return gained / total if total > 0 else 0.0
 
 
+def auc_inside(saliency: Floats, box: Box) -> float:
+    """Return the chance that a pixel in a box ranks above one outside, 0..1; equal ones half."""
+    values = np.asarray(saliency)
+    within = inside(values.shape, box).ravel()
+    ranks = _ranks(values)[within]
+    count, others = len(ranks), values.size - len(ranks)
+    return float((ranks.sum() - count * (count + 1) / 2) / (count * others))
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One map, measured.
@@ -258,6 +268,9 @@ class Measurement:
         flat: the map says nothing: all its cells are the same.
         pointing, energy: see `points_inside` and `energy_inside`; None without boxes.
         saco: see `saco`.
+        grid_energy, grid_auc, grid_peak: the grid pointing game; None where it was not played: of
+            the map of a mosaic of four images, `energy_inside` the image's own quarter,
+            `auc_inside` it and `points_inside` it.
     """
 
     score: float
@@ -272,6 +285,9 @@ class Measurement:
     pointing: bool | None = None
     energy: float | None = None
     saco: float | None = None
+    grid_energy: float | None = None
+    grid_auc: float | None = None
+    grid_peak: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -238,3 +238,67 @@ def test_one_image_counts_once() -> None:
     for measured in chain([one], [other]):
         tally.update("same.jpg", measured)
     assert (len(tally), tally.summary().deletion.value) == (1, other.deletion)
+
+
+def test_saco_by_hand() -> None:
+    """Three groups: the first two in order, the third costs more than the second."""
+    saliency, drops = [3.0, 2.0, 0.5], [0.9, 0.1, 0.2]
+    expected = ((3 - 2) + (3 - 0.5) - (2 - 0.5)) / ((3 - 2) + (3 - 0.5) + (2 - 0.5))
+    assert metrics.saco(saliency, drops) == pytest.approx(expected)
+    assert metrics.saco(saliency, [3, 2, 1]) == 1
+    assert metrics.saco(saliency, [1, 2, 3]) == -1
+    assert metrics.saco([1, 1, 1], drops) == 0
+
+
+def test_auc_inside_is_a_chance_of_pairs() -> None:
+    saliency = np.random.default_rng(0).integers(0, 4, (6, 6)).astype(float)
+    box = (1.0, 2.0, 4.0, 5.0)
+    within = metrics.inside((6, 6), box)
+    pairs = [
+        (a > b) + (a == b) / 2 for a in saliency[within].ravel() for b in saliency[~within].ravel()
+    ]
+    assert metrics.auc_inside(saliency, box) == pytest.approx(np.mean(pairs))
+
+
+def measurement(**values: float) -> Measurement:
+    known = {
+        "score": 0.9, "explained": 0.8, "drop": 0.1, "increase": False, "coherency": 0.9,
+        "complexity": 0.3, "deletion": 0.2, "insertion": 0.6, "flat": False, "saco": 0.5,
+    }  # fmt: skip
+    return Measurement(**(known | values))  # type: ignore[arg-type]
+
+
+def test_every_mean_has_its_difference() -> None:
+    random = np.random.default_rng(0)
+    ours, theirs = Tally(), Tally()
+    for number in range(40):
+        hard = float(random.uniform(0, 1))
+        theirs.update(str(number), measurement(deletion=hard))
+        ours.update(str(number), measurement(deletion=hard - 0.02 + random.normal() / 100))
+    ours.update("one more", measurement(deletion=9))
+    found = ours.differences(theirs)
+    assert found is not None
+    deletion = found["deletion"]
+    assert deletion.mean.value == pytest.approx(-0.02, abs=0.005)
+    assert deletion.mean.high < 0
+    assert deletion.needed is not None
+    assert 1 <= deletion.needed <= 10  # (2.8 * 0.01 / 0.02)^2 = 2
+    assert found["insertion"].mean.value == 0
+    assert found["insertion"].needed is None
+    assert "grid_auc" not in found
+    assert Tally().differences(ours) is None
+
+
+def test_grids_are_compared_where_both_have_one() -> None:
+    ours, theirs = Tally(), Tally()
+    for number in range(6):
+        grid = {"grid_energy": 0.5, "grid_auc": 0.9, "grid_peak": True} if number % 2 else {}
+        ours.update(str(number), measurement(**grid))
+        theirs.update(str(number), measurement(**(grid | {"grid_auc": 0.6} if grid else {})))
+    found = ours.differences(theirs)
+    assert found is not None
+    assert found["grid_auc"].mean.value == pytest.approx(0.3)
+    summary = ours.summary()
+    assert (summary.grids, summary.images) == (3, 6)
+    assert summary.grid_peak is not None
+    assert summary.grid_peak.value == 1

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ov_recipro.cli.evaluation_tables import (
-    as_csv,
-    box_csv,
-    box_table,
-    class_table,
-    difference_table,
+from ov_recipro.cli.evaluation_results import (
+    Results,
+    box_results,
+    class_results,
+    limits_in_words,
 )
 from ov_recipro.cli.option_groups import (
     FILE,
@@ -32,7 +31,6 @@ from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_o
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.cut.recognition import with_article
 from ov_recipro.errors import ModelError, OptionError, ReciproError
-from ov_recipro.metrics import FEWEST_IMAGES
 from ov_recipro.options import Cut, Running, Targets
 
 if TYPE_CHECKING:
@@ -40,11 +38,11 @@ if TYPE_CHECKING:
     from ov_recipro.explainer import Explainer
     from ov_recipro.faithfulness.box_evaluation import BoxEvaluation, BoxOutcome
     from ov_recipro.faithfulness.box_measure import BoxLimits
-    from ov_recipro.faithfulness.evaluation import Evaluation, Outcome, Row
+    from ov_recipro.faithfulness.evaluation import Evaluation, Outcome
 
 RESULT = "evaluation"
 _OF_TASK = {
-    "classifier": ("profile", "step", "boxes", "paired"),
+    "classifier": ("profile", "step", "boxes", "paired", "mosaics"),
     "detector": ("threshold", "nms", "max_boxes", "box_size"),
 }
 _BLACK_BOXES = ("occlusion", "d-rise", "aise", "votes")
@@ -93,6 +91,12 @@ _BLACK_BOXES = ("occlusion", "d-rise", "aise", "votes")
     help="Also compare two of the methods image by image, and say how many images it takes to see "
     "a difference of that size.",
 )
+@click.option(
+    "--mosaics",
+    is_flag=True,
+    help="Also play the grid pointing game: does the map of a mosaic of four images lie on the one "
+    "that shows the class?",
+)
 @options_of(Targets, "targets", "threshold", "nms")
 @click.option(
     "--max-boxes",
@@ -131,6 +135,7 @@ def command(
     step: int | None,
     boxes: Path | None,
     paired: str | None,
+    mosaics: bool,
     targets: Targets,
     max_boxes: int,
     box_size: tuple[float, float],
@@ -169,20 +174,9 @@ def command(
         else:
             pair = _pair_of(paired, names)
             how = {"profile": profile, "step": step, "boxes": boxes, "labels": options["labels"]}
-            data = (dataset, limit, how | {"paired": pair})
+            data = (dataset, limit, how | {"paired": pair, "mosaics": mosaics})
             run = _of_classes(explainer, names, data, output, workers, engine, stack, quiet)
         _measure(run, output, as_json, quiet)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tables:
-    """What is written and printed: the table, and what its numbers depend on."""
-
-    table: list[tuple[str, ...]]
-    csv: str
-    provenance: str
-    record: bytes
-    differences: list[tuple[str, ...]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +191,7 @@ class _Run:
 
     evaluation: Evaluation | BoxEvaluation
     outcomes: Iterator[Outcome] | Iterator[BoxOutcome]
-    tables: Callable[[], _Tables | None]
+    tables: Callable[[], Results | None]
     nothing: str = "No image could be measured."
 
 
@@ -243,6 +237,7 @@ def _of_classes(
     """Return the measuring of a classifier over a dataset, its limit, and how."""
     from ov_recipro.faithfulness.datasets import classes_of, read_boxes, read_dataset, spread
     from ov_recipro.faithfulness.evaluation import Evaluation, Measuring
+    from ov_recipro.faithfulness.mosaics import companions
     from ov_recipro.methods import Subject, find_methods
 
     dataset, limit, how = data
@@ -256,14 +251,18 @@ def _of_classes(
         root = dataset if files.is_url(dataset) else ""
     found = remote.read_dataset(root, classes) if root else read_dataset(Path(dataset), classes)
     around = read_boxes(how["boxes"], classes) if how["boxes"] is not None else None
-    measuring = Measuring(Subject(explainer), methods, how["profile"], how["step"], around)
-    evaluation = Evaluation(measuring, spread(found, limit), output)
+    samples = spread(found, limit)
+    others = companions(samples) if how["mosaics"] else None
+    if engine.is_ray and others is not None:
+        raise OptionError("--mosaics is for runs without --engine ray.")
+    measuring = Measuring(Subject(explainer), methods, how["profile"], how["step"], around, others)
+    evaluation = Evaluation(measuring, samples, output)
     if engine.is_ray:
         actors = stack.enter_context(pool_of(engine, explainer.running.device, quiet))
         outcomes = remote.measure(actors, evaluation, root, workers)
     else:
         outcomes = evaluation.run(workers)
-    return _Run(evaluation, outcomes, lambda: _class_tables(evaluation, how["paired"]))
+    return _Run(evaluation, outcomes, lambda: class_results(evaluation, how["paired"]))
 
 
 def _of_boxes(
@@ -286,9 +285,9 @@ def _of_boxes(
 
     measuring = BoxMeasuring(Subject(explainer), find_methods(names, BOX_METHODS), limits)
     evaluation = BoxEvaluation(measuring, spread(find_photographs(folder), limit), output)
-    nothing = f"No image has a box that {_limits_in_words(limits)}."
+    nothing = f"No image has a box that {limits_in_words(limits)}."
     run = evaluation.run(workers)
-    return _Run(evaluation, run, lambda: _box_tables(evaluation), nothing)
+    return _Run(evaluation, run, lambda: box_results(evaluation), nothing)
 
 
 def _measure(run: _Run, output: Path, as_json: bool, quiet: bool) -> None:
@@ -324,19 +323,6 @@ def _measure(run: _Run, output: Path, as_json: bool, quiet: bool) -> None:
         raise ReciproError(f"{len(evaluation.failed)} of {total} images could not be measured.")
 
 
-def _class_tables(evaluation: Evaluation, pair: tuple[str, str] | None) -> _Tables | None:
-    rows = evaluation.rows()
-    if not rows:
-        return None
-    provenance, differences = _provenance(evaluation, rows), None
-    if pair is not None:
-        found = evaluation.differences(*pair)
-        if found is not None:
-            differences = difference_table(found, " - ".join(pair))
-    record = evaluation.record(rows)
-    return _Tables(class_table(rows), as_csv(rows), provenance, record, differences)
-
-
 def _pair_of(paired: str | None, names: list[str]) -> tuple[str, str] | None:
     """Return the methods that `--paired` names.
 
@@ -349,52 +335,3 @@ def _pair_of(paired: str | None, names: list[str]) -> tuple[str, str] | None:
     if len(found) != 2 or not ("all" in names or set(found) <= set(names)):
         raise OptionError("--paired takes two of --methods, such as recipro-pair,recipro.")
     return found[0], found[1]
-
-
-def _box_tables(evaluation: BoxEvaluation) -> _Tables | None:
-    rows = evaluation.rows()
-    if not any(row.summary for row in rows):
-        return None
-    settings, limits = evaluation.settings(), evaluation.measuring.limits
-    provenance = (
-        "Values x100, with bootstrap 95% intervals over the images in brackets, where there are "
-        f"{FEWEST_IMAGES} or more; differences are box by box. For 'inner' figures only the box's "
-        f"own pixels turn. A box is measured if it {_limits_in_words(limits)}, at most "
-        f"{limits.max_boxes} an image; {_setting(settings, evaluation)}."
-    )
-    return _Tables(box_table(rows), box_csv(rows), provenance, evaluation.record(rows))
-
-
-def _limits_in_words(limits: BoxLimits) -> str:
-    return (
-        f"scores {limits.threshold:g} or more and covers {100 * limits.smallest:g} to "
-        f"{100 * limits.largest:g} % of the input"
-    )
-
-
-def _provenance(evaluation: Evaluation, rows: list[Row]) -> str:
-    """Return, in words, everything that the numbers depend on."""
-    settings = evaluation.settings()
-    summaries = [row.summary for row in rows if row.summary]
-    undefined = sum(summary.undefined for summary in summaries)
-    images = max((summary.images for summary in summaries), default=0)
-    step = f", {settings['step']} pixels per step" if settings["step"] else ""
-    return (
-        f"Values x100, with bootstrap 95% intervals over the images in brackets. Profile "
-        f"{settings['profile']}{step}; {images} images; "
-        f"{_setting(settings, evaluation, f'undefined coherencies counted as 0: {undefined}; ')}."
-    )
-
-
-def _setting(
-    settings: dict[str, Any], evaluation: Evaluation | BoxEvaluation, further: str = ""
-) -> str:
-    """Return the model, the device, the preprocessing and the versions in words."""
-    how = evaluation.measuring.subject.explainer.preprocessing
-    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
-    return (
-        f"model {settings['model']} (sha256 {settings['sha256'][:12]}), layer {settings['layer']}; "
-        f"{settings['device']}, {settings['precision']}; {how.resize} to "
-        f"{how.size[1]}x{how.size[0]}, crop fraction {how.crop_fraction}, {how.interpolation} "
-        f"({how.source}); {further}{versions}"
-    )

@@ -27,6 +27,9 @@ _COLUMNS = {
     "saco": "SaCo ↑",
     "pointing": "pointing ↑",
     "energy": "energy ↑",
+    "grid_energy": "grid energy ↑ (25)",
+    "grid_auc": "grid AUC ↑ (50)",
+    "grid_peak": "grid peak ↑ (25)",
 }
 
 

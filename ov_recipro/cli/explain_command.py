@@ -98,6 +98,12 @@ _BOXES = 30  # that are listed
     is_flag=True,
     help="Also draw what speaks against: blue is below the score with no cell kept, orange above.",
 )
+@click.option(
+    "--sharp",
+    is_flag=True,
+    help="Draw maps of classes as sharp as what they show still suffices for 90 % of the score. "
+    "Files of maps, records' scores and reports stay as they are.",
+)
 @colormap_option
 @click.option(
     "--alpha",
@@ -133,6 +139,7 @@ def command(
     contour: bool,
     legend: bool,
     signed: bool,
+    sharp: bool,
     report: bool,
     save_maps: bool,
     verify: bool,
@@ -157,11 +164,13 @@ def command(
         raise click.UsageError(
             "With --engine ray, classes or boxes alone are explained, without --signed."
         )
-    if engine.is_ray and (report or save_maps or as_json):
+    if engine.is_ray and (report or save_maps or as_json or sharp):
         raise click.UsageError(
-            "With --engine ray, results are Parquet files; --report, --save-maps and --json don't "
-            "apply."
+            "With --engine ray, results are Parquet files; --report, --save-maps, --json and "
+            "--sharp don't apply."
         )
+    if sharp and signed:
+        raise click.UsageError("--sharp does not draw signed maps.")
     is_black_box = options["method"] in BLACK_BOXES
     if engine.is_ray and is_black_box:
         raise click.UsageError("--engine ray explains by recipro and its variants alone.")
@@ -189,12 +198,15 @@ def command(
         job = JobOptions(targets, maps, verify, drawn, style)
         _on_ray(explainer, engine, images, output, job, quiet)
         return
+    if sharp and explainer.bundle.manifest.task != "classifier":
+        raise click.UsageError("--sharp is for classes.")
     subject = None
-    if verify:
+    if verify or sharp:
         from ov_recipro.methods import Subject
 
         subject = Subject(explainer)
-    batch = Batch(explainer, inputs, output, targets, save_maps, style, subject, report)
+    verifier, sharpener = subject if verify else None, subject if sharp else None
+    batch = Batch(explainer, inputs, output, targets, save_maps, style, verifier, report, sharpener)
     failed = 0
     try:
         silent = quiet or as_json or is_black_box

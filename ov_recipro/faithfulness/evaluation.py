@@ -15,6 +15,7 @@ from ov_recipro.errors import OF_ONE_IMAGE, OptionError
 from ov_recipro.faithfulness.datasets import Boxes, Sample
 from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Task
 from ov_recipro.faithfulness.measure import Profile, measure
+from ov_recipro.faithfulness.mosaics import mosaic
 from ov_recipro.faithfulness.tally import Difference, Summary, Tally
 from ov_recipro.images.preprocess import Window
 from ov_recipro.images.reading import decode_image
@@ -81,6 +82,7 @@ class Measuring:
         methods: names of `methods.METHODS`.
         profile, step: see `faithfulness.measure`.
         boxes: around objects, by image; see `datasets.read_boxes`.
+        companions: of each image, for the grid pointing game; see `mosaics.companions`.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class Measuring:
         profile: Profile,
         step: int | None = None,
         boxes: Boxes | None = None,
+        companions: Mapping[str, list[str]] | None = None,
     ) -> None:
         self.subject = subject
         self.methods = list(methods)
         self.profile: Profile = profile
         self.step = step
         self.boxes: Boxes = boxes or {}
+        self.companions = companions or {}
 
     def __call__(self, task: Task, read: Callable[[], bytes]) -> Outcome:
         """Measure an image by the methods that have not measured it before.
@@ -121,12 +125,13 @@ class Measuring:
             index = int(self.subject.scores(image).argmax())
         around = self.boxes.get(Path(sample.path).stem, {}).get(index, [])
         boxes = [_in_window(box, window, (image.shape[1], image.shape[2])) for box in around]
+        others = self.companions.get(sample.name)
+        grid = mosaic(self.subject, image, index, others) if others else None
+        how = (self.profile, self.step, boxes, grid)
         records, refused = {}, {}
         for method in missing:
             try:
-                measured = measure(
-                    self.subject, METHODS[method], image, index, self.profile, self.step, boxes
-                )
+                measured = measure(self.subject, METHODS[method], image, index, *how)
             except NotApplicable as refusal:
                 refused[method] = str(refusal)
                 continue
@@ -167,12 +172,14 @@ class Evaluation:
         """Return what a measurement depends on, besides the image."""
         how = self.measuring
         boxes = hashlib.sha256(json.dumps(how.boxes, sort_keys=True).encode()).hexdigest()
+        grids = hashlib.sha256(json.dumps(how.companions, sort_keys=True).encode()).hexdigest()
         settings = how.subject.explainer.provenance() | {
             "schema_version": SCHEMA_VERSION,
             "profile": how.profile,
             "step": how.step,
             "probability": how.subject.probability,
             "boxes": boxes if how.boxes else None,
+            "companions": grids if how.companions else None,
         }
         if method is not None:
             settings["method"] = method

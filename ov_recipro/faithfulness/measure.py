@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 
+from ov_recipro.faithfulness.mosaics import Mosaic
 from ov_recipro.methods import AnyTarget, Method, Subject
 from ov_recipro.metrics import (
     Box,
     Measurement,
     area,
+    auc_inside,
     blurred,
     by_saliency,
     coherency,
@@ -46,6 +48,7 @@ def measure(
     profile: Profile,
     step: int | None = None,
     boxes: Sequence[Box] = (),
+    mosaic: Mosaic | None = None,
 ) -> Measurement:
     """Make a method's map of an image and measure it.
 
@@ -58,6 +61,7 @@ def measure(
         step: pixels replaced between two points of deletion and insertion under "poppi"; by
             default the image's width.
         boxes: around the class's objects, in pixels of `image`.
+        mosaic: in which the image is a quarter, to play the grid pointing game on.
 
     Raises:
         NotApplicable: the model does not allow the method.
@@ -91,7 +95,19 @@ def measure(
         pointing=points_inside(enlarged, boxes) if boxes else None,
         energy=energy_inside(enlarged, boxes) if boxes else None,
         saco=_saco(subject, image, enlarged, target, score),
+        **(_in_grid(subject, method, mosaic, target) if mosaic is not None else {}),
     )
+
+
+def _in_grid(subject: Subject, method: Method, mosaic: Mosaic, target: AnyTarget) -> dict[str, Any]:
+    """Return what the grid pointing game says of a method."""
+    size = (mosaic.image.shape[1], mosaic.image.shape[2])
+    enlarged = upsampled(_scaled(method(subject, mosaic.image, target)), size, "bilinear")
+    return {
+        "grid_energy": energy_inside(enlarged, [mosaic.quarter]),
+        "grid_auc": auc_inside(enlarged, mosaic.quarter),
+        "grid_peak": points_inside(enlarged, [mosaic.quarter]),
+    }
 
 
 def curves(

@@ -11,6 +11,7 @@ from ov_recipro.metrics import Mean, Measurement, adcc, interval, resampled_mean
 from ov_recipro.saliency import Floats
 
 _KINDS = ("drop", "increase", "deletion", "insertion", "coherency", "complexity", "saco")
+_IN_BOXES, _IN_GRIDS = ("pointing", "energy"), ("grid_energy", "grid_auc", "grid_peak")
 _OF_ADCC = ("drop", "coherency", "complexity")
 _POWER = 2.8  # standard errors: 5 % of false alarms and 20 % of misses
 
@@ -34,14 +35,15 @@ class Summary:
     """A dataset's means; None where nothing of a kind was measured.
 
     Attributes:
-        images: number of images; boxed: those with boxes.
+        images: number of images; boxed: those with boxes; grids: those with a mosaic.
         flat: number of flat maps; undefined: of undefined coherencies, which count as 0.
-        drop, increase, deletion, insertion, coherency, complexity, adcc, pointing, energy, saco:
-            see `metrics.Measurement` and `metrics.adcc`.
+        drop, increase, deletion, insertion, coherency, complexity, adcc, pointing, energy, saco,
+            grid_energy, grid_auc, grid_peak: see `metrics.Measurement` and `metrics.adcc`.
     """
 
     images: int
     boxed: int
+    grids: int
     flat: int
     undefined: int
     drop: Mean
@@ -54,6 +56,9 @@ class Summary:
     pointing: Mean | None
     energy: Mean | None
     saco: Mean | None
+    grid_energy: Mean | None
+    grid_auc: Mean | None
+    grid_peak: Mean | None
 
 
 class Tally:
@@ -90,17 +95,32 @@ class Tally:
         names = sorted(self._measured.keys() & other._measured.keys())
         if not names:
             return None
+        found = self._differences(other, names, _KINDS)
+        grids = [
+            name
+            for name in names
+            if all(tally._measured[name].grid_auc is not None for tally in (self, other))
+        ]
+        return found | (self._differences(other, grids, _IN_GRIDS) if grids else {})
+
+    def _differences(
+        self, other: Tally, names: list[str], kinds: tuple[str, ...]
+    ) -> dict[str, Difference]:
+        """Return the differences of some kinds of numbers over these images, and of their ADCC."""
         values, drawn = [], []
         for tally in (self, other):
             rows = [tally._measured[name] for name in names]
-            kinds = np.array([[float(getattr(row, each) or 0) for each in _KINDS] for row in rows])
-            means = [math.fsum(kind.tolist()) / len(names) for kind in kinds.T]
-            resampled = resampled_means(kinds.T)
-            values.append([*means, adcc(*(means[_KINDS.index(each)] for each in _OF_ADCC))])
-            terms = resampled[[_KINDS.index(each) for each in _OF_ADCC]]
-            drawn.append(np.vstack([resampled, [adcc(*three) for three in terms.T]]))
+            numbers = np.array([[float(getattr(row, each) or 0) for each in kinds] for row in rows])
+            means = [math.fsum(kind.tolist()) / len(names) for kind in numbers.T]
+            resampled = resampled_means(numbers.T)
+            if set(_OF_ADCC) <= set(kinds):
+                places = [kinds.index(each) for each in _OF_ADCC]
+                means.append(adcc(*(means[place] for place in places)))
+                resampled = np.vstack([resampled, [adcc(*each) for each in resampled[places].T]])
+            values.append(means)
+            drawn.append(resampled)
         found = {}
-        for place, name in enumerate((*_KINDS, "adcc")):
+        for place, name in enumerate([*kinds, "adcc"][: len(values[0])]):
             spread = drawn[0][place] - drawn[1][place]
             mean = Mean(values[0][place] - values[1][place], *interval(spread))
             found[name] = Difference(mean, _needed(mean.value, float(spread.std()), len(names)))
@@ -133,20 +153,26 @@ class Tally:
         saco = None
         if all(row.saco is not None for row in rows):
             saco = _mean(columns["saco"], resampled_means(columns["saco"][None])[0])
-        in_boxes: dict[str, Mean | None] = {"pointing": None, "energy": None}
-        if boxed.any():
-            pair = np.stack([columns[name][boxed] for name in in_boxes])
-            for name, ours, resample in zip(in_boxes, pair, resampled_means(pair), strict=True):
-                in_boxes[name] = _mean(ours, resample)
+        some: dict[str, Mean | None] = dict.fromkeys([*_IN_BOXES, *_IN_GRIDS])
+        played = np.array([row.grid_auc is not None for row in rows])
+        for kinds, taken in ((list(_IN_BOXES), boxed), (list(_IN_GRIDS), played)):
+            if taken.any():
+                chosen = np.stack([columns[kind][taken] for kind in kinds])
+                for kind, ours, drawn in zip(kinds, chosen, resampled_means(chosen), strict=True):
+                    some[kind] = _mean(ours, drawn)
         return Summary(
             images=count,
             boxed=int(boxed.sum()),
+            grids=int(played.sum()),
             flat=sum(row.flat for row in rows),
             undefined=sum(row.coherency is None for row in rows),
             adcc=Mean(overall, *interval(resampled)),
-            pointing=in_boxes["pointing"],
-            energy=in_boxes["energy"],
             saco=saco,
+            pointing=some["pointing"],
+            energy=some["energy"],
+            grid_energy=some["grid_energy"],
+            grid_auc=some["grid_auc"],
+            grid_peak=some["grid_peak"],
             **means,
         )
 
