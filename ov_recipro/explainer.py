@@ -42,7 +42,7 @@ from ov_recipro.targets.similarity import Reference, make_reference
 from ov_recipro.targets.vectors import only_image, read_vectors
 from ov_recipro.targets.votes import votes
 from ov_recipro.variants import VARIANTS
-from ov_recipro.variants.variant_maps import open_variant, variant_maps
+from ov_recipro.variants.variant_maps import details, open_variant, variant_maps
 
 
 class Explainer:
@@ -137,8 +137,7 @@ class Explainer:
         self._lock = Lock()
         self._zero_runner: Callable[[npt.NDArray[Any]], Floats] | None = None
         self.workers = self._runtime.parallel + 1  # one more reads and draws meanwhile
-        self.plan = self._runtime.plan
-        self.plan_reason = self._runtime.reason
+        self.plan, self.plan_reason = self._runtime.plan, self._runtime.reason
         self.versions = {"ov-recipro": version("ov-recipro"), **self._runtime.versions}
         self._provenance: dict[str, Any] = msgspec.json.decode(
             msgspec.json.encode(self.provenance())
@@ -390,6 +389,7 @@ class Explainer:
         return {
             **self.bundle.manifest.provenance,
             "method": self.method,
+            **details(self._runtime),
             "plan": self.plan.name,
             "score": self.score,
             "mask": self.mask,

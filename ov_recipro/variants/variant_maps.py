@@ -82,6 +82,11 @@ def open_variant(name: str, bundle: Bundle, running: Running, mask: Mask, signed
     return PooledRuntime(bundle, running)
 
 
+def details(runtime: Runtime) -> dict[str, str]:
+    """Return what else a record says of a variant's maps: the layer that it also looks at."""
+    return {"second_layer": runtime.layer} if isinstance(runtime, PairRuntime) else {}
+
+
 def variant_maps(
     inference: Inference,
     targets: Sequence[ScoredTarget],

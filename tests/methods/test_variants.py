@@ -73,6 +73,7 @@ def test_pair_is_its_definition_on_real_weights(lite0: Path) -> None:
     expected = by_definition(explainer, lite0, "/blocks.14/Add_output_0", image, classes)
     np.testing.assert_allclose(found.maps, expected, atol=1e-4)
     assert found.provenance["method"] == "recipro-pair"
+    assert found.provenance["second_layer"] == "/blocks.14/Add_output_0"
 
 
 @pytest.mark.parametrize("tail", ["linear", "hidden", "gate"])
