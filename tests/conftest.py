@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from forms import float_lite0, models  # noqa: F401 - fixtures
 from ov_recipro.explainer import Explainer
 from ov_recipro.sources.default_model import bundled_model
 from places import LITE1, ROOT, SHARED
+
+# Ray's workers give way to all others by default, and so would starve beside other tests
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
