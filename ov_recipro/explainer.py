@@ -30,7 +30,7 @@ from ov_recipro.runtimes import open_runtime, zero_runner
 from ov_recipro.runtimes.cost_limit import check_cost
 from ov_recipro.runtimes.runtime import Runtime
 from ov_recipro.runtimes.whole_runtime import WholeRuntime
-from ov_recipro.saliency import Floats, Score, default_score, saliency_maps, softmax_terms
+from ov_recipro.saliency import Floats, Score, default_score, maps_of, softmax_terms
 from ov_recipro.sources.default_model import default_model
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.openvino_models import as_file
@@ -126,7 +126,7 @@ class Explainer:
         if manifest.classes:
             self.labels = checked_labels(self.labels, manifest.classes)
         self._finder = Finder(manifest, self.labels, self.score)
-        attribution.check_method(method, self._task == "detector")
+        attribution.check_method(method, self._task)
         self._runtime: Runtime
         if method in attribution.BLACK_BOXES:
             self._runtime = self._whole = WholeRuntime(self.bundle, self.running)
@@ -265,8 +265,7 @@ class Explainer:
         if not np.isfinite(cells).all():
             raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
-        from_zero = self.mask == "drop" or self.method not in ("recipro", "recipro-pair")
-        maps = saliency_maps(cells, from_zero)
+        maps = maps_of(cells, self.method, self.mask)
         return Explanation(
             predictions=predictions,
             targets=tuple(

@@ -22,7 +22,14 @@ from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.images import drawing as draw
 from ov_recipro.images.preprocess import Image, Window
 from ov_recipro.output import SCHEMA_VERSION, open_folder, write_whole
-from ov_recipro.saliency import Floats, Score, saliency_maps, signed_maps
+from ov_recipro.saliency import (
+    Floats,
+    Score,
+    begins_at_zero,
+    saliency_maps,
+    score_of_cells,
+    signed_maps,
+)
 from ov_recipro.sources.labels import find_class
 
 _FEW = 0.5  # share of different scores below which a map is coarse
@@ -244,8 +251,7 @@ class Explanation:
     @property
     def _from_zero(self) -> bool:
         """Whether `raw` is what the loss of each cell costs, and maps begin at 0."""
-        run = self.provenance
-        return bool(run["mask"] == "drop" or run["method"] != "recipro")
+        return begins_at_zero(self.provenance["method"], self.provenance["mask"])
 
     def _zeros(self) -> npt.NDArray[np.float32]:
         if self.zeros is None:
@@ -363,7 +369,8 @@ class Explanation:
         figures = []
         for target in self.targets:
             name = escape(target.label or f"class {target.index}")
-            remarks = map(escape, target.remarks(height * width, score, self.provenance["mask"]))
+            own = score_of_cells(self.provenance["method"], score)
+            remarks = map(escape, target.remarks(height * width, own, self.provenance["mask"]))
             text = "<br>".join([f"<b>{name}</b> {target.score:.3g}", *remarks])
             if self.image is not None:
                 data = base64.b64encode(self._thumbnail(target)).decode()

@@ -230,12 +230,12 @@ def saco(saliency: Sequence[float], drops: Sequence[float]) -> float:
 
     The Salience-guided Faithfulness Coefficient of Wu et al., "On the Faithfulness of Vision
     Transformer Explanations", 2024, Algorithm 1: the image's pixels, sorted by saliency, are
-    parted into groups of one size, each of which is hidden by itself. For each two groups, the
+    divided into groups of about one size, each of which is hidden by itself. For each two, the
     difference of their saliency counts for the map where the more salient one costs the score no
     less, else against it. A map that is the same everywhere gets 0.
 
     Args:
-        saliency: the groups' sums of saliency, in descending order; drops: what the score loses
+        saliency: the groups' means of saliency, in descending order; drops: what the score loses
             without each.
     """
     total = gained = 0.0

@@ -111,6 +111,21 @@ def saliency_maps(raw: Floats, from_zero: bool = False) -> npt.NDArray[np.float3
     return np.asarray((values - low) / np.where(span > 0, span, 1), np.float32)
 
 
+def begins_at_zero(method: str, mask: str) -> bool:
+    """Whether a method's maps begin at 0, as they hold what a loss costs or a share, not scores."""
+    return mask == "drop" or method not in ("recipro", "recipro-pair")
+
+
+def maps_of(raw: Floats, method: str, mask: str) -> npt.NDArray[np.float32]:
+    """Scale what a method gives each cell, [T,H,W], to [0,1] (see `saliency_maps`)."""
+    return saliency_maps(raw, begins_at_zero(method, mask))
+
+
+def score_of_cells(method: str, score: Score) -> Score:
+    """Return how logits became the values of a method's cells; a variant's are no scores."""
+    return "none" if method in ("recipro-pair", "recipro-aumann") else score
+
+
 def signed_maps(raw: Floats, zeros: Floats) -> npt.NDArray[np.float32]:
     """Scale the deviations of scores from each target's zero to [-1,1].
 

@@ -32,14 +32,15 @@ _LONGEST = 128  # lines or columns of a map that is kept
 _GREY = 127.5
 
 
-def check_method(method: str, is_detector: bool) -> None:
-    """Raise where a method is not one for models of this kind.
+def check_method(method: str, task: str) -> None:
+    """Raise where a method is not one for models of a kind.
 
     Raises:
         OptionError: it is for detectors alone, or not for them.
     """
-    if method in VARIANTS and is_detector:
-        raise OptionError(f"Method '{method}' does not explain boxes.")
+    is_detector = task == "detector"
+    if method in VARIANTS and task != "classifier":
+        raise OptionError(f"Method '{method}' explains classes alone; this model has none.")
     if method in ("d-rise", "votes") and not is_detector:
         raise OptionError(f"Method '{method}' explains boxes alone; this model has none.")
     if method == "rise" and is_detector:

@@ -253,6 +253,8 @@ def _of_classes(
     around = read_boxes(how["boxes"], classes) if how["boxes"] is not None else None
     samples = spread(found, limit)
     others = companions(samples) if how["mosaics"] else None
+    if others is not None and not others:
+        raise OptionError("--mosaics needs four images at least, of other classes.")
     if engine.is_ray and others is not None:
         raise OptionError("--mosaics is for runs without --engine ray.")
     measuring = Measuring(Subject(explainer), methods, how["profile"], how["step"], around, others)
@@ -329,9 +331,11 @@ def _pair_of(paired: str | None, names: list[str]) -> tuple[str, str] | None:
     Raises:
         OptionError: these are not two of those that are measured.
     """
+    from ov_recipro.methods import find_methods
+
     if paired is None:
         return None
-    found = [name.strip() for name in paired.split(",")]
-    if len(found) != 2 or not ("all" in names or set(found) <= set(names)):
+    found, names = [name.strip() for name in paired.split(",")], find_methods(names)
+    if len(set(found)) != 2 or not set(found) <= set(names):
         raise OptionError("--paired takes two of --methods, such as recipro-pair,recipro.")
     return found[0], found[1]

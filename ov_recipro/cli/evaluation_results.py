@@ -41,7 +41,7 @@ def class_results(evaluation: Evaluation, pair: tuple[str, str] | None) -> Resul
         found = evaluation.differences(*pair)
         if found is not None:
             differences = difference_table(found, " - ".join(pair))
-    record = evaluation.record(rows)
+    record = evaluation.record(rows, pair)
     return Results(class_table(rows), as_csv(rows), provenance, record, differences)
 
 

@@ -81,10 +81,10 @@ _BOXES = 30  # that are listed
     default="recipro",
     show_default=True,
     help="Mask cells of feature maps (recipro), of two at once (recipro-pair), or find the cells' "
-    "shares where the tail is a pool and a linear layer (recipro-aumann). Or mask parts of the "
-    "image: occlusion, rise, aise, or d-rise for boxes. These take hundreds to thousands of "
-    "inferences, and explain detectors that can't be cut, too. For boxes, votes shows where the "
-    "candidates are that agree, and masks nothing.",
+    "shares where the tail is a global average pool and a linear layer (recipro-aumann). Or mask "
+    "parts of the image: occlusion, rise, aise, or d-rise for boxes. These take hundreds to "
+    "thousands of inferences, and explain detectors that can't be cut, too. For boxes, votes shows "
+    "where the candidates are that agree, and masks nothing.",
 )
 @click.option(
     "--mask",
@@ -198,8 +198,16 @@ def command(
         job = JobOptions(targets, maps, verify, drawn, style)
         _on_ray(explainer, engine, images, output, job, quiet)
         return
-    if sharp and explainer.bundle.manifest.task != "classifier":
-        raise click.UsageError("--sharp is for classes.")
+    if sharp and (
+        explainer.bundle.manifest.task != "classifier"
+        or explainer.bundle.manifest.cut.layout == "NTC"
+        or explainer.score == "none"
+        or targets.against is not None
+        or any(each.is_video for each in inputs)
+    ):
+        raise click.UsageError(
+            "--sharp is for images and for scores of classes, at a cut that is a feature map."
+        )
     subject = None
     if verify or sharp:
         from ov_recipro.methods import Subject

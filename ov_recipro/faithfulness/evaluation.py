@@ -231,12 +231,19 @@ class Evaluation:
             tallies.append(tally)
         return tallies[0].differences(tallies[1])
 
-    def record(self, rows: Sequence[Row]) -> bytes:
-        """Return the JSON record of the table's rows and all that they depend on."""
+    def record(self, rows: Sequence[Row], paired: tuple[str, str] | None = None) -> bytes:
+        """Return the JSON record of the table's rows and all that they depend on.
+
+        Args:
+            rows: the table.
+            paired: two methods whose differences are recorded too.
+        """
+        differences = None if paired is None else self.differences(*paired)
         record = self.settings() | {
             "images": len(self.samples),
             "interval": INTERVAL,
             "methods": rows,
+            "paired": None if paired is None else {"methods": paired, "differences": differences},
             "errors": [{"path": name, "error": why} for name, why in sorted(self.failed.items())],
         }
         return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"

@@ -49,6 +49,7 @@ def measure(
     step: int | None = None,
     boxes: Sequence[Box] = (),
     mosaic: Mosaic | None = None,
+    has_saco: bool = True,
 ) -> Measurement:
     """Make a method's map of an image and measure it.
 
@@ -62,6 +63,7 @@ def measure(
             default the image's width.
         boxes: around the class's objects, in pixels of `image`.
         mosaic: in which the image is a quarter, to play the grid pointing game on.
+        has_saco: whether SaCo is measured too.
 
     Raises:
         NotApplicable: the model does not allow the method.
@@ -94,7 +96,7 @@ def measure(
         flat=bool(saliency.min() == saliency.max()),
         pointing=points_inside(enlarged, boxes) if boxes else None,
         energy=energy_inside(enlarged, boxes) if boxes else None,
-        saco=_saco(subject, image, enlarged, target, score),
+        saco=_saco(subject, image, enlarged, target, score) if has_saco else None,
         **(_in_grid(subject, method, mosaic, target) if mosaic is not None else {}),
     )
 
@@ -135,7 +137,7 @@ def _saco(
 
     drops = [score - each for each in subject.curve(hidden(), target)]
     values = enlarged.ravel().astype(np.float64)
-    return saco([float(values[group].sum()) for group in groups], drops)
+    return saco([float(values[group].mean()) for group in groups], drops)
 
 
 def _curves_by_cell(

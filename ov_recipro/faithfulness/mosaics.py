@@ -10,6 +10,7 @@ from zlib import crc32
 import cv2
 import numpy as np
 
+from ov_recipro.errors import ImageError
 from ov_recipro.faithfulness.datasets import Sample
 from ov_recipro.images.reading import read_image
 from ov_recipro.methods import Subject
@@ -54,19 +55,20 @@ def companions(samples: Sequence[Sample]) -> Mapping[str, list[str]]:
 def mosaic(subject: Subject, image: Floats, index: int, paths: Sequence[str]) -> Mosaic | None:
     """Return an image among three others; None where the game says nothing.
 
-    That is where the model is not sure of the class, or takes another image for it too.
+    That is where the model is not sure of the class, takes another image for it too, or another
+    image can't be read.
 
     Args:
         subject: the model.
         image: [C,H,W]; index: its class.
         paths: of the others.
-
-    Raises:
-        ReciproError: another image can't be read.
     """
     if float(subject.scores(image)[index]) < _SURE:
         return None
-    others = [subject.prepare(read_image(Path(path)))[0] for path in paths]
+    try:
+        others = [subject.prepare(read_image(Path(path)))[0] for path in paths]
+    except ImageError:
+        return None  # its own measurement says why
     if any(int(subject.scores(other).argmax()) == index for other in others):
         return None
     place = crc32(image.tobytes()) % (_OTHERS + 1)

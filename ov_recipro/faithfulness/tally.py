@@ -7,7 +7,14 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ov_recipro.metrics import Mean, Measurement, adcc, interval, resampled_means
+from ov_recipro.metrics import (
+    FEWEST_IMAGES,
+    Mean,
+    Measurement,
+    adcc,
+    interval,
+    resampled_means,
+)
 from ov_recipro.saliency import Floats
 
 _KINDS = ("drop", "increase", "deletion", "insertion", "coherency", "complexity", "saco")
@@ -23,7 +30,7 @@ class Difference:
     Attributes:
         mean: the difference.
         needed: images that it takes to see a difference of this size, in four of five datasets, at
-            95 % confidence; None where there is none.
+            95 % confidence; None where there is none, or where too few images tell.
     """
 
     mean: Mean
@@ -96,12 +103,14 @@ class Tally:
         if not names:
             return None
         found = self._differences(other, names, _KINDS)
-        grids = [
-            name
-            for name in names
-            if all(tally._measured[name].grid_auc is not None for tally in (self, other))
-        ]
-        return found | (self._differences(other, grids, _IN_GRIDS) if grids else {})
+        for kinds in (_IN_BOXES, _IN_GRIDS):
+            both = [
+                name
+                for name in names
+                if all(getattr(t._measured[name], kinds[0]) is not None for t in (self, other))
+            ]
+            found |= self._differences(other, both, kinds) if both else {}
+        return found
 
     def _differences(
         self, other: Tally, names: list[str], kinds: tuple[str, ...]
@@ -183,4 +192,6 @@ def _mean(values: Floats, resampled: Floats) -> Mean:
 
 def _needed(difference: float, error: float, images: int) -> int | None:
     """Return `Difference.needed`; the standard error shrinks with the root of the images."""
-    return math.ceil(images * (_POWER * error / difference) ** 2) if difference else None
+    if not difference or not error or images < FEWEST_IMAGES:
+        return None
+    return math.ceil(images * (_POWER * error / difference) ** 2)

@@ -9,6 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
+from ov_recipro.black_boxes.attribution import BLACK_BOXES
 from ov_recipro.errors import TargetError
 from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness.box_measure import BoxCurves, BoxMeasurement
@@ -133,7 +134,7 @@ def verify_target(subject: Subject, image: Floats, target: AnyTarget) -> Verific
         return subject.own(image, target)
 
     step = -(-image.shape[1] * image.shape[2] // STEPS)
-    found = measure(subject, own, image, target, "poppi", step)
+    found = measure(subject, own, image, target, "poppi", step, has_saco=False)
     random = [curves(subject, image, each, target, step) for each in random_maps(subject, image)]
     deletions, insertions = zip(*random, strict=True)
     deviations = deviations_above((found.deletion, found.insertion), random)
@@ -160,7 +161,8 @@ def random_maps(subject: Subject, image: Floats) -> list[Floats]:
     Beside a black box's map, which knows no such grid, it has 8x8 cells.
     """
     explainer = subject.explainer
-    grid = explainer.bundle.manifest.cut.grid if explainer.method == "recipro" else _GRID
+    is_black_box = explainer.method in BLACK_BOXES
+    grid = _GRID if is_black_box else explainer.bundle.manifest.cut.grid
     random = np.random.default_rng(crc32(image.tobytes()))
     size = (image.shape[1], image.shape[2])
     return [upsampled(random.random(grid), size, "bilinear") for _ in range(RANDOM_MAPS)]

@@ -30,7 +30,7 @@ def fit_gaussian(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
     """The same Gaussian, as sharp as serves it best: what sharpness alone does for a score.
 
     Of its powers of 2.5, 1 and 0.65 it is the one with the least sum of the score's drop and the
-    map's mean, for which the model is asked three times; where it is never looks at the model.
+    map's mean, for which the model is asked three times; its position never depends on the model.
     """
     score, gaussian = subject.score(image, target), centre_gaussian(subject, image, target)
     best: tuple[float, Floats] | None = None

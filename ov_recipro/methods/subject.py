@@ -104,7 +104,9 @@ class Subject:
         self.parallel = runs.parallel
         self.stopped = Event()
         self._lock = Lock()
-        self._explainers = {(explainer.method, explainer.mask, explainer.score): explainer}
+        key = (explainer.method, explainer.mask, explainer.score)
+        self._explainers: dict[tuple[Method, Mask, Score], Explainer | OptionError]
+        self._explainers = {key: explainer}
         self._linear: Floats | NotApplicable | None = None
         self._models: dict[Callable[[Bundle], ov.Model], Runner] = {}
 
@@ -305,8 +307,14 @@ class Subject:
             if key not in self._explainers:
                 base = self.explainer
                 options = base.options() | {"method": method, "mask": mask, "score": score}
-                self._explainers[key] = Explainer(base.bundle, **options)
-            return self._explainers[key]
+                try:
+                    self._explainers[key] = Explainer(base.bundle, **options)
+                except OptionError as refusal:  # found out once
+                    self._explainers[key] = refusal
+            found = self._explainers[key]
+        if isinstance(found, OptionError):
+            raise found
+        return found
 
 
 def _check_finite(outputs: Floats) -> None:

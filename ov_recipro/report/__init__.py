@@ -31,7 +31,7 @@ from ov_recipro.report.wording import (
     target_of,
     terms_of,
 )
-from ov_recipro.saliency import Floats
+from ov_recipro.saliency import Floats, begins_at_zero, score_of_cells
 from ov_recipro.targets.boxes import Box
 from ov_recipro.targets.contrast import Contrast
 
@@ -168,7 +168,7 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
 
 def _from_zero(run: Mapping[str, Any]) -> bool:
     """Return whether maps begin at 0, as they hold what a loss costs, and the like."""
-    return bool(run["mask"] == "drop" or run["method"] != "recipro")
+    return begins_at_zero(run["method"], run["mask"])
 
 
 def _part(name: str) -> str:
@@ -193,7 +193,9 @@ def _shown(card: Card, run: Mapping[str, Any]) -> dict[str, Any]:
         {
             "name": name_of(target),
             "question": question_of(target),
-            "remarks": target.remarks(cells, run["score"], run["mask"]),
+            "remarks": target.remarks(
+                cells, score_of_cells(run["method"], run["score"]), run["mask"]
+            ),
             "verification": entry.get("verification"),
             "basis": basis_of(target, run["method"]),
         }

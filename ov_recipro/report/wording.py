@@ -27,6 +27,8 @@ _KINDS: dict[str, type[Target]] = {
 
 METHODS = {
     "recipro": "Recipro-CAM",
+    "recipro-pair": "Recipro-CAM at two layers",
+    "recipro-aumann": "Aumann-Shapley shares",
     "occlusion": "occlusion",
     "rise": "RISE",
     "d-rise": "D-RISE",
@@ -126,6 +128,21 @@ def colours_of(run: Mapping[str, Any], terms: Terms, misses: bool) -> Colours:
             "0 to each map's own highest value",
             ("0", "highest"),
             "Colours from 0 to a map's highest value",
+        )
+    if run["method"] == "recipro-pair":
+        return Colours(
+            "the cells of the feature map that, each alone, achieve most for the class and without "
+            f"which it loses most ({method})",
+            "each map's own lowest to its own highest sum of both",
+            ("lowest", "highest"),
+            "Colours from the lowest value of a map to its highest",
+        )
+    if run["method"] == "recipro-aumann":
+        return Colours(
+            f"the cells of the feature map with the largest shares of the class's score ({method})",
+            "0 to each map's own largest share",
+            ("0", "largest share"),
+            "Colours from 0 to a map's largest share",
         )
     if run["method"] != "recipro":
         return _of_costs("the parts of the image", "whose hiding", method, misses)

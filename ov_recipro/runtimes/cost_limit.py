@@ -23,11 +23,11 @@ def check_cost(
         bundle: what to explain.
         running: how it is run, and the limit, if there is one.
         mask: what is kept of the feature map.
-        method: black boxes are not limited.
+        method: black boxes are not limited, and "recipro-pair" limits itself.
         source: the model's file and how it is cut, to name a cheaper layer; None for a bundle.
     """
     cost, max_cost = bundle.manifest.cost, running.max_cost
-    if max_cost is None or cost is None or method != "recipro":
+    if max_cost is None or cost is None or method not in ("recipro", "recipro-aumann"):
         return
     cut = bundle.manifest.cut
     sparse_applies = mask != "drop" if cut.layout == "NTC" else mask in ("cell", "drop")

@@ -59,12 +59,13 @@ class PairGraph:
     plan: RowsPlan
 
 
-def pair_graph(bundle: Bundle, memory: int) -> PairGraph:
+def pair_graph(bundle: Bundle, memory: int, max_cost: float | None = None) -> PairGraph:
     """Build the graph.
 
     Args:
         bundle: cut at the later feature map.
         memory: bytes that activations may take.
+        max_cost: inferences that an image may take, if fewer than 2.5.
 
     Raises:
         OptionError: the model has no earlier feature map that fits, or it costs too much.
@@ -84,10 +85,11 @@ def pair_graph(bundle: Bundle, memory: int) -> PairGraph:
     path = downstream(steps, [key_of(port) for port in _images(whole)])
     start = _start(path, key_of(later))
     cost = 1 + sum(_cost(steps, port) for port in (start, later)) / plain
-    if cost > _MOST:
+    most = _MOST if max_cost is None else min(_MOST, max_cost)
+    if cost > most:
         raise OptionError(
             f"Method 'recipro-pair' can't be used: with '{name_of(start)}' as its second layer it "
-            f"would cost about {cost:.2g} inferences an image, more than {_MOST}."
+            f"would cost about {cost:.3g} inferences an image; the limit is {most:g}."
         )
     tail = _tail_from(whole.clone(), key_of(start))
     earlier = Earlier(name_of(start), tuple(int(size) for size in start.shape), tail)

@@ -67,7 +67,7 @@ class PairRuntime:
             raise OptionError("Method 'recipro-pair' runs in float32 and by plan 'rows' alone.")
         check_device(running.device)
         self.versions = {"openvino": version("openvino")}
-        graph = pair_graph(bundle, running.batch_memory)
+        graph = pair_graph(bundle, running.batch_memory, running.max_cost)
         self._check(bundle, running, graph)
         self.plan = graph.plan
         self.layer = graph.earlier.name

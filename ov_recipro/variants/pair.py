@@ -14,8 +14,8 @@ _Maps = npt.NDArray[np.float64]
 def pair(kept: _Maps, empty: _Maps, dropped: _Maps, whole: _Maps) -> _Maps:
     """Return the sums of both looks, [T,H,W], each of them 0 to 1; a look that says nothing is 0.
 
-    A cell that is kept alone counts as the root of what its score exceeds that of no cell by: by
-    itself, a softmax makes a dot of it. Both are enlarged to the finer of the two grids.
+    A cell that is kept alone counts as the square root of how far its score exceeds that of the
+    empty map: by itself, a softmax makes a dot of it. Both are enlarged to the finer of two grids.
 
     Args:
         kept: scores of each cell alone, [T,h,w], at the earlier of two feature maps.

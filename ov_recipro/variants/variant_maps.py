@@ -104,7 +104,7 @@ def variant_maps(
         score: how logits become scores.
 
     Raises:
-        OptionError: a target is no class.
+        OptionError: a target is not a class.
     """
     classes = [target.index for target in targets if isinstance(target, ClassTarget)]
     if len(classes) < len(targets):
@@ -114,7 +114,7 @@ def variant_maps(
         shares = aumann(logits, inference.empty, classes, score)
         return np.asarray(inference.cells.as_maps(shares))
     if not isinstance(inference, PairInference):
-        raise TypeError("this inference is of no variant")
+        raise TypeError("this inference does not belong to a variant")
     kept = inference.earlier.as_maps(scores(inference.kept, None))
     (empty,) = scores(inference.empty[None], None)
     return pair(kept, empty, inference.later.as_maps(scores(logits, None)), whole)

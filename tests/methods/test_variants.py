@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from command import run
 from graphs import Builder
 from oracle import Oracle
 from ov_recipro import Explainer, OptionError
+from ov_recipro.black_boxes.attribution import METHOD_NAMES
 from ov_recipro.images.reading import read_image
+from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.metrics import upsampled
+from ov_recipro.report import wording
 from ov_recipro.saliency import class_scores, saliency_maps
 from ov_recipro.variants import VARIANTS
 from ov_recipro.variants.aumann import aumann
@@ -95,7 +100,7 @@ def test_pair_takes_any_tail(tail: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_costly_second_layer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ov_recipro.runtimes.pair_graph._MOST", 1.0)
     model = two_layers(tmp_path / "m.onnx")
-    with pytest.raises(OptionError, match=r"'early' as its second layer it would cost about \d+"):
+    with pytest.raises(OptionError, match=r"'early' as its second layer .* limit is 1\."):
         Explainer(model, layer="late", method="recipro-pair")
 
 
@@ -186,3 +191,34 @@ def test_aumann_is_the_same_in_onnx_runtime(lite0: Path, cat: Path) -> None:
         for device in ("CPU", "ort-cpu")
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", VARIANTS)
+def test_reports_and_verdicts(method: str, tmp_path: Path, cat: Path) -> None:
+    words = ("explain", cat, "--method", method, "--report", "--verify", "--legend")
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "explanations" / "report.html").read_text()
+    assert wording.METHODS[method] in page
+    record = json.loads((tmp_path / "explanations" / "explanations.json").read_text())
+    assert record["images"][0]["targets"][0]["verification"]["measured"]["saco"] is None
+
+
+def test_every_method_has_its_words() -> None:
+    assert set(wording.METHODS) == set(METHOD_NAMES)
+
+
+def test_a_refusal_is_found_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = Builder()
+    b.head(b.add("Relu", b.conv("image", 4, strides=[2, 2]), output="feature"))
+    subject = Subject(Explainer(b.save(tmp_path / "m.onnx"), layer="feature"))
+    image = np.zeros((3, 16, 16), np.float32)
+    for _ in range(2):
+        with pytest.raises(NotApplicable, match="has no second layer"):
+            METHODS["recipro-pair"](subject, image, 0)
+        monkeypatch.setattr("ov_recipro.methods.subject.Explainer", None)
+
+
+def test_a_lower_limit_holds(lite0: Path) -> None:
+    with pytest.raises(OptionError, match=r"about 2\.1 .* limit is 1\.5\."):
+        Explainer(lite0, method="recipro-pair", max_cost=1.5)
