@@ -53,6 +53,9 @@ def folder(
     (folder / "gallery").mkdir()
     for path in (cat, cat.with_name("coffee.jpg")):
         shutil.copy(path, folder / "gallery")
+    (folder / "album").mkdir()
+    for number, path in enumerate([cat, cat.with_name("coffee.jpg")] * 2):
+        cv2.imwrite(str(folder / "album" / f"{number}.png"), read_image(path)[9 * number :])
     (folder / "val.csv").write_text("path,label\nimage.jpg,Egyptian cat\n")
     (folder / "annotations").mkdir()
     (folder / "annotations" / "cat.xml").write_text(

@@ -31,8 +31,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torchvision
-from export_zoo import randomise
+from export_zoo import import_torchvision, randomise
 
 from ov_recipro import Explainer
 from ov_recipro.bench import measure
@@ -55,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    network = torchvision.models.resnet50(weights=None).eval()
+    network = resnet50()
     randomise(network)
     model = exported(network, arguments.output / "resnet50.onnx")
     place = "cuda" if arguments.device.startswith("cuda") else "cpu"
@@ -76,6 +75,14 @@ def main() -> None:
     print(f"{found['date']}, {found['gpu'] or 'no GPU'}\n")
     print(table(found))
     print(f"\ntests: {found['tests']}")
+
+
+def resnet50() -> torch.nn.Module:
+    try:
+        import torchvision
+    except RuntimeError:  # a build of torch for the CPU alone
+        torchvision = import_torchvision()
+    return torchvision.models.resnet50(weights=None).eval()
 
 
 def exported(network: torch.nn.Module, path: Path) -> Path:
