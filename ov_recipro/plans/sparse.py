@@ -19,6 +19,7 @@ from ov_recipro.plans.tokens import TokensPlan
 from ov_recipro.plans.verdict import (
     TOLERANCE,
     Logits,
+    PlanFailed,
     PlanRefused,
     Verdict,
     keep_verdict,
@@ -124,6 +125,8 @@ def refusal(file: Path, error: Callable[[], float]) -> str | None:
     if verdict is None:
         try:
             verdict = Verdict(error(), None)
+        except PlanFailed as failure:
+            return str(failure)
         except PlanRefused as failure:
             verdict = Verdict(None, str(failure))
         keep_verdict(file, verdict)

@@ -40,6 +40,10 @@ class PlanRefused(Exception):
     """A plan can't be used for a tail, or is not worth it; the message says why."""
 
 
+class PlanFailed(PlanRefused):
+    """A device can't run a plan, perhaps for now alone; this is found out anew each time."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What was found out about a tail: the check's error, or why the plan is not used."""

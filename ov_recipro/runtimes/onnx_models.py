@@ -14,6 +14,7 @@ from ov_recipro.plans.onnx_graph import IR_VERSION, LEAST_OPSET, OPSET, Graph, o
 from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.stream.stream_onnx import TOTAL
+from ov_recipro.plans.verdict import PlanRefused
 from ov_recipro.runtimes.model_graphs import sparse_model
 
 _LARGEST = 1 << 30  # bytes; a model in memory has 2 GiB at most
@@ -28,7 +29,7 @@ def as_onnx(model: ov.Model, outputs: Sequence[str]) -> onnx.ModelProto:
         outputs: names for its outputs, in order.
 
     Raises:
-        PlanRefused: ONNX has no counterpart of an operation.
+        PlanRefused: ONNX has no counterpart of an operation, or the plan is too large.
     """
     graph = Graph("rows/")
     names = [parameter.get_friendly_name() for parameter in model.get_parameters()]
@@ -40,6 +41,8 @@ def as_onnx(model: ov.Model, outputs: Sequence[str]) -> onnx.ModelProto:
         sizes = [None if size.is_dynamic else size.get_length() for size in shape]
         inputs.append(helper.make_tensor_value_info(name, _TYPES[kind], sizes))
     given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    if sum(len(tensor.raw_data) for tensor in graph.constants) > _LARGEST:
+        raise PlanRefused("the plan is too large for one ONNX model")
     return helper.make_model(
         helper.make_graph(graph.nodes, "rows", inputs, given, graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET)],

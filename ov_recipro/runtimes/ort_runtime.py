@@ -17,7 +17,7 @@ from ov_recipro.plans.rows import Scattered
 from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.stream_onnx import TOTAL
-from ov_recipro.plans.verdict import Logits, PlanRefused, verdict_file
+from ov_recipro.plans.verdict import Logits, PlanFailed, PlanRefused, verdict_file
 from ov_recipro.runtimes import onnx_models
 from ov_recipro.runtimes.joint_values import joint_logits, joint_values
 from ov_recipro.runtimes.model_graphs import joint_model, sparse_model
@@ -26,7 +26,7 @@ from ov_recipro.runtimes.ort_parts import ORTPieces
 from ov_recipro.runtimes.runtime import Device, Floats, Indices, Inference, MaskedRuns, selected
 from ov_recipro.saliency import Array
 
-_LOGITS = "rows/logits"
+_LOGITS = "ov_recipro/logits"
 
 _Infer: TypeAlias = Callable[[Array], Inference]
 _MaskedOf: TypeAlias = Callable[[dict[str, Any]], MaskedRuns]
@@ -113,7 +113,10 @@ class ONNXRuntime:
         if self._device.is_cpu or self._running.precision == "f32":
             model, self.plan = onnx_models.fused(bundle, mask, memory, _LOGITS)
         if model is not None:
-            return self._together(model)
+            try:
+                return self._together(model)
+            except DeviceError:
+                pass  # what was checked is the plan by itself, which is opened now
         run, self.plan = self._alone()
         (feature,) = bundle.manifest.tail.inputs
 
@@ -170,12 +173,18 @@ class ONNXRuntime:
             else:
                 (run, plan), scattered = self._alone(), None
         except DeviceError as failure:  # it may still run the dense tail
-            raise PlanRefused(str(failure)) from failure
+            raise PlanFailed(str(failure)) from failure
+
+        def guarded(values: Sequence[Any]) -> list[Array]:
+            try:
+                return run(values)
+            except DeviceError as failure:
+                raise PlanFailed(str(failure)) from failure
 
         def got(cells: list[int]) -> Logits:
-            return (
-                sparse.logits_of(run) if scattered is None else joint_logits(scattered, run, cells)
-            )
+            if scattered is None:
+                return sparse.logits_of(guarded)
+            return joint_logits(scattered, guarded, cells)
 
         return sparse.error(manifest, plan.name, got, pieces.dense)
 

@@ -15,10 +15,12 @@ from graphs import Builder
 from oracle import Oracle, run
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.cut.bundle import Bundle
+from ov_recipro.errors import DeviceError
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
 from ov_recipro.options import Running
 from ov_recipro.plans import onnx_emission
+from ov_recipro.plans.onnx_graph import LEAST_OPSET
 from ov_recipro.runtimes import describe_devices, onnx_models, ort_device
 from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
 from ov_recipro.runtimes.ort_runtime import ONNXRuntime
@@ -88,11 +90,11 @@ def pointwise(tmp_path: Path) -> Bundle:
     return split(b.save(tmp_path / "m.onnx"), tmp_path / "b.recipro", layer="feature")
 
 
-@pytest.mark.parametrize("largest", [1 << 30, 0])
+@pytest.mark.parametrize("least", [LEAST_OPSET, 99])
 def test_the_head_and_the_plan_in_one_model_or_two(
-    largest: int, pointwise: Bundle, device: str, monkeypatch: pytest.MonkeyPatch
+    least: int, pointwise: Bundle, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_models, "_LARGEST", largest)
+    monkeypatch.setattr(onnx_models, "LEAST_OPSET", least)
     runtime = ONNXRuntime(pointwise, Running(device))
     assert runtime.plan.name == "rows"
     image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
@@ -173,3 +175,44 @@ def test_a_missing_gpu_is_an_error_and_no_other_device(
     monkeypatch.setattr(ort, "InferenceSession", falling_back)
     with pytest.raises(ReciproError, match="finds no such NVIDIA GPU"):
         ONNXRuntime(pointwise, Running("cuda"))
+
+
+@pytest.mark.parametrize("plan", ["auto", "stream"])
+@pytest.mark.parametrize("name", ["total", "cells"])
+def test_a_models_own_names_do_not_collide(name: str, plan: Any, tmp_path: Path) -> None:
+    b = Builder()
+    x = b.add("Relu", b.conv("image", 4, strides=[2, 2]), output=name)
+    b.head(b.add("Relu", b.conv(x, 6), output="feature"))
+    path = b.save(tmp_path / "m.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    for layer in (name, "feature"):
+        ours, theirs = (
+            Explainer(path, layer=layer, plan=plan, device=device).explain_tensor(image).maps
+            for device in ("CPU", "ort-cpu")
+        )
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_device_that_fails_streams_and_is_asked_again(
+    pointwise: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+
+        def failing(*_: Any) -> Any:
+            raise DeviceError("out of memory")
+
+        patch.setattr("ov_recipro.plans.sparse.logits_of", lambda run: lambda x: run([x]))
+        patch.setattr(ONNXRuntime, "_opened", lambda *_: failing)
+        runtime = ONNXRuntime(pointwise, Running("ort-cpu"))
+        assert (runtime.plan.name, runtime.reason) == ("stream", "out of memory")
+    assert ONNXRuntime(pointwise, Running("ort-cpu")).plan.name == "rows"
+
+
+def test_a_plan_that_is_too_large_streams(
+    pointwise: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(onnx_models, "_LARGEST", 16)
+    runtime = ONNXRuntime(pointwise, Running("ort-cpu"))
+    assert runtime.reason == "the plan is too large for one ONNX model"

@@ -12,8 +12,8 @@ from ov_recipro.cut.bundle import Manifest
 from ov_recipro.plans.onnx_graph import IR_VERSION, OPSET, Graph
 from ov_recipro.plans.stream.stream_plan import GAUSSIAN, Mask, is_batched
 
-TOTAL = "total"  # the output that is finite where all of the feature map is
-CELLS = "cells"
+TOTAL = "ov_recipro/total"  # the output that is finite where all of the feature map is
+CELLS = "ov_recipro/cells"
 
 
 def mask_model(manifest: Manifest, types: list[int], mask: Mask) -> onnx.ModelProto:
