@@ -36,13 +36,11 @@ def class_results(evaluation: Evaluation, pair: tuple[str, str] | None) -> Resul
     rows = evaluation.rows()
     if not rows:
         return None
-    provenance, differences = _provenance(evaluation, rows), None
-    if pair is not None:
-        found = evaluation.differences(*pair)
-        if found is not None:
-            differences = difference_table(found, " - ".join(pair))
-    record = evaluation.record(rows, pair)
-    return Results(class_table(rows), as_csv(rows), provenance, record, differences)
+    found = None if pair is None else evaluation.differences(*pair)
+    record, table = evaluation.record(rows, pair, found), None
+    if pair is not None and found is not None:
+        table = difference_table(found, " - ".join(pair))
+    return Results(class_table(rows), as_csv(rows), _provenance(evaluation, rows), record, table)
 
 
 def box_results(evaluation: BoxEvaluation) -> Results | None:

@@ -105,9 +105,7 @@ def embed_onnx(
     plan = stream_plan(bundle, batch_memory) if rows is None else None
     scoring = scoring_of(bundle, score, targets)
     check_classes(classes, manifest)
-    branch = _Branch(
-        manifest, model, part, rows, plan, opset, classes, scaling, scoring, feature_vector
-    )
+    branch = _Branch(manifest, model, part, rows, plan, classes, scaling, scoring, feature_vector)
     graph, single = Graph(_PREFIX, opset), _is_single(model, manifest)
     if single:
         outputs = branch.explain(graph, sources)
@@ -130,7 +128,7 @@ class _Branch:
     """The explaining part.
 
     Attributes:
-        manifest: of the bundle; model: what is extended; opset: its own.
+        manifest: of the bundle; model: what is extended.
         part: the tail, with names of its own.
         rows: the sparse plan, from the feature map to the logits of all cells; None where it does
             not apply.
@@ -143,7 +141,6 @@ class _Branch:
     part: onnx.ModelProto
     rows: ov.Model | None
     plan: StreamPlan | None
-    opset: int
     classes: Classes
     scaling: Scaling
     scoring: Scoring

@@ -210,9 +210,7 @@ class Evaluation:
         rows: list[Row] = []
         first: Tally | None = None
         for method in self.measuring.methods:
-            tally = Tally()
-            for record in self._ledgers.records(method):
-                tally.update(record.image, record.measured)
+            tally = self._tally(method)
             if len(tally):
                 above = tally.adcc_above(first) if first is not None else None
                 rows.append(Row(method, tally.summary(), None, above))
@@ -223,22 +221,26 @@ class Evaluation:
 
     def differences(self, method: str, other: str) -> dict[str, Difference] | None:
         """Return how far a method's means are above another's, over the images that both have."""
-        tallies = []
-        for name in (method, other):
-            tally = Tally()
-            for record in self._ledgers.records(name):
-                tally.update(record.image, record.measured)
-            tallies.append(tally)
-        return tallies[0].differences(tallies[1])
+        return self._tally(method).differences(self._tally(other))
 
-    def record(self, rows: Sequence[Row], paired: tuple[str, str] | None = None) -> bytes:
+    def _tally(self, method: str) -> Tally:
+        tally = Tally()
+        for record in self._ledgers.records(method):
+            tally.update(record.image, record.measured)
+        return tally
+
+    def record(
+        self,
+        rows: Sequence[Row],
+        paired: tuple[str, str] | None = None,
+        differences: Mapping[str, Difference] | None = None,
+    ) -> bytes:
         """Return the JSON record of the table's rows and all that they depend on.
 
         Args:
             rows: the table.
-            paired: two methods whose differences are recorded too.
+            paired: two methods that are compared too; differences: what `differences` says of them.
         """
-        differences = None if paired is None else self.differences(*paired)
         record = self.settings() | {
             "images": len(self.samples),
             "interval": INTERVAL,

@@ -90,8 +90,8 @@ class Tally:
 
     def adcc_above(self, other: Tally) -> Mean | None:
         """Return how far this ADCC is above another tally's (see `differences`)."""
-        found = self.differences(other)
-        return None if found is None else found["adcc"].mean
+        names = self._shared(other)
+        return self._differences(other, names, _OF_ADCC)["adcc"].mean if names else None
 
     def differences(self, other: Tally) -> dict[str, Difference] | None:
         """Return how far these means are above another tally's, over the images that both have.
@@ -99,7 +99,7 @@ class Tally:
         The intervals are of the differences, both resampled in the same way: what makes an image
         hard for both cancels. None where there is no such image.
         """
-        names = sorted(self._measured.keys() & other._measured.keys())
+        names = self._shared(other)
         if not names:
             return None
         found = self._differences(other, names, _KINDS)
@@ -111,6 +111,9 @@ class Tally:
             ]
             found |= self._differences(other, both, kinds) if both else {}
         return found
+
+    def _shared(self, other: Tally) -> list[str]:
+        return sorted(self._measured.keys() & other._measured.keys())
 
     def _differences(
         self, other: Tally, names: list[str], kinds: tuple[str, ...]

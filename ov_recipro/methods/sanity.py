@@ -33,15 +33,13 @@ def fit_gaussian(subject: Subject, image: Floats, target: AnyTarget) -> Floats:
     map's mean, for which the model is asked three times; its position never depends on the model.
     """
     score, gaussian = subject.score(image, target), centre_gaussian(subject, image, target)
-    best: tuple[float, Floats] | None = None
-    for power in (2.5, 1.0, 0.65):
-        saliency = saliency_maps((gaussian**power)[None])[0]
+
+    def cost(saliency: Floats) -> float:
         explained = subject.score(np.asarray(image * saliency, np.float32), target)
-        cost = drop(score, explained) + complexity(saliency)
-        if best is None or cost < best[0]:
-            best = cost, saliency
-    assert best is not None  # noqa: S101 - there are three
-    return best[1]
+        return drop(score, explained) + complexity(saliency)
+
+    powers = np.array([2.5, 1.0, 0.65])[:, None, None]
+    return min(saliency_maps(gaussian**powers), key=cost)
 
 
 def random_map(subject: Subject, image: Floats, target: AnyTarget) -> Floats:

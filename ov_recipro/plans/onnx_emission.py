@@ -127,11 +127,16 @@ def _product(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     for index, side in enumerate("ab"):
         factor = inputs[index]
         if node.get_attributes()[f"transpose_{side}"]:
-            order = list(range(len(node.input_value(index).shape)))
-            order[-2:] = order[:-3:-1]
-            factor = graph.add("Transpose", factor, perm=order)
+            factor = _turned(graph, factor, node.input_value(index))
         factors.append(factor)
     return graph.add("MatMul", *factors)
+
+
+def _turned(graph: Graph, name: str, port: ov.Output) -> str:
+    """Append a tensor's transposition: its last two axes change places."""
+    order = list(range(len(port.shape)))
+    order[-2:] = order[:-3:-1]
+    return graph.add("Transpose", name, perm=order)
 
 
 def _slice(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
@@ -279,9 +284,7 @@ def _attention(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     if node.get_attributes()["causal"]:
         raise PlanRefused("an attention is causal")
     queries, keys, values, *others = inputs
-    order = list(range(len(node.input_value(1).shape)))
-    order[-2:] = order[:-3:-1]
-    products = graph.add("MatMul", queries, graph.add("Transpose", keys, perm=order))
+    products = graph.add("MatMul", queries, _turned(graph, keys, node.input_value(1)))
     if len(others) > 1:
         scale = others[1]
     else:

@@ -1,4 +1,4 @@
-"""A detector's values under masks, whatever runs the plan that `sparse.build_joint` made."""
+"""What a plan gives under masks, whatever runs it; a detector's as `sparse.build_joint` says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ov_recipro.plans import sparse
 from ov_recipro.plans.rows import Scattered
 from ov_recipro.plans.rows.scattered import Run
 from ov_recipro.plans.verdict import Logits
@@ -32,7 +33,21 @@ def joint_values(
         yield scattered.select(run, columns), None
 
 
-def joint_logits(
+def logits_by_cells(
+    run: Callable[[Sequence[Array]], list[Array]], scattered: Scattered | None
+) -> Callable[[list[int]], Logits]:
+    """Return what gives, for some cells, a function from feature maps to the plan's logits.
+
+    Args:
+        run: runs the plan.
+        scattered: where a detector's numbers belong; None for a plan that gives all cells at once.
+    """
+    if scattered is None:
+        return lambda _: sparse.logits_of(run)
+    return lambda cells: _joint_logits(scattered, run, cells)
+
+
+def _joint_logits(
     scattered: Scattered, run: Callable[[Sequence[Array]], list[Array]], cells: list[int]
 ) -> Logits:
     """Return a function from feature maps to all values of some cells [n,V] and their own [V].

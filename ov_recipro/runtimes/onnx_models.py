@@ -50,10 +50,17 @@ def as_onnx(model: ov.Model, outputs: Sequence[str]) -> onnx.ModelProto:
     )
 
 
+def can_be_fused(bundle: Bundle) -> bool:
+    """Whether a plan can be built on a bundle's head, by the files' size and the head's opset."""
+    if sum(file.stat().st_size for file in bundle.folder.iterdir()) > _LARGEST:
+        return False
+    return opset_of(onnx.load(bundle.head, load_external_data=False)) >= LEAST_OPSET
+
+
 def fused(
     bundle: Bundle, mask: Mask, memory: int, logits: str
-) -> tuple[onnx.ModelProto | None, SparsePlan]:
-    """Return the head with the sparse plan built on it, if the head can be extended.
+) -> tuple[onnx.ModelProto, SparsePlan]:
+    """Return the head with the sparse plan built on it (see `can_be_fused`).
 
     Its outputs are `logits` [N+1,classes], of the cells and, last, of the image, and `TOTAL`. Where
     the deployed model gives the image's logits, these come last, and `logits` is [N,classes].
@@ -63,11 +70,7 @@ def fused(
     """
     manifest = bundle.manifest
     rows, plan = sparse_model(bundle, mask, memory, plain=not manifest.deployed_scores)
-    if sum(file.stat().st_size for file in bundle.folder.iterdir()) > _LARGEST:
-        return None, plan
     model = onnx.load(bundle.head)
-    if opset_of(model) < LEAST_OPSET:
-        return None, plan
     graph = Graph("rows/", opset_of(model))
     feature = graph.add("Cast", manifest.head.outputs[0], to=TensorProto.FLOAT)
     (made,) = emit(graph, rows, [feature])

@@ -20,7 +20,7 @@ from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.verdict import Logits, PlanRefused, verdict_file
 from ov_recipro.runtimes.infer_requests import run_request
-from ov_recipro.runtimes.joint_values import joint_logits
+from ov_recipro.runtimes.joint_values import logits_by_cells
 from ov_recipro.runtimes.masked_runs import (
     MaskedOf,
     compiled_on_demand,
@@ -168,18 +168,8 @@ def _sparse_error(bundle: Bundle, mask: Mask, device: str, memory: int) -> float
     except DeviceError as failure:  # it may still run the dense tail
         raise PlanRefused(str(failure)) from failure
 
-    def got(cells: list[int]) -> Logits:
-        run = partial(run_request, request)
-        return sparse.logits_of(run) if scattered is None else joint_logits(scattered, run, cells)
-
-    dense = dense_runner(bundle, device, memory, mask)
-    return sparse.error(manifest, plan.name, got, dense)
-
-
-def dense_logits(bundle: Bundle, device: str, memory: int, mask: Mask = "cell") -> Logits:
-    """Return the slow reference for all cells, or the sample of tokens that is checked."""
-    (cells,) = sparse.checked_cells(bundle.manifest)
-    return dense_runner(bundle, device, memory, mask)(cells)
+    got = logits_by_cells(partial(run_request, request), scattered)
+    return sparse.error(manifest, plan.name, got, dense_runner(bundle, device, memory, mask))
 
 
 def dense_runner(

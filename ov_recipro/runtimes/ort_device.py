@@ -40,7 +40,7 @@ class ORTDevice:
         self._ort = _library(name)
         self.version = str(self._ort.__version__)
         kind, _, number = name.partition(":")
-        self._name, self._hint = name, hint
+        self._name = name
         self.is_cpu = kind != "cuda"
         if number and (self.is_cpu or not number.isdigit()):
             raise DeviceError(

@@ -17,9 +17,9 @@ from ov_recipro.plans.rows import Scattered
 from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask, StreamPlan
 from ov_recipro.plans.stream.stream_onnx import TOTAL
-from ov_recipro.plans.verdict import Logits, PlanFailed, PlanRefused, verdict_file
+from ov_recipro.plans.verdict import PlanFailed, PlanRefused, verdict_file
 from ov_recipro.runtimes import onnx_models
-from ov_recipro.runtimes.joint_values import joint_logits, joint_values
+from ov_recipro.runtimes.joint_values import joint_values, logits_by_cells
 from ov_recipro.runtimes.model_graphs import joint_model, sparse_model
 from ov_recipro.runtimes.ort_device import ORTDevice
 from ov_recipro.runtimes.ort_parts import ORTPieces
@@ -109,10 +109,9 @@ class ONNXRuntime:
                 return masked
 
             return self._apart(masked_of)
-        model = None
-        if self._device.is_cpu or self._running.precision == "f32":
+        one_precision = self._device.is_cpu or self._running.precision == "f32"
+        if one_precision and onnx_models.can_be_fused(bundle):
             model, self.plan = onnx_models.fused(bundle, mask, memory, _LOGITS)
-        if model is not None:
             try:
                 return self._together(model)
             except DeviceError:
@@ -166,7 +165,9 @@ class ONNXRuntime:
 
     def _error(self) -> float:
         """Compare the plan with the dense tail; return the error."""
-        manifest, pieces = self._bundle.manifest, self._pieces
+        manifest = self._bundle.manifest
+        # of its own, so that what it opens is closed again
+        pieces = ORTPieces(self._bundle, self._running, self._device, self._mask)
         try:
             if sparse.is_joint(manifest):
                 run, scattered, plan = self._joint()
@@ -181,12 +182,7 @@ class ONNXRuntime:
             except DeviceError as failure:
                 raise PlanFailed(str(failure)) from failure
 
-        def got(cells: list[int]) -> Logits:
-            if scattered is None:
-                return sparse.logits_of(guarded)
-            return joint_logits(scattered, guarded, cells)
-
-        return sparse.error(manifest, plan.name, got, pieces.dense)
+        return sparse.error(manifest, plan.name, logits_by_cells(guarded, scattered), pieces.dense)
 
     def _alone(self) -> tuple[Callable[[Sequence[Any]], list[Array]], SparsePlan]:
         """Return what runs the plan on a feature map, and the plan."""

@@ -71,8 +71,6 @@ def pair_graph(bundle: Bundle, memory: int, max_cost: float | None = None) -> Pa
         OptionError: the model has no earlier feature map that fits, or it costs too much.
     """
     manifest = bundle.manifest
-    if manifest.task != "classifier":
-        raise OptionError("Method 'recipro-pair' explains classes alone.")
     reason = rows.applies(manifest, "cell")
     if reason is None and manifest.deployed_scores:
         reason = "the model computes in 8 bits up to its scores"
@@ -127,11 +125,11 @@ def _start(path: Sequence[Step], later: Key) -> ov.Output:
     until = next(i for i, step in enumerate(path) if later in step.outputs)
     before = path[: until + 1]
     last_read = {key: i for i, step in enumerate(before) for key in step.inputs}
+    alive: set[Key] = set()  # what is still to be read
     found: list[tuple[int, int, int, ov.Output]] = []
     for place, step in enumerate(before[:-1]):
         port = step.node.output(0)
-        made = {key for each in before[: place + 1] for key in each.outputs}
-        alive = {key for key in made if last_read.get(key, -1) > place}
+        alive = {key for key in (*alive, *step.outputs) if last_read.get(key, -1) > place}
         if alive != {key_of(port)} or len(port.partial_shape) != 4:
             continue
         mixing = sum(_mixes(each.node) for each in before[place + 1 :])

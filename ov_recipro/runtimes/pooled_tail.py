@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.cut.recognition import with_article
 from ov_recipro.errors import OptionError
 from ov_recipro.runtimes.model_graphs import tail_at
 from ov_recipro.saliency import Floats
@@ -47,9 +46,7 @@ def empty_logits(bundle: Bundle) -> Floats:
     """
     manifest = bundle.manifest
     reason = None
-    if manifest.task != "classifier":
-        reason = f"the model is {with_article(manifest.task)}"
-    elif len(manifest.boundary_shapes) > 1:
+    if len(manifest.boundary_shapes) > 1:
         reason = "tensors bypass the cut"
     elif manifest.cut.layout != "NCHW":
         reason = f"the cut is laid out {manifest.cut.layout}"

@@ -14,12 +14,12 @@ from openvino import opset13 as ops
 
 from command import fails, run
 from graphs import Builder
+from oracle import dense_logits
 from ov_recipro import Bundle, Explainer, ReciproError, embed
 from ov_recipro.embedding import embed_onnx, save
 from ov_recipro.images.preprocess import prepare
 from ov_recipro.images.reading import read_image
 from ov_recipro.options import Targets
-from ov_recipro.runtimes.openvino_runtime import dense_logits
 from ov_recipro.saliency import class_scores, saliency_maps
 from ov_recipro.sources.openvino_models import core, keep_outputs
 from places import SCENE_VIT

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from oracle import Oracle, features_of, run
+from oracle import Oracle, dense_logits, features_of, run
 from ov_recipro import Explainer, split
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import OptionError
@@ -21,7 +21,7 @@ from ov_recipro.options import Cut, Running
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.stream.stream_onnx import CELLS, TOTAL, mask_model
 from ov_recipro.runtimes.model_graphs import sparse_model, stream_model, tail_at
-from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime, dense_logits
+from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
 from ov_recipro.sources.openvino_models import compiled
 from ov_recipro.splitting.bundle_cache import cached_split
 from transformers import Form, save

@@ -16,6 +16,10 @@ import onnx
 import onnxruntime as ort
 
 from ov_recipro.cut.bundle import Bundle
+from ov_recipro.plans import sparse
+from ov_recipro.plans.stream import Mask
+from ov_recipro.plans.verdict import Logits
+from ov_recipro.runtimes.openvino_runtime import dense_runner
 from ov_recipro.runtimes.runtime import Runtime
 from ov_recipro.sources.openvino_models import read, runner
 
@@ -106,6 +110,12 @@ def run(runtime: Runtime, image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], np
     with runtime.infer(image) as inference:
         cells = [np.array(logits) for logits, _ in inference.masked(None)]
         return np.array(inference.logits), np.concatenate(cells)
+
+
+def dense_logits(bundle: Bundle, device: str, memory: int, mask: Mask = "cell") -> Logits:
+    """Return the package's own slow reference for all cells of a feature map."""
+    (cells,) = sparse.checked_cells(bundle.manifest)
+    return dense_runner(bundle, device, memory, mask)(cells)
 
 
 def features_of(bundle: Bundle, image: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
