@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-import openvino as ov
 from onnx import TensorProto, helper, numpy_helper
 
 from ov_recipro.cut.bundle import Bundle, Manifest
@@ -34,13 +33,12 @@ from ov_recipro.output import write_whole
 from ov_recipro.plans import sparse
 from ov_recipro.plans.onnx_emission import emit
 from ov_recipro.plans.onnx_graph import LEAST_OPSET, Graph, opset_of
-from ov_recipro.plans.stream import StreamPlan
 from ov_recipro.plans.stream.stream_onnx import add_mask
 from ov_recipro.plans.stream.stream_plan import is_batched
 from ov_recipro.plans.verdict import verdict_file
 from ov_recipro.runtimes.model_graphs import sparse_model, stream_plan
 from ov_recipro.runtimes.onnx_models import as_onnx
-from ov_recipro.runtimes.openvino_runtime import dense_runner, sparse_refusal
+from ov_recipro.runtimes.openvino_runtime import dense_runner
 from ov_recipro.saliency import Score
 from ov_recipro.sources.openvino_models import core, runner
 from ov_recipro.splitting.opening import opened
@@ -50,6 +48,9 @@ _TO_THE_END = 1 << 62
 _LARGEST = 1 << 30  # bytes of weights; a model in memory has 2 GiB at most
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _WORTH_SHARING = 1024  # numbers from which sharing a constant pays
+
+_Logits: TypeAlias = Callable[[Graph, list[str]], str]
+"""Appends the logits of all cells, from the tensors that the tail reads; returns their name."""
 
 
 def embed_onnx(
@@ -86,8 +87,7 @@ def embed_onnx(
         raise ModelError(f"{path} is too large to be embedded as ONNX; embed it as OpenVINO.")
     model = onnx.load(path)
     opset = opset_of(model)
-    tail = onnx.load(bundle.tail)
-    if opset < LEAST_OPSET or opset_of(tail) != opset:
+    if opset < LEAST_OPSET:
         raise ModelError(
             f"{path} has opset {opset}; embedding as ONNX needs {LEAST_OPSET} or later. "
             "onnx.version_converter can raise it."
@@ -96,16 +96,11 @@ def embed_onnx(
     if isinstance(classes, int):
         check_count(classes, manifest)
         sources.append(manifest.output)
-    own_tensors = {name for node in model.graph.node for name in node.output}
-    for name in sources:
-        if name not in own_tensors:
-            raise ModelError(f"{path} itself has no tensor '{name}'.")
-    part = onnx.compose.add_prefix(tail, f"{_PREFIX}tail/")
-    rows = _sparse(bundle, batch_memory)
-    plan = stream_plan(bundle, batch_memory) if rows is None else None
+    _complete(model, sources, bundle)
     scoring = scoring_of(bundle, score, targets)
     check_classes(classes, manifest)
-    branch = _Branch(manifest, model, part, rows, plan, classes, scaling, scoring, feature_vector)
+    logits = _sparse(bundle, opset, batch_memory) or _streamed(bundle, batch_memory)
+    branch = _Branch(manifest, model, logits, classes, scaling, scoring, feature_vector)
     graph, single = Graph(_PREFIX, opset), _is_single(model, manifest)
     if single:
         outputs = branch.explain(graph, sources)
@@ -129,18 +124,13 @@ class _Branch:
 
     Attributes:
         manifest: of the bundle; model: what is extended.
-        part: the tail, with names of its own.
-        rows: the sparse plan, from the feature map to the logits of all cells; None where it does
-            not apply.
-        plan: how the tail runs over the cells; None where `rows` gives them.
+        logits: appends the logits of all cells.
         classes, scaling, feature_vector: see `embed`; scoring: how outputs become scores.
     """
 
     manifest: Manifest
     model: onnx.ModelProto
-    part: onnx.ModelProto
-    rows: ov.Model | None
-    plan: StreamPlan | None
+    logits: _Logits
     classes: Classes
     scaling: Scaling
     scoring: Scoring
@@ -151,14 +141,11 @@ class _Branch:
         manifest = self.manifest
         height, width = manifest.cut.grid
         count = len(manifest.tail.inputs)
-        kinds = [value.type.tensor_type.elem_type for value in self.part.graph.input]
-        if self.rows is not None:
-            kinds = [TensorProto.FLOAT] * count
-        features = [
-            graph.add("Cast", name, to=kind)
-            for name, kind in zip(sources[:count], kinds, strict=True)
-        ]
-        scores = scored_in_onnx(graph, self._logits(graph, features), self.scoring)
+        end = self.logits(graph, sources[:count])
+        _share_weights(graph, self.model)
+        flat = graph.add("Reshape", end, graph.constant([-1, manifest.values]))
+        ends = [graph.constant([place]) for place in (0, manifest.cut.cells.count, 0)]
+        scores = scored_in_onnx(graph, graph.add("Slice", flat, *ends), self.scoring)
         tensors = {}
         if isinstance(self.classes, int):
             flat = graph.add("Reshape", sources[-1], graph.constant([1, -1]))
@@ -175,7 +162,8 @@ class _Branch:
         shape = graph.constant([1, -1, height, width])
         tensors[SALIENCY_MAP] = graph.add("Reshape", by_class, shape)
         if self.feature_vector:
-            source, axes = features[0], SPATIAL_AXES[manifest.cut.layout]
+            source = graph.add("Cast", sources[0], to=TensorProto.FLOAT)
+            axes = SPATIAL_AXES[manifest.cut.layout]
             if manifest.cut.prefix:
                 ends = [graph.constant([n]) for n in (manifest.cut.prefix, _TO_THE_END, 1)]
                 source = graph.add("Slice", source, *ends)
@@ -220,52 +208,6 @@ class _Branch:
         ordered = [name for name in known if name in outputs]
         return [helper.make_tensor_value_info(name, *known[name]) for name in ordered]
 
-    def _logits(self, graph: Graph, features: list[str]) -> str:
-        """Append the logits [N,classes] of all cells."""
-        if self.rows is not None:
-            (end,) = emit(graph, self.rows, features)
-        else:
-            graph.constants.extend(self.part.graph.initializer)
-            names = [value.name for value in self.part.graph.input]
-            end = self._scan(graph, features, names, self.part.graph.output[0].name)
-        _share_weights(graph, self.model)
-        cells = self.manifest.cut.cells.count
-        flat = graph.add("Reshape", end, graph.constant([-1, self.manifest.values]))
-        return graph.add("Slice", flat, graph.constant([0]), graph.constant([cells]),
-                         graph.constant([0]))  # fmt: skip
-
-    def _scan(self, graph: Graph, features: list[str], names: list[str], end: str) -> str:
-        """Append a Scan of the tail over batches of cells; return its logits."""
-        assert self.plan is not None  # noqa: S101 - only called then
-        body = Graph(f"{_PREFIX}cells/", graph.opset)
-        cells = f"{body.prefix}numbers"
-        inputs = {}
-        for index, (name, feature) in enumerate(zip(names, features, strict=True)):
-            shape = self.manifest.boundary_shapes[index]
-            inputs[name] = feature
-            if index == 0:
-                kind = self.part.graph.input[0].type.tensor_type.elem_type
-                masked = f"{body.prefix}masked"
-                add_mask(body, feature, kind, masked, self.manifest, "cell", shape, cells)
-                inputs[name] = masked
-            elif is_batched(shape):
-                size = body.constant([self.plan.batch, *shape[1:]])
-                inputs[name] = body.add("Expand", feature, size)
-        body.nodes.extend(_reading(self.part, inputs))
-        scan = helper.make_graph(
-            body.nodes,
-            "cells",
-            [helper.make_tensor_value_info(cells, TensorProto.INT64, [self.plan.batch])],
-            [helper.make_empty_tensor_value_info(end)],
-            body.constants,
-        )
-        numbers = graph.constant(np.stack(list(self.plan.batches())))
-        logits = f"{graph.prefix}masked logits"
-        graph.nodes.append(
-            helper.make_node("Scan", [numbers], [logits], body=scan, num_scan_inputs=1)
-        )
-        return logits
-
     def _scaled(self, graph: Graph, scores: str) -> str:
         """Append the scaling of scores [N,T] (Eq. 6)."""
         if self.scaling == "raw":
@@ -281,25 +223,88 @@ class _Branch:
         return graph.add("Cast", levels, to=TensorProto.UINT8)
 
 
-def _sparse(bundle: Bundle, memory: int) -> ov.Model | None:
-    """Return the sparse plan to the logits of all cells, if it applies, and in ONNX too."""
-    refusal = sparse.applies(bundle.manifest, "cell") or sparse_refusal(
-        bundle, "cell", "CPU", memory
-    )
-    if refusal is not None:
+def _sparse(bundle: Bundle, opset: int, memory: int) -> _Logits | None:
+    """Return what appends the sparse plan, where it applies."""
+    if sparse.applies(bundle.manifest, "cell") is not None:
         return None
     file = verdict_file(bundle.manifest, "cell, embedded in ONNX", "CPU", memory)
-    if sparse.refusal(file, lambda: _error(bundle, memory)) is not None:
+    if sparse.refusal(file, lambda: _error(bundle, opset, memory)) is not None:
         return None
-    return sparse_model(bundle, "cell", memory, plain=False)[0]
+    rows, _ = sparse_model(bundle, "cell", memory, plain=False)
+
+    def logits(graph: Graph, sources: list[str]) -> str:
+        features = [graph.add("Cast", name, to=TensorProto.FLOAT) for name in sources]
+        (end,) = emit(graph, rows, features)
+        return end
+
+    return logits
 
 
-def _error(bundle: Bundle, memory: int) -> float:
+def _error(bundle: Bundle, opset: int, memory: int) -> float:
     """Compare the sparse plan, as ONNX, with the dense tail; return the error."""
     rows, plan = sparse_model(bundle, "cell", memory)
-    run = runner(core().read_model(as_onnx(rows, ["logits"]).SerializeToString()))
+    proto = as_onnx(rows, ["logits"], opset)
+    run = runner(core().read_model(proto.SerializeToString()))
     dense = dense_runner(bundle, "CPU", memory)
     return sparse.error(bundle.manifest, plan.name, lambda _: sparse.logits_of(run), dense)
+
+
+def _streamed(bundle: Bundle, memory: int) -> _Logits:
+    """Return what appends a Scan of the tail over batches of cells."""
+    manifest, plan = bundle.manifest, stream_plan(bundle, memory)
+    part = onnx.compose.add_prefix(onnx.load(bundle.tail), f"{_PREFIX}tail/")
+
+    def logits(graph: Graph, sources: list[str]) -> str:
+        graph.constants.extend(part.graph.initializer)
+        end = part.graph.output[0].name
+        body = Graph(f"{_PREFIX}cells/", graph.opset)
+        cells = f"{body.prefix}numbers"
+        inputs = {}
+        for index, (value, source) in enumerate(zip(part.graph.input, sources, strict=True)):
+            kind, shape = value.type.tensor_type.elem_type, manifest.boundary_shapes[index]
+            inputs[value.name] = feature = graph.add("Cast", source, to=kind)
+            if index == 0:
+                masked = f"{body.prefix}masked"
+                add_mask(body, feature, kind, masked, manifest, "cell", shape, cells)
+                inputs[value.name] = masked
+            elif is_batched(shape):
+                size = body.constant([plan.batch, *shape[1:]])
+                inputs[value.name] = body.add("Expand", feature, size)
+        body.nodes.extend(_reading(part, inputs))
+        scan = helper.make_graph(
+            body.nodes,
+            "cells",
+            [helper.make_tensor_value_info(cells, TensorProto.INT64, [plan.batch])],
+            [helper.make_empty_tensor_value_info(end)],
+            body.constants,
+        )
+        numbers = graph.constant(np.stack(list(plan.batches())))
+        made = f"{graph.prefix}masked logits"
+        graph.nodes.append(
+            helper.make_node("Scan", [numbers], [made], body=scan, num_scan_inputs=1)
+        )
+        return made
+
+    return logits
+
+
+def _complete(model: onnx.ModelProto, sources: Sequence[str], bundle: Bundle) -> None:
+    """Add the tensors that the bundle's head gives in float32 and the model in fewer bits."""
+    own = {name for node in model.graph.node for name in node.output}
+    missing = set(sources) - own
+    if not missing:
+        return
+    head = onnx.load(bundle.head).graph
+    held = {tensor.name for tensor in model.graph.initializer}
+    for node in head.node:
+        if node.output[0] in missing and node.input[0] in own:
+            model.graph.node.append(node)
+            read = set(node.input) - held
+            model.graph.initializer.extend(each for each in head.initializer if each.name in read)
+            missing.remove(node.output[0])
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise ModelError(f"The model can't be embedded as ONNX: it has no tensor '{names}' itself.")
 
 
 def _share_weights(graph: Graph, model: onnx.ModelProto) -> None:

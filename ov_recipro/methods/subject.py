@@ -19,7 +19,7 @@ from ov_recipro.images.preprocess import Image, Window, prepare
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import runs_on_openvino
-from ov_recipro.runtimes.openvino_parts import CompiledPieces, shared_runner
+from ov_recipro.runtimes.openvino_pieces import CompiledPieces, shared_runner
 from ov_recipro.runtimes.pooled_tail import why_not_pooled
 from ov_recipro.runtimes.whole_runtime import WholeRuntime
 from ov_recipro.saliency import Array, Floats, Score, class_scores, default_score

@@ -1,7 +1,7 @@
-"""A sparse plan's graph in ONNX's operations: the compilers write OpenVINO's, once for both.
+"""A sparse plan's graph, which the compilers write in OpenVINO's operations, in those of ONNX.
 
-Only operations are used that ONNX Runtime has kernels for on CUDA too, so that nothing moves
-between devices.
+It uses only operations for which ONNX Runtime has CUDA kernels too, so that nothing moves between
+devices.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _number_of(node: ov.Node, index: int) -> np.ndarray:
 
 def _gather(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     if node.get_attributes().get("batch_dims", 0):
-        raise PlanRefused("a 'Gather' works batch by batch")
+        raise PlanRefused("'Gather' uses batch dimensions")
     return graph.add("Gather", inputs[0], inputs[1], axis=int(_number_of(node, 2).reshape(-1)[0]))
 
 
@@ -185,13 +185,38 @@ def _pool(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     attributes, settings = node.get_attributes(), _window(node)
     settings["kernel_shape"] = [int(each) for each in attributes["kernel"]]
     settings["ceil_mode"] = int(str(attributes["rounding_type"]).startswith("ceil"))
+    if settings["ceil_mode"] and _begins_outside(node):
+        raise PlanRefused(f"the last window of '{node.get_type_name()}' begins outside its input")
     if node.get_type_name() == "AvgPool":
         included = not attributes["exclude-pad"]
         return graph.add("AveragePool", *inputs, count_include_pad=int(included), **settings)
     if len(node.outputs()) > 1 and node.output(1).get_target_inputs():
-        raise PlanRefused("the places of a 'MaxPool' are read")
+        raise PlanRefused("the indices of 'MaxPool' are used")
     settings["dilations"] = [int(each) for each in attributes.get("dilations") or (1, 1)]
     return graph.add("MaxPool", *inputs, **settings)
+
+
+def _begins_outside(node: ov.Node) -> bool:
+    """Whether a pool has windows that lie in its padding alone, on which versions of ONNX differ.
+
+    They would be the last ones of an axis whose size is rounded up.
+    """
+    attributes = node.get_attributes()
+    kernel = attributes["kernel"]
+    source = [int(size) for size in node.input_value(0).shape][2:]
+    for size, step, width, hole, before, after in zip(
+        source,
+        attributes["strides"],
+        kernel,
+        attributes.get("dilations") or [1] * len(kernel),
+        attributes["pads_begin"],
+        attributes["pads_end"],
+        strict=True,
+    ):
+        moves = -(-(size + before + after - (width - 1) * hole - 1) // step)
+        if moves * step >= size + before:
+            return True
+    return False
 
 
 def _softmax(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
@@ -282,7 +307,7 @@ def _normalised(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 def _attention(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     """Append attention: queries, keys, values, and what is added to the scores, and their scale."""
     if node.get_attributes()["causal"]:
-        raise PlanRefused("an attention is causal")
+        raise PlanRefused("attention is causal")
     queries, keys, values, *others = inputs
     products = graph.add("MatMul", queries, _turned(graph, keys, node.input_value(1)))
     if len(others) > 1:
@@ -291,7 +316,7 @@ def _attention(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
         scale = graph.constant(int(node.input_value(0).shape[-1]) ** -0.5, np.float32)
     scores = graph.add("Mul", products, scale)
     if others and node.input_value(3).get_element_type() == ov.Type.boolean:
-        raise PlanRefused("an attention's mask is of truth values")
+        raise PlanRefused("an attention mask is boolean")
     if others and list(node.input_value(3).shape):  # a single number stands for no mask
         scores = graph.add("Add", scores, others[0])
     return graph.add("MatMul", graph.add("Softmax", scores, axis=-1), values)
@@ -299,20 +324,30 @@ def _attention(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 def _resize(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     settings = node.get_attributes()
-    mode = _RESIZES.get(str(settings["mode"]))
-    if (
-        mode is None
-        or settings["antialias"]
-        or any([*settings["pads_begin"], *settings["pads_end"]])
-    ):
-        raise PlanRefused(f"ONNX has no counterpart of resizing by '{settings['mode']}'")
-    sizes = graph.constant([int(size) for size in node.output(0).shape])
+    mode, nearest = _RESIZES.get(str(settings["mode"])), str(settings["nearest_mode"])
+    coordinates = str(settings["coordinate_transformation_mode"])
+    shape = [int(size) for size in node.output(0).shape]
+    lacking = None
+    if mode is None:
+        lacking = f"by '{settings['mode']}'"
+    elif settings["antialias"]:
+        lacking = "with antialiasing"
+    elif any([*settings["pads_begin"], *settings["pads_end"]]):
+        lacking = "with padding"
+    elif coordinates == "tf_half_pixel_for_nn":
+        lacking = f"by '{coordinates}'"
+    elif mode == "nearest" and nearest == "simple":
+        source = [int(size) for size in node.input_value(0).shape]
+        if any(made < size for made, size in zip(shape, source, strict=True)):
+            lacking = "to fewer pixels by 'simple'"
+    if lacking is not None:
+        raise PlanRefused(f"ONNX has no counterpart of resizing {lacking}")
     return graph.add(
         "Resize",
-        *(inputs[0], "", "", sizes),
+        *(inputs[0], "", "", graph.constant(shape)),
         mode=mode,
-        coordinate_transformation_mode=str(settings["coordinate_transformation_mode"]),
-        nearest_mode=str(settings["nearest_mode"]),
+        coordinate_transformation_mode=coordinates,
+        nearest_mode="floor" if nearest == "simple" else nearest,
         cubic_coeff_a=float(settings["cube_coeff"]),
     )
 
@@ -323,7 +358,7 @@ def _sums_of_bags(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     weights = _number_of(node, 4).reshape(-1) if len(node.inputs()) > 4 else None
     sizes = np.diff(np.append(offsets, len(numbers)))
     if len(sizes) == 0 or sizes.min() < 1:
-        raise PlanRefused("a sum is of no rows")
+        raise PlanRefused("a sum has no terms")
     order = np.argsort(sizes, kind="stable")
     sums = []
     for size in np.unique(sizes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Graph:
     def constant(self, values: Any, dtype: Any = np.int64) -> str:
         """Append a constant, unless there is one of the same numbers."""
         array = np.array(values, dtype)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._known:
             self._known[key] = name = f"{self.prefix}constant:{len(self._known)}"
             self.constants.append(numpy_helper.from_array(array, name))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import openvino as ov
 
 from ov_recipro.cut.bundle import Manifest
+from ov_recipro.errors import OptionError
 from ov_recipro.plans import rows, tokens
 from ov_recipro.plans.nodes import Array, Port, prepared
 from ov_recipro.plans.rows import RowsPlan, Scattered
@@ -29,6 +30,7 @@ from ov_recipro.plans.verdict import (
 )
 
 SparsePlan: TypeAlias = RowsPlan | TokensPlan
+_T = TypeVar("_T")
 
 
 def applies(manifest: Manifest, mask: Mask, plan: str = "auto") -> str | None:
@@ -37,6 +39,34 @@ def applies(manifest: Manifest, mask: Mask, plan: str = "auto") -> str | None:
     if plan == "rows" or (plan == "auto" and not on_tokens):
         return rows.applies(manifest, mask)
     return tokens.applies(manifest, mask)
+
+
+def chosen(
+    manifest: Manifest, plan: str, mask: Mask, sparse: Callable[[], _T], stream: Callable[[], _T]
+) -> tuple[_T, str | None]:
+    """Return what one of two functions gives: `sparse` where its plan can be used, else `stream`.
+
+    Args:
+        manifest: of the bundle; plan: what is asked for, "auto" or a plan's name.
+        mask: what is kept of the feature map.
+        sparse: may raise PlanRefused.
+        stream: what takes its place.
+
+    Returns:
+        What it gives, and why it is not `sparse`; None where it is.
+
+    Raises:
+        OptionError: a sparse plan is asked for that can't be used.
+    """
+    reason = "asked for" if plan == "stream" else applies(manifest, mask, plan)
+    if reason is None:
+        try:
+            return sparse(), None
+        except PlanRefused as failure:
+            reason = str(failure)
+    if plan in ("rows", "tokens"):
+        raise OptionError(f"The plan '{plan}' can't be used: {reason}.")
+    return stream(), reason
 
 
 def build(

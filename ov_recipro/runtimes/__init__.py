@@ -53,7 +53,7 @@ def zero_runner(bundle: Bundle, running: Running, mask: Mask) -> Callable[[Array
         from ov_recipro.runtimes.ort_runtime import ONNXRuntime
 
         return ONNXRuntime(bundle, replace(running, plan="stream"), mask).zero
-    from ov_recipro.runtimes.openvino_parts import CompiledPieces
+    from ov_recipro.runtimes.openvino_pieces import CompiledPieces
 
     return partial(CompiledPieces(bundle, running, most=1).zero, mask)
 

@@ -25,7 +25,9 @@ def plain_model(bundle: Bundle) -> ov.Model:
 def whole_model(bundle: Bundle, tail: ov.Model | None = None) -> ov.Model:
     """Return the model from the image to the head's outputs and, last, the logits.
 
-    Between these it has what else a `tail` of one's own gives, which is used up.
+    Args:
+        bundle: what `split` made.
+        tail: what takes the place of its tail, and is used up; what else it gives comes between.
     """
     head = _head(bundle)
     if bundle.manifest.deployed_scores:

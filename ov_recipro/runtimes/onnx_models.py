@@ -21,17 +21,18 @@ _LARGEST = 1 << 30  # bytes; a model in memory has 2 GiB at most
 _TYPES = {ov.Type.f32: TensorProto.FLOAT, ov.Type.i32: TensorProto.INT32}
 
 
-def as_onnx(model: ov.Model, outputs: Sequence[str]) -> onnx.ModelProto:
+def as_onnx(model: ov.Model, outputs: Sequence[str], opset: int = OPSET) -> onnx.ModelProto:
     """Return a sparse plan's model in ONNX, its inputs under the names that they have.
 
     Args:
         model: the plan's.
         outputs: names for its outputs, in order.
+        opset: `LEAST_OPSET` or later.
 
     Raises:
         PlanRefused: ONNX has no counterpart of an operation, or the plan is too large.
     """
-    graph = Graph("rows/")
+    graph = Graph("rows/", opset)
     names = [parameter.get_friendly_name() for parameter in model.get_parameters()]
     for name, made in zip(outputs, emit(graph, model, names), strict=True):
         graph.add("Identity", made, output=name)
@@ -40,12 +41,12 @@ def as_onnx(model: ov.Model, outputs: Sequence[str]) -> onnx.ModelProto:
         kind, shape = parameter.get_element_type(), parameter.get_partial_shape()
         sizes = [None if size.is_dynamic else size.get_length() for size in shape]
         inputs.append(helper.make_tensor_value_info(name, _TYPES[kind], sizes))
-    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     if sum(len(tensor.raw_data) for tensor in graph.constants) > _LARGEST:
         raise PlanRefused("the plan is too large for one ONNX model")
     return helper.make_model(
-        helper.make_graph(graph.nodes, "rows", inputs, given, graph.constants),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        helper.make_graph(graph.nodes, "rows", inputs, results, graph.constants),
+        opset_imports=[helper.make_opsetid("", opset)],
         ir_version=IR_VERSION,
     )
 

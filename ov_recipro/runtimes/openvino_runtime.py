@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.errors import DeviceError, OptionError
+from ov_recipro.errors import DeviceError
 from ov_recipro.options import Hint, Precision, Running
 from ov_recipro.plans import sparse
 from ov_recipro.plans.sparse import SparsePlan
@@ -75,17 +75,9 @@ class OpenVINORuntime:
         check_device(running.device)
         self.versions = {"openvino": version("openvino")}
         self._bundle, self._running, self._mask = bundle, running, mask
-        asked = running.plan == "stream"
-        self.reason = "asked for" if asked else sparse.applies(bundle.manifest, mask, running.plan)
-        if self.reason is None:
-            try:
-                infer = self._sparse()
-            except PlanRefused as failure:
-                self.reason = str(failure)
-        if self.reason is not None:
-            if running.plan in ("rows", "tokens"):
-                raise OptionError(f"The plan '{running.plan}' can't be used: {self.reason}.")
-            infer = self._stream()
+        infer, self.reason = sparse.chosen(
+            bundle.manifest, running.plan, mask, sparse=self._sparse, stream=self._stream
+        )
         self._free: SimpleQueue[_Infer] = SimpleQueue()
         for _ in range(self.parallel):
             self._free.put(infer())

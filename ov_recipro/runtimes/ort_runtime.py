@@ -22,7 +22,7 @@ from ov_recipro.runtimes import onnx_models
 from ov_recipro.runtimes.joint_values import joint_values, logits_by_cells
 from ov_recipro.runtimes.model_graphs import joint_model, sparse_model
 from ov_recipro.runtimes.ort_device import ORTDevice
-from ov_recipro.runtimes.ort_parts import ORTPieces
+from ov_recipro.runtimes.ort_pieces import ORTPieces
 from ov_recipro.runtimes.runtime import Device, Floats, Indices, Inference, MaskedRuns, selected
 from ov_recipro.saliency import Array
 
@@ -36,12 +36,13 @@ _MaskedOf: TypeAlias = Callable[[dict[str, Any]], MaskedRuns]
 class ONNXRuntime:
     """A bundle's head and tail in ONNX Runtime; see `runtimes.runtime.Runtime`.
 
-    The feature map stays on the device between head and tail.
+    The feature map stays on the device between head and tail. A sparse plan and the head are one
+    session where that is possible.
 
     Args:
         bundle: what `split` made from an ONNX file.
-        running: how it is run, on "ort-cpu", "cuda" or "cuda:1". The precision "native" lets an
-            NVIDIA GPU use TF32 in the head.
+        running: how it is run, on "ort-cpu", "cuda" or "cuda:1". TF32 is off; the precision
+            "native" lets an NVIDIA GPU use it in the head.
         mask: what is kept of the feature map (see `plans.stream.Mask`).
 
     Raises:
@@ -64,18 +65,9 @@ class ONNXRuntime:
         self.parallel = self._device.parallel
         self.versions = {"onnxruntime": self._device.version}
         self._pieces = ORTPieces(bundle, running, self._device, mask)
-        asked = running.plan == "stream"
-        self.reason = "asked for" if asked else sparse.applies(bundle.manifest, mask, running.plan)
-        if self.reason is None:
-            try:
-                self._infer = self._sparse()
-            except PlanRefused as failure:
-                self.reason = str(failure)
-        if self.reason is not None:
-            if running.plan in ("rows", "tokens"):
-                raise OptionError(f"The plan '{running.plan}' can't be used: {self.reason}.")
-            self.plan = self._pieces.stream
-            self._infer = self._apart(self._pieces.streamed)
+        self._infer, self.reason = sparse.chosen(
+            bundle.manifest, running.plan, mask, sparse=self._sparse, stream=self._stream
+        )
 
     @contextmanager
     def infer(self, image: Array) -> Iterator[Inference]:
@@ -87,6 +79,11 @@ class ONNXRuntime:
         features, _ = self._pieces.head(image)
         beyond = np.array([self._pieces.stream.cells], np.int64)  # no cell is marked
         return self._pieces.masked_logits(features, beyond).reshape(-1)
+
+    def _stream(self) -> _Infer:
+        """Open the head, and the tail for batches of masked maps."""
+        self.plan = self._pieces.stream
+        return self._apart(self._pieces.streamed)
 
     def _sparse(self) -> _Infer:
         """Open the plan, once it is checked against the dense tail."""
@@ -101,10 +98,10 @@ class ONNXRuntime:
             names = bundle.manifest.tail.inputs
 
             def masked_of(features: dict[str, Any]) -> MaskedRuns:
-                given = [features[name] for name in names]
+                values = [features[name] for name in names]
 
                 def masked(columns: Indices | None) -> Iterator[tuple[Floats, None]]:
-                    return joint_values(scattered, lambda asked: run([*given, *asked]), columns)
+                    return joint_values(scattered, lambda asked: run([*values, *asked]), columns)
 
                 return masked
 
@@ -116,13 +113,7 @@ class ONNXRuntime:
                 return self._together(model)
             except DeviceError:
                 pass  # what was checked is the plan by itself, which is opened now
-        run, self.plan = self._alone()
-        (feature,) = bundle.manifest.tail.inputs
-
-        def all_cells(features: dict[str, Any]) -> MaskedRuns:
-            return selected(iter([(run([features[feature]])[0][:-1], None)]))
-
-        return self._apart(all_cells)
+        return self._in_two()
 
     def _together(self, model: onnx.ModelProto) -> _Infer:
         """Open a model that gives all in one run."""
@@ -136,30 +127,36 @@ class ONNXRuntime:
             logits, total, *own = (
                 value.numpy() for value in self._device.run(session, feeds, names, names)
             )
-            plain = own[0] if own else logits[-1]
-            return Inference(
-                logits=np.asarray(plain, np.float32).reshape(-1),
-                softmax_terms=None,
-                finite=bool(np.isfinite(total)),
-                masked=selected(iter([(logits[:cells], None)])),
-            )
+            runs = selected(iter([(logits[:cells], None)]))
+            return _inference(own[0] if own else logits[-1], bool(np.isfinite(total)), runs)
+
+        return infer
+
+    def _in_two(self) -> _Infer:
+        """Open the head and the plan, each by itself."""
+        pieces = self._pieces
+        run, self.plan = self._alone()
+        (feature,) = self._bundle.manifest.tail.inputs
+        pieces.open(tail=False)
+
+        def infer(image: Array) -> Inference:
+            features, deployed = pieces.head(image)
+            (logits,) = run([features[feature]])
+            plain = logits[-1] if deployed is None else deployed
+            runs = selected(iter([(logits[:-1], None)]))
+            return _inference(plain, pieces.is_finite(features), runs)
 
         return infer
 
     def _apart(self, masked_of: _MaskedOf) -> _Infer:
         """Run the head, and then what gives the masked runs on its feature map."""
         pieces = self._pieces
-        pieces.open()
+        pieces.open(tail=True)
 
         def infer(image: Array) -> Inference:
             features, deployed = pieces.head(image)
             logits = pieces.logits(features) if deployed is None else deployed
-            return Inference(
-                logits=np.asarray(logits, np.float32).reshape(-1),
-                softmax_terms=None,
-                finite=pieces.is_finite(features),
-                masked=masked_of(features),
-            )
+            return _inference(logits, pieces.is_finite(features), masked_of(features))
 
         return infer
 
@@ -206,6 +203,10 @@ class ONNXRuntime:
             return [each.numpy() for each in self._device.run(session, feeds, outputs, outputs)]
 
         return run
+
+
+def _inference(logits: Floats, finite: bool, masked: MaskedRuns) -> Inference:
+    return Inference(np.asarray(logits, np.float32).reshape(-1), None, finite, masked)
 
 
 def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:

@@ -38,13 +38,13 @@ def number(*values: float) -> ov.Output:
     return ops.constant(np.array(values, np.float32)).output(0)
 
 
-def interpolated(**settings: Any) -> Make:
+def interpolated(size: int = 12, **settings: Any) -> Make:
     given = {
         "mode": "nearest", "shape_calculation_mode": "sizes", "pads_begin": [0] * 4,
         "pads_end": [0] * 4, "coordinate_transformation_mode": "half_pixel",
         "nearest_mode": "round_prefer_floor", "antialias": False, "cube_coeff": -0.75,
     } | settings  # fmt: skip
-    sizes = ops.constant(np.array([12, 9])).output(0)
+    sizes = ops.constant(np.array([size, 9])).output(0)
     axes = ops.constant(np.array([2, 3])).output(0)
 
     def make(x: ov.Output) -> Any:
@@ -125,11 +125,16 @@ OPERATIONS: dict[str, Make] = {
     "depthwise": lambda x: ops.group_convolution(x, DEPTHWISE, [1, 1], [2, 2], [2, 2], [2, 2]),
     "average pool": lambda x: ops.avg_pool(x, [2, 2], [1, 1], [0, 1], [3, 2], True, "floor"),
     "average pool with pads": lambda x: ops.avg_pool(x, [1, 1], [1, 1], [1, 1], [3, 3], False),
+    "rounded up": lambda x: ops.max_pool(x, [2, 2], [1, 1], [0, 0], [1, 1], [3, 3], "ceil").output(
+        0
+    ),
+    "average, rounded up": lambda x: ops.avg_pool(x, [2, 2], [0, 0], [0, 0], [3, 3], True, "ceil"),
     "max pool": lambda x: ops.max_pool(x, [2, 1], [1, 2], [1, 0], [1, 1], [2, 2]).output(0),
     "nearest": interpolated(),
     "nearest, asymmetric": interpolated(
         coordinate_transformation_mode="asymmetric", nearest_mode="floor"
     ),
+    "nearest, simple": interpolated(nearest_mode="simple"),
     "linear": interpolated(mode="linear_onnx"),
     "linear, corners aligned": interpolated(
         mode="linear_onnx", coordinate_transformation_mode="align_corners"
@@ -182,7 +187,21 @@ def test_an_operation(name: str, opset: int) -> None:
     ("make", "reason"),
     [
         (lambda x: ops.cum_sum(x, np.int64(1)), "ONNX has no counterpart of OpenVINO's 'CumSum'"),
-        (interpolated(antialias=True, mode="linear"), "no counterpart of resizing by 'linear'"),
+        (interpolated(antialias=True, mode="linear"), "resizing with antialiasing"),
+        (interpolated(pads_begin=[0, 0, 1, 0]), "resizing with padding"),
+        (interpolated(size=3, nearest_mode="simple"), "resizing to fewer pixels by 'simple'"),
+        (
+            interpolated(coordinate_transformation_mode="tf_half_pixel_for_nn"),
+            "resizing by 'tf_half_pixel_for_nn'",
+        ),
+        (
+            lambda x: ops.max_pool(x, [3, 3], [1, 1], [0, 1], [0, 1], [2, 2], "ceil").output(0),
+            "the last window of 'MaxPool' begins outside its input",
+        ),
+        (
+            lambda x: ops.avg_pool(x, [2, 3], [0, 0], [0, 1], [2, 2], True, "ceil"),
+            "the last window of 'AvgPool' begins outside its input",
+        ),
     ],
 )
 def test_what_has_no_counterpart(make: Make, reason: str) -> None:

@@ -39,13 +39,13 @@ class ORTPieces:
         self._bundle, self._running, self._device, self._mask = bundle, running, device, mask
         self.stream = stream_plan(bundle, running.batch_memory)
 
-    def open(self) -> None:
-        """Open all that is not open yet.
+    def open(self, tail: bool) -> None:
+        """Open the head, the masks and, if `tail`, the tail, where they are not open yet.
 
         Raises:
             DeviceError: the device can't run the model.
         """
-        for session in (self._head, self._masking, self._tail):
+        for session in (self._head, self._masking, *([self._tail] if tail else [])):
             session.get_inputs()
 
     @cached_property
