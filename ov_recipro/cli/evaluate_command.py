@@ -61,10 +61,9 @@ _BLACK_BOXES = ("occlusion", "d-rise", "aise", "votes")
 )
 @click.option(
     "--methods",
-    default="recipro",
-    show_default=True,
     metavar="NAME,...",
-    help="Methods to compare, or all.",
+    help="Methods to compare, or all.  [default: recipro; for a classifier beside the controls "
+    "gaussian, fit-gaussian and random, which know nothing about the model]",
 )
 @click.option(
     "--profile",
@@ -129,7 +128,7 @@ _BLACK_BOXES = ("occlusion", "d-rise", "aise", "votes")
 def command(
     dataset: str,
     output: Path,
-    methods: str,
+    methods: str | None,
     profile: Any,
     limit: int | None,
     step: int | None,
@@ -157,10 +156,11 @@ def command(
     With --engine ray, DATASET may also be the URL of a folder.
     """
     from ov_recipro.faithfulness.box_measure import BoxLimits
+    from ov_recipro.methods import CONTROLS
     from ov_recipro.output import open_folder
 
     engine = engine_of(options)
-    names = [name.strip() for name in methods.split(",")]
+    names = ["recipro"] if methods is None else [name.strip() for name in methods.split(",")]
     smallest, largest = (percent / 100 for percent in box_size)
     limits = BoxLimits(targets.threshold, targets.nms, max_boxes, smallest, largest)
     open_folder(output)
@@ -172,6 +172,7 @@ def command(
         if explainer.bundle.manifest.task == "detector":
             run = _of_boxes(explainer, names, Path(dataset), limit, limits, output, workers)
         else:
+            names += CONTROLS if methods is None else ()
             pair = _pair_of(paired, names)
             how = {"profile": profile, "step": step, "boxes": boxes, "labels": options["labels"]}
             data = (dataset, limit, how | {"paired": pair, "mosaics": mosaics})

@@ -72,10 +72,12 @@ def _provenance(evaluation: Evaluation, rows: list[Row]) -> str:
     summaries = [row.summary for row in rows if row.summary]
     undefined = sum(summary.undefined for summary in summaries)
     images = max((summary.images for summary in summaries), default=0)
+    grids = max((summary.grids for summary in summaries), default=0)
+    played = f", of which {grids} have a mosaic" if settings["companions"] else ""
     step = f", {settings['step']} pixels per step" if settings["step"] else ""
     return (
         f"Values x100, with bootstrap 95% intervals over the images in brackets. Profile "
-        f"{settings['profile']}{step}; {images} images; "
+        f"{settings['profile']}{step}; {images} images{played}; "
         f"{_setting(settings, evaluation, f'undefined coherencies counted as 0: {undefined}; ')}."
     )
 

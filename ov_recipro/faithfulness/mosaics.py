@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -18,6 +18,7 @@ from ov_recipro.metrics import Box
 from ov_recipro.saliency import Floats
 
 _OTHERS = 3
+_DRAWS = 32  # which nearly always hold three others of other classes
 _SURE = 0.5  # a class that the model is not sure of need not be anywhere in a mosaic
 
 
@@ -40,16 +41,25 @@ def companions(samples: Sequence[Sample]) -> Mapping[str, list[str]]:
     """
     found = {}
     for sample in samples:
-        others = [
-            each
-            for each in samples
-            if each.name != sample.name and (each.label is None or each.label != sample.label)
-        ]
-        if len(others) >= _OTHERS:
-            random = np.random.default_rng(crc32(sample.name.encode()))
-            chosen = random.choice(len(others), _OTHERS, replace=False)
-            found[sample.name] = [others[place].path for place in chosen]
+        random = np.random.default_rng(crc32(sample.name.encode()))
+        drawn = (samples[place] for place in random.integers(len(samples), size=_DRAWS))
+        chosen = _others(sample, drawn)
+        if len(chosen) < _OTHERS:  # most samples are of its class
+            chosen = _others(sample, [samples[each] for each in random.permutation(len(samples))])
+        if len(chosen) == _OTHERS:
+            found[sample.name] = chosen
     return found
+
+
+def _others(sample: Sample, drawn: Iterable[Sample]) -> list[str]:
+    """Return the paths of the first three that are of other classes, as far as that is known."""
+    found: dict[str, str] = {}
+    for each in drawn:
+        if each.name != sample.name and (each.label is None or each.label != sample.label):
+            found[each.name] = each.path
+            if len(found) == _OTHERS:
+                break
+    return list(found.values())
 
 
 def mosaic(subject: Subject, image: Floats, index: int, paths: Sequence[str]) -> Mosaic | None:

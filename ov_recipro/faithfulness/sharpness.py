@@ -11,6 +11,7 @@ import numpy as np
 from ov_recipro.explanation import Explanation
 from ov_recipro.methods import Subject
 from ov_recipro.metrics import upsampled
+from ov_recipro.saliency import Floats
 
 _POWERS = (2.0, 1.3, 0.8)  # from the sharpest
 _ENOUGH = 0.9  # of the score
@@ -32,16 +33,20 @@ def sharpness(subject: Subject, explanation: Explanation) -> list[float]:
     found = []
     for target, saliency in zip(explanation.scored, explanation.maps, strict=True):
         score = subject.score(image, target)
-        shown = upsampled(saliency, (image.shape[1], image.shape[2]), "bilinear")
         found.append(
             next(
                 (
                     power
                     for power in _POWERS
-                    if subject.score(np.asarray(image * shown**power, np.float32), target)
-                    >= _ENOUGH * score
+                    if subject.score(_seen(image, saliency**power), target) >= _ENOUGH * score
                 ),
                 _POWERS[-1],
             )
         )
     return found
+
+
+def _seen(image: Floats, saliency: Floats) -> Floats:
+    """Return an image [C,H,W] seen through a map [h,w]."""
+    size = (image.shape[1], image.shape[2])
+    return np.asarray(image * upsampled(saliency, size, "bilinear"), np.float32)

@@ -17,8 +17,9 @@ from ov_recipro.metrics import (
 )
 from ov_recipro.saliency import Floats
 
-_KINDS = ("drop", "increase", "deletion", "insertion", "coherency", "complexity", "saco")
+_KINDS = ("drop", "increase", "deletion", "insertion", "coherency", "complexity")
 _IN_BOXES, _IN_GRIDS = ("pointing", "energy"), ("grid_energy", "grid_auc", "grid_peak")
+_OPTIONAL = (("saco",), _IN_BOXES, _IN_GRIDS)  # each measured all together or not at all
 _OF_ADCC = ("drop", "coherency", "complexity")
 _POWER = 2.8  # standard errors: 5 % of false alarms and 20 % of misses
 
@@ -103,7 +104,7 @@ class Tally:
         if not names:
             return None
         found = self._differences(other, names, _KINDS)
-        for kinds in (_IN_BOXES, _IN_GRIDS):
+        for kinds in _OPTIONAL:
             both = [
                 name
                 for name in names
@@ -151,35 +152,33 @@ class Tally:
             each.name: np.array([float(getattr(row, each.name) or 0) for row in rows])
             for each in fields(Measurement)
         }
-        boxed = np.array([row.pointing is not None for row in rows])
         count = len(rows)
-        names = ("drop", "increase", "deletion", "insertion", "coherency", "complexity")
-        values = np.stack([columns[name] for name in names])
+        values = np.stack([columns[name] for name in _KINDS])
         drawn = resampled_means(values)
         means = {
             name: _mean(columns[name], resampled)
-            for name, resampled in zip(names, drawn, strict=True)
+            for name, resampled in zip(_KINDS, drawn, strict=True)
         }
         overall = adcc(means["drop"].value, means["coherency"].value, means["complexity"].value)
         resampled = np.array([adcc(*three) for three in drawn[[0, 4, 5]].T])
-        saco = None
-        if all(row.saco is not None for row in rows):
-            saco = _mean(columns["saco"], resampled_means(columns["saco"][None])[0])
-        some: dict[str, Mean | None] = dict.fromkeys([*_IN_BOXES, *_IN_GRIDS])
-        played = np.array([row.grid_auc is not None for row in rows])
-        for kinds, taken in ((list(_IN_BOXES), boxed), (list(_IN_GRIDS), played)):
+        some: dict[str, Mean | None] = {}
+        numbers = {}
+        for kinds in _OPTIONAL:
+            taken = np.array([getattr(row, kinds[0]) is not None for row in rows])
+            numbers[kinds] = int(taken.sum())
+            some |= dict.fromkeys(kinds)
             if taken.any():
                 chosen = np.stack([columns[kind][taken] for kind in kinds])
                 for kind, ours, drawn in zip(kinds, chosen, resampled_means(chosen), strict=True):
                     some[kind] = _mean(ours, drawn)
         return Summary(
             images=count,
-            boxed=int(boxed.sum()),
-            grids=int(played.sum()),
+            boxed=numbers[_IN_BOXES],
+            grids=numbers[_IN_GRIDS],
             flat=sum(row.flat for row in rows),
             undefined=sum(row.coherency is None for row in rows),
             adcc=Mean(overall, *interval(resampled)),
-            saco=saco,
+            saco=some["saco"],
             pointing=some["pointing"],
             energy=some["energy"],
             grid_energy=some["grid_energy"],

@@ -65,6 +65,9 @@ METHODS: dict[str, Method] = {
 }
 """The methods, by the names that users give."""
 
+CONTROLS = ("gaussian", "fit-gaussian", "random")
+"""Methods that know nothing about the model: what a map must beat to say anything."""
+
 
 def find_methods(names: Sequence[str], methods: Mapping[str, Any] = METHODS) -> list[str]:
     """Return the methods that `names` stand for, each once; "all" stands for every one.
@@ -91,6 +94,7 @@ def find_methods(names: Sequence[str], methods: Mapping[str, Any] = METHODS) -> 
 
 __all__ = [
     "BOX_METHODS",
+    "CONTROLS",
     "METHODS",
     "AnyTarget",
     "Method",

@@ -14,7 +14,7 @@ from ov_recipro import Explainer
 from ov_recipro.faithfulness.datasets import Sample
 from ov_recipro.faithfulness.mosaics import companions, mosaic
 from ov_recipro.images.reading import read_image
-from ov_recipro.methods import Subject
+from ov_recipro.methods import CONTROLS, Subject
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,8 @@ def test_companions_are_others_of_other_classes() -> None:
         assert len(set(paths)) == 3
         assert all(int(Path(path).stem) // 2 != number // 2 for path in paths)
     assert not companions(samples(3))
+    rare = [Sample(f"{n}.jpg", f"folder/{n}.jpg", int(n < 100)) for n in range(103)]
+    assert sorted(companions(rare)["0.jpg"]) == [f"folder/{n}.jpg" for n in (100, 101, 102)]
     assert len(companions(samples(4, labels=False))) == 4
 
 
@@ -69,13 +71,15 @@ def test_the_command_plays_it(tmp_path: Path, cat: Path, coffee: Path) -> None:
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture[number:])
     words = ("evaluate", tmp_path, "--step", "12544", "--mosaics", "-o", tmp_path / "out")
     names = ("--methods", "recipro,gaussian", "--paired", "recipro,gaussian")
-    done = run(*words, *names, cwd=tmp_path)
+    done = run(*words, *names[2:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "grid AUC ↑ (50)" in done.stdout
     assert "recipro - gaussian" in done.stdout
     assert "images needed" in (tmp_path / "out" / "evaluation.md").read_text()
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [each["method"] for each in record["methods"]] == ["recipro", *CONTROLS]
     summary = record["methods"][0]["summary"]
+    assert f"4 images, of which {summary['grids']} have a mosaic" in done.stderr
     assert 0 < summary["grids"] < summary["images"] == 4
     assert summary["saco"] is not None
     for wrong in ("recipro", "recipro,cam", "recipro,gaussian,random"):
