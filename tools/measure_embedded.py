@@ -17,12 +17,14 @@ from ov_recipro.embedding import embed_onnx, save
 from ov_recipro.runtimes.ort_device import ORTDevice
 from ov_recipro.saliency import Array
 from ov_recipro.sources.openvino_models import compiled, core
+from ov_recipro.variants import VARIANTS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--layer", default="auto")
+    parser.add_argument("--method", choices=["recipro", *VARIANTS], default="recipro")
     parser.add_argument("--onnx", action="store_true", help="embed as ONNX, run in ONNX Runtime")
     parser.add_argument("--open-batch", action="store_true", help="leave the batch as exported")
     parser.add_argument("--precision", choices=["f32", "native"], default="f32")
@@ -30,14 +32,15 @@ def main() -> None:
     arguments = parser.parse_args()
     plain = core().read_model(arguments.model)
     shape = [1, *(size.get_length() for size in list(plain.input(0).get_partial_shape())[1:])]
+    how = {"layer": arguments.layer, "method": arguments.method}
     if arguments.onnx:
-        added = embed_onnx(arguments.model, layer=arguments.layer).SerializeToString()
+        added = embed_onnx(arguments.model, **how).SerializeToString()
         calls = [in_onnx_runtime(each) for each in (arguments.model, added)]
         sizes = [arguments.model.stat().st_size, len(added)]
     else:
         if not arguments.open_batch:
             plain.reshape(shape)
-        models = (plain, embed(plain, layer=arguments.layer))
+        models = (plain, embed(plain, **how))
         calls = [in_openvino(model, arguments.precision) for model in models]
         sizes = [size_of(model) for model in models]
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

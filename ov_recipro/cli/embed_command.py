@@ -19,6 +19,7 @@ from ov_recipro.cli.option_groups import (
     score_option,
 )
 from ov_recipro.options import Cut, Targets
+from ov_recipro.variants import VARIANTS
 
 
 @click.command("embed")
@@ -47,6 +48,13 @@ from ov_recipro.options import Cut, Targets
     help="Maps in 0..255, maps in 0..1, or the raw scores.",
 )
 @score_option
+@click.option(
+    "--method",
+    type=click.Choice(["recipro", *VARIANTS]),
+    default="recipro",
+    show_default=True,
+    help="How maps are made.",
+)
 @click.option("--feature-vector", is_flag=True, help="Also output the feature map's spatial mean.")
 @click.option("--compress-to-fp16", is_flag=True, help="Store weights in 16 bits.")
 @cut_options
@@ -59,6 +67,7 @@ def command(
     asked: Targets,
     scaling: Any,
     score: Any,
+    method: Any,
     feature_vector: bool,
     compress_to_fp16: bool,
     cut: Cut,
@@ -79,6 +88,7 @@ def command(
         "classes": _classes(targets),
         "scaling": scaling,
         "score": score,
+        "method": method,
         "feature_vector": feature_vector,
         "preprocessing": lambda found: overridden(found, **preprocessing),
         "labels": read_labels(labels) if labels is not None else None,

@@ -16,10 +16,12 @@ from ov_recipro.errors import OptionError, ReciproError, TargetError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.sources.labels import checked_labels, class_index
 from ov_recipro.sources.metadata import MODEL_API_RESIZES
+from ov_recipro.variants import Variant
 
 SPATIAL_AXES: dict[Layout, list[int]] = {"NCHW": [2, 3], "NHWC": [1, 2], "NTC": [1]}
 Scaling = Literal["uint8", "float", "raw"]
 Classes = Literal["all"] | int | Sequence[int | str]
+Maps = Literal["recipro"] | Variant
 
 
 def described(
@@ -75,10 +77,11 @@ def check_new(path: Path, force: bool) -> None:
         raise ReciproError(f"{path} can't be written: {error.strerror or error}.") from error
 
 
-def model_info(manifest: Manifest, score: str) -> dict[str, str]:
-    """Return what is known about a model, as OpenVINO Model API reads it."""
+def model_info(manifest: Manifest, score: str, method: Maps) -> dict[str, str]:
+    """Return what is known about a model and its maps, as OpenVINO Model API reads it."""
     info: dict[str, str] = {
         "saliency_layer": manifest.cut.name,
+        "saliency_method": method,
         "saliency_score": score,
         "ov_recipro_version": version("ov-recipro"),
     }

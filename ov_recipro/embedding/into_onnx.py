@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from ov_recipro.cut.recognition import FEATURE_VECTOR, SALIENCY_CLASSES, SALIENC
 from ov_recipro.embedding.common import (
     SPATIAL_AXES,
     Classes,
+    Maps,
     Scaling,
     check_classes,
     check_count,
@@ -25,32 +26,21 @@ from ov_recipro.embedding.common import (
     indices_of,
     model_info,
 )
-from ov_recipro.embedding.scoring import Scoring, count_of, scored_in_onnx, scoring_of
+from ov_recipro.embedding.onnx_cells import PREFIX, CellScores, of_variant, scored
+from ov_recipro.embedding.scoring import count_of, scoring_of
+from ov_recipro.embedding.variant_scores import variant_scores
 from ov_recipro.errors import ModelError, OptionError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, Targets, cut_from
 from ov_recipro.output import write_whole
-from ov_recipro.plans import sparse
-from ov_recipro.plans.onnx_emission import emit
 from ov_recipro.plans.onnx_graph import LEAST_OPSET, Graph, opset_of
-from ov_recipro.plans.stream.stream_onnx import add_mask
-from ov_recipro.plans.stream.stream_plan import is_batched
-from ov_recipro.plans.verdict import verdict_file
-from ov_recipro.runtimes.model_graphs import sparse_model, stream_plan
-from ov_recipro.runtimes.onnx_models import as_onnx
-from ov_recipro.runtimes.openvino_runtime import dense_runner
 from ov_recipro.saliency import Score
-from ov_recipro.sources.openvino_models import core, runner
 from ov_recipro.splitting.opening import opened
 
-_PREFIX = "explain/"
 _TO_THE_END = 1 << 62
 _LARGEST = 1 << 30  # bytes of weights; a model in memory has 2 GiB at most
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _WORTH_SHARING = 1024  # numbers from which sharing a constant pays
-
-_Logits: TypeAlias = Callable[[Graph, list[str]], str]
-"""Appends the logits of all cells, from the tensors that the tail reads; returns their name."""
 
 
 def embed_onnx(
@@ -65,6 +55,7 @@ def embed_onnx(
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     labels: Sequence[str] | None = None,
     targets: Targets = Targets(),
+    method: Maps = "recipro",
     **options: Any,
 ) -> onnx.ModelProto:
     """Return an ONNX model with an added output `saliency_map`, for ONNX Runtime and Triton.
@@ -92,16 +83,20 @@ def embed_onnx(
             f"{path} has opset {opset}; embedding as ONNX needs {LEAST_OPSET} or later. "
             "onnx.version_converter can raise it."
         )
-    sources = list(manifest.head.outputs[: len(manifest.tail.inputs)])
+    scoring = scoring_of(bundle, score, targets)
+    check_classes(classes, manifest)
+    if method == "recipro":
+        cells = scored(bundle, scoring, opset, batch_memory)
+    else:
+        cells = of_variant(variant_scores(bundle, method, scoring, batch_memory))
+    sources = list(cells.sources)
     if isinstance(classes, int):
         check_count(classes, manifest)
         sources.append(manifest.output)
     _complete(model, sources, bundle)
-    scoring = scoring_of(bundle, score, targets)
-    check_classes(classes, manifest)
-    logits = _sparse(bundle, opset, batch_memory) or _streamed(bundle, batch_memory)
-    branch = _Branch(manifest, model, logits, classes, scaling, scoring, feature_vector)
-    graph, single = Graph(_PREFIX, opset), _is_single(model, manifest)
+    count = count_of(manifest, scoring)
+    branch = _Branch(manifest, model, cells, count, classes, scaling, feature_vector)
+    graph, single = Graph(PREFIX, opset), _is_single(model, manifest)
     if single:
         outputs = branch.explain(graph, sources)
         for name, port in outputs.items():
@@ -112,7 +107,7 @@ def embed_onnx(
     model.graph.initializer.extend(graph.constants)
     model.graph.output.extend(branch.declared(outputs, 1 if single else "batch"))
     recorded = {entry.key for entry in model.metadata_props}
-    for key, value in model_info(manifest, scoring.recorded).items():
+    for key, value in model_info(manifest, scoring.recorded, method).items():
         if f"model_info {key}" not in recorded:
             model.metadata_props.add(key=f"model_info {key}", value=value)
     return model
@@ -124,28 +119,24 @@ class _Branch:
 
     Attributes:
         manifest: of the bundle; model: what is extended.
-        logits: appends the logits of all cells.
-        classes, scaling, feature_vector: see `embed`; scoring: how outputs become scores.
+        cells: what each cell scores; count: the number of targets where all are explained.
+        classes, scaling, feature_vector: see `embed`.
     """
 
     manifest: Manifest
     model: onnx.ModelProto
-    logits: _Logits
+    cells: CellScores
+    count: int
     classes: Classes
     scaling: Scaling
-    scoring: Scoring
     feature_vector: bool
 
     def explain(self, graph: Graph, sources: list[str]) -> dict[str, str]:
         """Append what explains one image; return its tensors by output name."""
         manifest = self.manifest
-        height, width = manifest.cut.grid
-        count = len(manifest.tail.inputs)
-        end = self.logits(graph, sources[:count])
+        height, width = self.cells.grid
+        scores = self.cells.append(graph, sources[: len(self.cells.sources)])
         _share_weights(graph, self.model)
-        flat = graph.add("Reshape", end, graph.constant([-1, manifest.values]))
-        ends = [graph.constant([place]) for place in (0, manifest.cut.cells.count, 0)]
-        scores = scored_in_onnx(graph, graph.add("Slice", flat, *ends), self.scoring)
         tensors = {}
         if isinstance(self.classes, int):
             flat = graph.add("Reshape", sources[-1], graph.constant([1, -1]))
@@ -172,7 +163,7 @@ class _Branch:
 
     def explain_each(self, graph: Graph, sources: list[str]) -> dict[str, str]:
         """Append a Scan that explains a batch image by image."""
-        body = Graph(f"{_PREFIX}image/", graph.opset)
+        body = Graph(f"{PREFIX}image/", graph.opset)
         inputs, images = [], []
         for index in range(len(sources)):
             slice_ = f"{body.prefix}slice:{index}"
@@ -196,12 +187,12 @@ class _Branch:
         if isinstance(self.classes, int):
             count = self.classes
         elif self.classes == "all":
-            count = count_of(manifest, self.scoring)
+            count = self.count
         else:
             count = len(indices_of(self.classes, manifest))
         maps = TensorProto.UINT8 if self.scaling == "uint8" else TensorProto.FLOAT
         known: dict[str, tuple[int, list[int | str]]] = {
-            SALIENCY_MAP: (maps, [batch, count, *manifest.cut.grid]),
+            SALIENCY_MAP: (maps, [batch, count, *self.cells.grid]),
             SALIENCY_CLASSES: (TensorProto.INT64, [batch, count]),
             FEATURE_VECTOR: (TensorProto.FLOAT, [batch, manifest.cut.shape[0]]),
         }
@@ -212,7 +203,10 @@ class _Branch:
         """Append the scaling of scores [N,T] (Eq. 6)."""
         if self.scaling == "raw":
             return scores
-        low = graph.reduced("ReduceMin", scores, [0], keep=True)
+        if self.cells.from_zero:
+            scores, low = graph.add("Relu", scores), graph.constant(0, np.float32)
+        else:
+            low = graph.reduced("ReduceMin", scores, [0], keep=True)
         span = graph.add("Sub", graph.reduced("ReduceMax", scores, [0], keep=True), low)
         positive = graph.add("Greater", span, graph.constant(0, np.float32))
         safe = graph.add("Where", positive, span, graph.constant(1, np.float32))
@@ -221,71 +215,6 @@ class _Branch:
             return maps
         levels = graph.add("Round", graph.add("Mul", maps, graph.constant(255, np.float32)))
         return graph.add("Cast", levels, to=TensorProto.UINT8)
-
-
-def _sparse(bundle: Bundle, opset: int, memory: int) -> _Logits | None:
-    """Return what appends the sparse plan, where it applies."""
-    if sparse.applies(bundle.manifest, "cell") is not None:
-        return None
-    file = verdict_file(bundle.manifest, "cell, embedded in ONNX", "CPU", memory)
-    if sparse.refusal(file, lambda: _error(bundle, opset, memory)) is not None:
-        return None
-    rows, _ = sparse_model(bundle, "cell", memory, plain=False)
-
-    def logits(graph: Graph, sources: list[str]) -> str:
-        features = [graph.add("Cast", name, to=TensorProto.FLOAT) for name in sources]
-        (end,) = emit(graph, rows, features)
-        return end
-
-    return logits
-
-
-def _error(bundle: Bundle, opset: int, memory: int) -> float:
-    """Compare the sparse plan, as ONNX, with the dense tail; return the error."""
-    rows, plan = sparse_model(bundle, "cell", memory)
-    proto = as_onnx(rows, ["logits"], opset)
-    run = runner(core().read_model(proto.SerializeToString()))
-    dense = dense_runner(bundle, "CPU", memory)
-    return sparse.error(bundle.manifest, plan.name, lambda _: sparse.logits_of(run), dense)
-
-
-def _streamed(bundle: Bundle, memory: int) -> _Logits:
-    """Return what appends a Scan of the tail over batches of cells."""
-    manifest, plan = bundle.manifest, stream_plan(bundle, memory)
-    part = onnx.compose.add_prefix(onnx.load(bundle.tail), f"{_PREFIX}tail/")
-
-    def logits(graph: Graph, sources: list[str]) -> str:
-        graph.constants.extend(part.graph.initializer)
-        end = part.graph.output[0].name
-        body = Graph(f"{_PREFIX}cells/", graph.opset)
-        cells = f"{body.prefix}numbers"
-        inputs = {}
-        for index, (value, source) in enumerate(zip(part.graph.input, sources, strict=True)):
-            kind, shape = value.type.tensor_type.elem_type, manifest.boundary_shapes[index]
-            inputs[value.name] = feature = graph.add("Cast", source, to=kind)
-            if index == 0:
-                masked = f"{body.prefix}masked"
-                add_mask(body, feature, kind, masked, manifest, "cell", shape, cells)
-                inputs[value.name] = masked
-            elif is_batched(shape):
-                size = body.constant([plan.batch, *shape[1:]])
-                inputs[value.name] = body.add("Expand", feature, size)
-        body.nodes.extend(_reading(part, inputs))
-        scan = helper.make_graph(
-            body.nodes,
-            "cells",
-            [helper.make_tensor_value_info(cells, TensorProto.INT64, [plan.batch])],
-            [helper.make_empty_tensor_value_info(end)],
-            body.constants,
-        )
-        numbers = graph.constant(np.stack(list(plan.batches())))
-        made = f"{graph.prefix}masked logits"
-        graph.nodes.append(
-            helper.make_node("Scan", [numbers], [made], body=scan, num_scan_inputs=1)
-        )
-        return made
-
-    return logits
 
 
 def _complete(model: onnx.ModelProto, sources: Sequence[str], bundle: Bundle) -> None:
@@ -341,17 +270,6 @@ def _share_weights(graph: Graph, model: onnx.ModelProto) -> None:
 
 def _digest(values: np.ndarray) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest()
-
-
-def _reading(part: onnx.ModelProto, sources: Mapping[str, str]) -> list[onnx.NodeProto]:
-    """Return the part's nodes, reading `sources` in place of its inputs."""
-    nodes = []
-    for node in part.graph.node:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = [sources.get(name, name) for name in node.input]
-        nodes.append(copy)
-    return nodes
 
 
 def _is_single(model: onnx.ModelProto, manifest: Manifest) -> bool:

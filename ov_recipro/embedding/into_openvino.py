@@ -16,6 +16,7 @@ from ov_recipro.cut.recognition import FEATURE_VECTOR, SALIENCY_CLASSES, SALIENC
 from ov_recipro.embedding.common import (
     SPATIAL_AXES,
     Classes,
+    Maps,
     Scaling,
     check_classes,
     check_count,
@@ -27,6 +28,7 @@ from ov_recipro.embedding.common import (
 from ov_recipro.embedding.detector_branch import detector_branch
 from ov_recipro.embedding.pinning import copied, pinned
 from ov_recipro.embedding.scoring import Scoring, scaled, scored_in_openvino, scoring_of
+from ov_recipro.embedding.variant_scores import VariantScores, variant_scores
 from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.options import Cut, Targets, cut_from
@@ -54,6 +56,7 @@ def embed(
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     labels: Sequence[str] | None = None,
     targets: Targets = Targets(),
+    method: Maps = "recipro",
     **options: Any,
 ) -> ov.Model:
     """Return a model with an added output `saliency_map`; its own outputs stay as they are.
@@ -73,6 +76,7 @@ def embed(
         preprocessing, labels: see `ov_recipro.split`; only recorded.
         targets: what is asked besides `classes`: a class that all are contrasted with, or what an
             embedding is compared with, which makes one map.
+        method: "recipro", or for classes one of its variants (see `ov_recipro.Explainer`).
         options: single fields of `Cut`, such as ``exact=True``.
 
     Returns:
@@ -82,8 +86,8 @@ def embed(
         under `model_info`, never changed.
 
     Raises:
-        ReciproError: the model can't be cut there, there are no such classes, or plan `rows` does
-            not apply to a detector.
+        ReciproError: the model can't be cut there or does not allow the method, there are no such
+            classes, or plan `rows` does not apply to a detector.
     """
     cut = cut_from(layer, options)
     with as_file(model) as path:
@@ -98,16 +102,22 @@ def embed(
     known = _tensors(extended)
     if cut.input_shape is not None:
         extended.reshape({known[manifest.image.name]: ov.PartialShape(list(cut.input_shape))})
-    sources = [_find(known, name, path) for name in _boundary(manifest)]
+    variant, boundary = None, _boundary(manifest)
+    if method != "recipro":
+        variant = variant_scores(bundle, method, scoring, batch_memory)
+        boundary = variant.sources
+    sources = [_find(known, name, path) for name in boundary]
     if isinstance(classes, int):
         sources.append(_find(known, manifest.output, path))
-    branch, names = _branch(bundle, classes, scaling, scoring, feature_vector, batch_memory)
+    branch, names = _branch(
+        bundle, classes, scaling, scoring, feature_vector, batch_memory, variant
+    )
     branch = pinned(branch)
     _share_weights(branch, extended)
     for result in _attached(branch, names, sources):
         extended.add_results([result])
     extended.validate_nodes_and_infer_types()
-    _complete(extended, manifest, scoring.recorded)
+    _complete(extended, model_info(manifest, scoring.recorded, method))
     return extended
 
 
@@ -157,6 +167,7 @@ def _branch(
     scoring: Scoring,
     feature_vector: bool,
     memory: int,
+    variant: VariantScores | None,
 ) -> tuple[ov.Model, tuple[str, ...]]:
     """Return the explaining part of one image, and its outputs' names.
 
@@ -169,9 +180,15 @@ def _branch(
             raise OptionError("--feature-vector is for models that are cut at one feature map.")
         chosen = None if classes == "all" or isinstance(classes, int) else classes
         return detector_branch(bundle, scoring.candidates, chosen, scaling, memory)
-    logits, parameters = _masked_logits(bundle, memory)
-    scores = scored_in_openvino(logits, scoring)
-    height, width = manifest.cut.grid
+    if variant is None:
+        logits, parameters = _masked_logits(bundle, memory)
+        scores = scored_in_openvino(logits, scoring)
+        height, width = manifest.cut.grid
+    else:
+        scores = variant.model.get_results()[0].input_value(0).get_node()
+        parameters = list(variant.model.get_parameters())
+        height, width = variant.grid
+    from_zero = variant is not None and variant.from_zero
     extra: dict[str, ov.Output] = {}
     if isinstance(classes, int):
         check_count(classes, manifest)
@@ -184,7 +201,7 @@ def _branch(
     elif classes != "all":
         scores = ops.gather(scores, indices_of(classes, manifest), np.int64(1))
     count = int(scores.output(0).shape[1])
-    by_class = ops.transpose(scaled(scores, scaling), np.array([1, 0]))
+    by_class = ops.transpose(scaled(scores, scaling, from_zero), np.array([1, 0]))
     maps = ops.reshape(by_class, _shape(1, count, height, width), False)
     if feature_vector:
         features, axes = parameters[0], np.array(SPATIAL_AXES[manifest.cut.layout])
@@ -326,9 +343,8 @@ def _detached(port: ov.Output) -> ov.Output:
     return copied(port)
 
 
-def _complete(model: ov.Model, manifest: Manifest, score: str) -> None:
-    """Add to `model_info` what is known about the model and not yet recorded there."""
-    info = model_info(manifest, score)
+def _complete(model: ov.Model, info: Mapping[str, str]) -> None:
+    """Add to `model_info` what is not yet recorded there."""
     for key, value in info.items():
         if not model.has_rt_info(["model_info", key]):
             model.set_rt_info(value, ["model_info", key])

@@ -131,12 +131,17 @@ def scored_in_openvino(outputs: ov.Output, scoring: Scoring) -> ov.Node:
     return outputs.get_node()
 
 
-def scaled(scores: ov.Node, scaling: Scaling) -> ov.Node:
-    """Scale the scores [N,T] of each class (Eq. 6); a class whose scores are all the same is 0."""
+def scaled(scores: ov.Node, scaling: Scaling, from_zero: bool = False) -> ov.Node:
+    """Scale the scores [N,T] of each class (Eq. 6); a class whose scores are all the same is 0.
+
+    With `from_zero`, 0 stands for 0, and for all that is below, instead of the lowest score.
+    """
     if scaling == "raw":
         return scores
     over, zero = np.array([0]), np.float32(0)
-    low = ops.reduce_min(scores, over, True)
+    if from_zero:
+        scores = ops.relu(scores)
+    low = ops.constant(zero) if from_zero else ops.reduce_min(scores, over, True)
     span = ops.subtract(ops.reduce_max(scores, over, True), low)
     safe = ops.select(ops.greater(span, zero), span, ops.constant(np.ones((1, 1), np.float32)))
     maps = ops.divide(ops.subtract(scores, low), safe)

@@ -18,12 +18,13 @@ from ov_recipro.cut.bundle import Bundle
 from ov_recipro.cut.cells import Cells
 from ov_recipro.errors import OptionError
 from ov_recipro.plans import rows
-from ov_recipro.plans.nodes import Key, key_of, prepared
+from ov_recipro.plans.nodes import Key, Port, key_of, prepared
 from ov_recipro.plans.rows import Reach, RowsPlan, Step, downstream, estimate, steps_of
 from ov_recipro.plans.rows.windows import window_of
 from ov_recipro.plans.verdict import PlanRefused
 from ov_recipro.runtimes.model_graphs import tail_at, whole_model
-from ov_recipro.sources.openvino_models import core, name_of
+from ov_recipro.saliency import Floats
+from ov_recipro.sources.openvino_models import core, name_of, runner
 
 _MOST = 2.5  # inferences that an image may take
 _WINDOWS = frozenset({"AvgPool", "Convolution", "GroupConvolution", "MaxPool"})
@@ -41,6 +42,28 @@ class Earlier:
     name: str
     shape: tuple[int, ...]
     tail: ov.Model
+
+    def empty(self) -> Floats:
+        """Return the logits [classes] of none of its cells."""
+        zeros = np.zeros(self.shape, np.float32)
+        return np.asarray(runner(self.tail.clone())([zeros])[0].reshape(-1))
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Both feature maps in the whole model.
+
+    Attributes:
+        model: from the image to the bundle's outputs.
+        start: the earlier map's tensor in it; later: the later map's.
+        earlier: the earlier map; macs: multiply-accumulates of one plain inference.
+    """
+
+    model: ov.Model
+    start: Port
+    later: Port
+    earlier: Earlier
+    macs: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,50 @@ def pair_graph(bundle: Bundle, memory: int, max_cost: float | None = None) -> Pa
     Args:
         bundle: cut at the later feature map.
         memory: bytes that activations may take.
+        max_cost: see `find_earlier`.
+
+    Raises:
+        OptionError: the model has no earlier feature map that fits, or it costs too much.
+    """
+    found = find_earlier(bundle, max_cost)
+    kept, dropped, plan = looks(bundle, found, found.start, found.later, memory)
+    total = ops.reduce_sum(found.later, np.arange(len(found.later.shape)), False)
+    results = [ops.result(each) for each in (kept, dropped, total)]
+    return PairGraph(ov.Model(results, found.model.get_parameters(), "pair"), found.earlier, plan)
+
+
+def looks(
+    bundle: Bundle, found: Layers, start: Port, later: Port, memory: int
+) -> tuple[Port, Port, RowsPlan]:
+    """Build both looks on two feature maps.
+
+    Args:
+        bundle: cut at the later one.
+        found: where they are in the model.
+        start, later: what the looks read in their place.
+        memory: bytes that activations may take.
+
+    Returns:
+        The logits [N,classes] of each cell of the earlier map alone; those of the later map without
+        each cell and, last, of all of it [M+1,classes]; and the plan of the first.
+
+    Raises:
+        OptionError: plan `rows` does not apply.
+    """
+    tail, macs = found.earlier.tail.clone(), found.macs
+    try:
+        kept, plan = rows.build(tail, start, core(), memory, macs, plain=False)
+        dropped, _ = rows.build(tail_at(bundle, 1), later, core(), memory, macs, True, "drop")
+    except PlanRefused as failure:
+        raise OptionError(f"Method 'recipro-pair' can't be used: {failure}.") from failure
+    return kept.logits, dropped.logits, plan
+
+
+def find_earlier(bundle: Bundle, max_cost: float | None = None) -> Layers:
+    """Find the earlier feature map.
+
+    Args:
+        bundle: cut at the later feature map.
         max_cost: inferences that an image may take, if fewer than 2.5.
 
     Raises:
@@ -91,14 +158,7 @@ def pair_graph(bundle: Bundle, memory: int, max_cost: float | None = None) -> Pa
         )
     tail = _tail_from(whole.clone(), key_of(start))
     earlier = Earlier(name_of(start), tuple(int(size) for size in start.shape), tail)
-    try:
-        kept, plan = rows.build(tail.clone(), start, core(), memory, plain, plain=False)
-        dropped, _ = rows.build(tail_at(bundle, 1), later, core(), memory, plain, True, "drop")
-    except PlanRefused as failure:
-        raise OptionError(f"Method 'recipro-pair' can't be used: {failure}.") from failure
-    total = ops.reduce_sum(later, np.arange(len(later.shape)), False)
-    results = [ops.result(each) for each in (kept.logits, dropped.logits, total)]
-    return PairGraph(ov.Model(results, whole.get_parameters(), "pair"), earlier, plan)
+    return Layers(whole, start, later, earlier, plain)
 
 
 def _images(model: ov.Model) -> list[ov.Output]:

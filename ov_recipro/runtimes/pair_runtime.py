@@ -21,10 +21,10 @@ from ov_recipro.plans.verdict import Logits, largest_error, verdict_file
 from ov_recipro.runtimes import runs_on_openvino
 from ov_recipro.runtimes.infer_requests import run_request
 from ov_recipro.runtimes.openvino_runtime import check_device, parallel_requests, sparse_refusal
-from ov_recipro.runtimes.pair_graph import Earlier, PairGraph, pair_graph
+from ov_recipro.runtimes.pair_graph import Earlier, pair_graph
 from ov_recipro.runtimes.runtime import Floats, Inference, selected
 from ov_recipro.saliency import Array
-from ov_recipro.sources.openvino_models import compiled, core, runner
+from ov_recipro.sources.openvino_models import compiled, core
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ class PairRuntime:
         check_device(running.device)
         self.versions = {"openvino": version("openvino")}
         graph = pair_graph(bundle, running.batch_memory, running.max_cost)
-        self._check(bundle, running, graph)
+        refusal = pair_refusal(bundle, graph.earlier, running.device, running.batch_memory)
+        if refusal is not None:
+            raise OptionError(f"Method 'recipro-pair' can't be used: {refusal}.")
         self.plan = graph.plan
         self.layer = graph.earlier.name
         self._earlier = Cells((graph.earlier.shape[2], graph.earlier.shape[3]))
         self._later = bundle.manifest.cut.cells
-        zeros = np.zeros(graph.earlier.shape, np.float32)
-        self._empty = runner(graph.earlier.tail.clone())([zeros])[0].reshape(-1)
+        self._empty = graph.earlier.empty()
         model = compiled(graph.model, running.device, "f32", running.hint)
         self.parallel = parallel_requests(model, running.hint)
         self._free: SimpleQueue[ov.InferRequest] = SimpleQueue()
@@ -100,15 +101,15 @@ class PairRuntime:
         finally:
             self._free.put(request)
 
-    def _check(self, bundle: Bundle, running: Running, graph: PairGraph) -> None:
-        """Raise OptionError where one of the plans differs from the dense tail."""
-        device, memory = running.device, running.batch_memory
-        name = f"keep at {graph.earlier.name}"
-        file = verdict_file(bundle.manifest, name, device, memory)
-        refusal = sparse.refusal(file, lambda: _error(graph.earlier, device, memory))
-        refusal = refusal or sparse_refusal(bundle, "drop", device, memory)
-        if refusal is not None:
-            raise OptionError(f"Method 'recipro-pair' can't be used: {refusal}.")
+
+def pair_refusal(bundle: Bundle, earlier: Earlier, device: str, memory: int) -> str | None:
+    """Return why a plan at one of two feature maps is not used; None where both are.
+
+    Both are compared with the dense tail once.
+    """
+    file = verdict_file(bundle.manifest, f"keep at {earlier.name}", device, memory)
+    refusal = sparse.refusal(file, lambda: _error(earlier, device, memory))
+    return refusal or sparse_refusal(bundle, "drop", device, memory)
 
 
 def _error(earlier: Earlier, device: str, memory: int) -> float:

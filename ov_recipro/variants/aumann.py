@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from ov_recipro.saliency import Floats, Score, class_scores
 
-_POINTS = 16  # of the midpoint rule along the path
+POINTS = 16
+"""Of the midpoint rule along the path from nothing to the whole feature map."""
 
 
 def aumann(
@@ -27,7 +28,7 @@ def aumann(
     """
     alone = np.asarray(logits, np.float64) - empty
     total = alone.sum(axis=0)
-    times = (np.arange(_POINTS) + 0.5) / _POINTS
+    times = (np.arange(POINTS) + 0.5) / POINTS
     scores = class_scores(empty + times[:, None] * total, score)  # [points,classes]
     own = alone[:, classes]
     if score == "none":
@@ -37,4 +38,4 @@ def aumann(
         return np.asarray(own * (of_path * (1 - of_path)).mean(axis=0))
     # mean over the points i of q_ic (V_nc - q_i . V_n)
     chosen = scores[:, classes]
-    return np.asarray(own * chosen.mean(axis=0) - alone @ (scores.T @ chosen) / _POINTS)
+    return np.asarray(own * chosen.mean(axis=0) - alone @ (scores.T @ chosen) / POINTS)

@@ -22,6 +22,7 @@ from ov_recipro.images.reading import read_image
 from ov_recipro.options import Targets
 from ov_recipro.saliency import class_scores, saliency_maps
 from ov_recipro.sources.openvino_models import core, keep_outputs
+from ov_recipro.variants import VARIANTS
 from places import SCENE_VIT
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -477,3 +478,61 @@ def test_targets_that_a_graph_can_not_hold(lite0: Path, tmp_path: Path) -> None:
     b.conv(x, 3, kernel=1, output="scores")
     with pytest.raises(ReciproError, match="segmentation's maps can't be embedded"):
         embed(b.save(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("as_onnx", [False, True])
+@pytest.mark.parametrize("method", VARIANTS)
+def test_variants(method: Any, as_onnx: bool, lite0: Path, image: np.ndarray) -> None:
+    expected = Explainer(lite0, method=method).explain_tensor(image, "top3")
+    classes = [target.index for target in expected.targets]
+    options: dict[str, Any] = {"method": method, "scaling": "float"}
+    if as_onnx:
+        model = embed_onnx(lite0, **options).SerializeToString()
+        found = infer_onnx(model, image)
+        best = embed_onnx(lite0, classes=3, feature_vector=True, **options).SerializeToString()
+        two = infer_onnx(best, np.concatenate([image * 0.5, image]))
+        assert infer_onnx(lite0, image)["logits"].tobytes() == found["logits"].tobytes()
+    else:
+        embedded = embed(lite0, **options)
+        assert embedded.get_rt_info(["model_info", "saliency_method"]).astype(str) == method
+        found = infer(embedded, image)
+        best = embed(lite0, classes=3, feature_vector=True, **options)
+        two = infer(best, np.concatenate([image * 0.5, image]))
+    np.testing.assert_allclose(found["saliency_map"][0, classes], expected.maps, atol=1e-4)
+    np.testing.assert_allclose(two["saliency_map"][1], expected.maps, atol=1e-4)
+    assert two["saliency_classes"][1].tolist() == classes
+    assert two["feature_vector"].shape == (2, 1280)
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "none"])
+def test_variants_of_other_scores(
+    score: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pair's grids differ, so that one map is enlarged."""
+    monkeypatch.setattr("ov_recipro.plans.rows.rows_cost.CHEAP", 1e9)
+    monkeypatch.setattr("ov_recipro.runtimes.pair_graph._MOST", 1e9)
+    b = Builder(shape=(1, 3, 24, 24))
+    early = b.add("Relu", b.conv("image", 6, strides=[2, 2]), output="early")
+    b.head(b.add("Relu", b.conv(early, 8, strides=[2, 2]), output="late"), classes=7)
+    path = b.save(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((1, 3, 24, 24)).astype(np.float32)
+    for method in VARIANTS:
+        explainer = Explainer(path, layer="late", score=score, method=method)
+        expected = explainer.explain_tensor(x, [0, 3])
+        options: dict[str, Any] = {
+            "layer": "late", "classes": [0, 3], "score": score, "method": method, "scaling": "raw"
+        }  # fmt: skip
+        in_onnx = infer_onnx(embed_onnx(path, **options).SerializeToString(), x)
+        for found in (in_onnx, infer(embed(path, **options), x)):
+            np.testing.assert_allclose(found["saliency_map"][0], expected.raw, atol=1e-3)
+
+
+def test_variants_explain_classes_alone(tmp_path: Path, lite0: Path) -> None:
+    command = ("embed", lite0, "-o", "m.xml", "--method", "recipro-pair")
+    fails(run(*command, "--against", "tabby", cwd=tmp_path), "'recipro-pair' explains classes")
+    b = Builder()
+    b.linear(b.add("Flatten", b.conv("image", 4, strides=[2, 2], output="feature")), 4 * 64)
+    b.save(tmp_path / "flat.onnx")
+    for method, reason in (("recipro-pair", "no second layer"), ("recipro-aumann", "average pool")):
+        words = ("embed", "flat.onnx", "-o", "m.xml", "--layer", "feature", "--method", method)
+        fails(run(*words, cwd=tmp_path), reason)
