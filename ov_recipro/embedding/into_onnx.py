@@ -93,7 +93,7 @@ def embed_onnx(
     if isinstance(classes, int):
         check_count(classes, manifest)
         sources.append(manifest.output)
-    _complete(model, sources, bundle)
+    _complete(model, sources, bundle, path)
     count = count_of(manifest, scoring)
     branch = _Branch(manifest, model, cells, count, classes, scaling, feature_vector)
     graph, single = Graph(PREFIX, opset), _is_single(model, manifest)
@@ -217,8 +217,11 @@ class _Branch:
         return graph.add("Cast", levels, to=TensorProto.UINT8)
 
 
-def _complete(model: onnx.ModelProto, sources: Sequence[str], bundle: Bundle) -> None:
-    """Add the tensors that the bundle's head gives in float32 and the model in fewer bits."""
+def _complete(model: onnx.ModelProto, sources: Sequence[str], bundle: Bundle, path: Path) -> None:
+    """Add the tensors that the bundle's head gives in float32 and the model in fewer bits.
+
+    For each of them the head ends in one Cast or DequantizeLinear.
+    """
     own = {name for node in model.graph.node for name in node.output}
     missing = set(sources) - own
     if not missing:
@@ -232,8 +235,8 @@ def _complete(model: onnx.ModelProto, sources: Sequence[str], bundle: Bundle) ->
             model.graph.initializer.extend(each for each in head.initializer if each.name in read)
             missing.remove(node.output[0])
     if missing:
-        names = ", ".join(sorted(missing))
-        raise ModelError(f"The model can't be embedded as ONNX: it has no tensor '{names}' itself.")
+        names = ", ".join(f"'{name}'" for name in sorted(missing))
+        raise ModelError(f"{path} can't be embedded as ONNX: it does not contain {names}.")
 
 
 def _share_weights(graph: Graph, model: onnx.ModelProto) -> None:

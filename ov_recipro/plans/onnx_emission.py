@@ -1,4 +1,4 @@
-"""A sparse plan's graph, which the compilers write in OpenVINO's operations, in those of ONNX.
+"""Translates a sparse plan's graph from OpenVINO's operations into ONNX's.
 
 It uses only operations for which ONNX Runtime has CUDA kernels too, so that nothing moves between
 devices.
@@ -7,7 +7,7 @@ devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import openvino as ov
@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from ov_recipro.plans.nodes import Key, sources_of
 from ov_recipro.plans.onnx_graph import Graph
+from ov_recipro.plans.onnx_images import convolution, number_of, pool, resize
 from ov_recipro.plans.verdict import PlanRefused
 
 _SAME = {
@@ -38,8 +39,6 @@ _READ = {
     "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceSum": 1, "Reshape": 1, "Selu": 1,
     "Slice": 1, "Split": 1, "Squeeze": 1, "Transpose": 1, "Unsqueeze": 1, "VariadicSplit": 1,
 }  # fmt: skip
-_RESIZES = {"nearest": "nearest", "linear": "linear", "linear_onnx": "linear", "cubic": "cubic"}
-_PADDING = {"same_upper": "SAME_UPPER", "same_lower": "SAME_LOWER", "valid": "VALID"}
 
 
 def emit(graph: Graph, model: ov.Model, sources: Sequence[str]) -> list[str]:
@@ -91,7 +90,7 @@ def _emitted(graph: Graph, node: ov.Node, inputs: list[str]) -> list[str]:
         shape = [int(size) for size in node.output(0).shape]
         return [graph.add("Reshape", inputs[0], graph.constant(shape))]
     if kind in _REDUCTIONS:
-        axes = [int(axis) for axis in _number_of(node, 1).reshape(-1)]
+        axes = [int(axis) for axis in number_of(node, 1).reshape(-1)]
         keep = bool(node.get_attributes()["keep_dims"])
         return [graph.reduced(kind, inputs[0], axes, keep)]
     if kind not in _RULES:
@@ -100,18 +99,10 @@ def _emitted(graph: Graph, node: ov.Node, inputs: list[str]) -> list[str]:
     return [made] if isinstance(made, str) else made
 
 
-def _number_of(node: ov.Node, index: int) -> np.ndarray:
-    """Return the values of a constant that a node reads."""
-    source = node.input_value(index).get_node()
-    if source.get_type_name() != "Constant":
-        raise PlanRefused(f"an input of '{node.get_type_name()}' is not constant")
-    return np.asarray(source.data)
-
-
 def _gather(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     if node.get_attributes().get("batch_dims", 0):
         raise PlanRefused("'Gather' uses batch dimensions")
-    return graph.add("Gather", inputs[0], inputs[1], axis=int(_number_of(node, 2).reshape(-1)[0]))
+    return graph.add("Gather", inputs[0], inputs[1], axis=int(number_of(node, 2).reshape(-1)[0]))
 
 
 def _concat(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
@@ -119,7 +110,7 @@ def _concat(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 
 def _transpose(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
-    return graph.add("Transpose", inputs[0], perm=[int(each) for each in _number_of(node, 1)])
+    return graph.add("Transpose", inputs[0], perm=[int(each) for each in number_of(node, 1)])
 
 
 def _product(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
@@ -140,14 +131,14 @@ def _turned(graph: Graph, name: str, port: ov.Output) -> str:
 
 
 def _slice(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
-    begin, end, step = (_number_of(node, index) for index in (1, 2, 3))
-    axes = _number_of(node, 4) if len(node.inputs()) > 4 else np.arange(len(begin))
+    begin, end, step = (number_of(node, index) for index in (1, 2, 3))
+    axes = number_of(node, 4) if len(node.inputs()) > 4 else np.arange(len(begin))
     ends = [graph.constant(each) for each in (begin, end, axes, step)]
     return graph.add("Slice", inputs[0], *ends)
 
 
 def _split(graph: Graph, node: ov.Node, inputs: list[str]) -> list[str]:
-    axis = int(_number_of(node, 1).reshape(-1)[0])
+    axis = int(number_of(node, 1).reshape(-1)[0])
     sizes = graph.constant([int(port.shape[axis]) for port in node.outputs()])
     return graph.add_several("Split", len(node.outputs()), inputs[0], sizes, axis=axis)
 
@@ -157,66 +148,6 @@ def _convert(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     if kind not in _TYPES:
         raise PlanRefused(f"a tensor is of type {kind}")
     return graph.add("Cast", inputs[0], to=_TYPES[kind])
-
-
-def _window(node: ov.Node) -> dict[str, Any]:
-    """Return what ONNX's convolutions and pools have in common."""
-    attributes = node.get_attributes()
-    found: dict[str, Any] = {"strides": [int(each) for each in attributes["strides"]]}
-    automatic = str(attributes.get("auto_pad", "explicit")).lower()
-    if automatic in _PADDING:
-        return found | {"auto_pad": _PADDING[automatic]}
-    pads = [*attributes["pads_begin"], *attributes["pads_end"]]
-    return found | {"pads": [int(each) for each in pads]}
-
-
-def _convolution(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
-    settings = _window(node)
-    weight = [int(size) for size in node.input_value(1).shape]
-    if node.get_type_name() == "GroupConvolution":
-        settings["group"] = weight[0]
-        weight = [weight[0] * weight[1], *weight[2:]]
-        inputs = [inputs[0], graph.add("Reshape", inputs[1], graph.constant(weight))]
-    settings["dilations"] = [int(each) for each in node.get_attributes()["dilations"]]
-    return graph.add("Conv", *inputs, kernel_shape=weight[2:], **settings)
-
-
-def _pool(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
-    attributes, settings = node.get_attributes(), _window(node)
-    settings["kernel_shape"] = [int(each) for each in attributes["kernel"]]
-    settings["ceil_mode"] = int(str(attributes["rounding_type"]).startswith("ceil"))
-    if settings["ceil_mode"] and _begins_outside(node):
-        raise PlanRefused(f"the last window of '{node.get_type_name()}' begins outside its input")
-    if node.get_type_name() == "AvgPool":
-        included = not attributes["exclude-pad"]
-        return graph.add("AveragePool", *inputs, count_include_pad=int(included), **settings)
-    if len(node.outputs()) > 1 and node.output(1).get_target_inputs():
-        raise PlanRefused("the indices of 'MaxPool' are used")
-    settings["dilations"] = [int(each) for each in attributes.get("dilations") or (1, 1)]
-    return graph.add("MaxPool", *inputs, **settings)
-
-
-def _begins_outside(node: ov.Node) -> bool:
-    """Whether a pool has windows that lie in its padding alone, on which versions of ONNX differ.
-
-    They would be the last ones of an axis whose size is rounded up.
-    """
-    attributes = node.get_attributes()
-    kernel = attributes["kernel"]
-    source = [int(size) for size in node.input_value(0).shape][2:]
-    for size, step, width, hole, before, after in zip(
-        source,
-        attributes["strides"],
-        kernel,
-        attributes.get("dilations") or [1] * len(kernel),
-        attributes["pads_begin"],
-        attributes["pads_end"],
-        strict=True,
-    ):
-        moves = -(-(size + before + after - (width - 1) * hole - 1) // step)
-        if moves * step >= size + before:
-            return True
-    return False
 
 
 def _softmax(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
@@ -245,14 +176,14 @@ def _elu(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 
 def _selu(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
-    alpha, gamma = (float(_number_of(node, index).reshape(-1)[0]) for index in (1, 2))
+    alpha, gamma = (float(number_of(node, index).reshape(-1)[0]) for index in (1, 2))
     return graph.add("Selu", inputs[0], alpha=alpha, gamma=gamma)
 
 
 def _hard_sigmoid(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     alpha, beta = 1 / 6, 0.5
     if node.get_type_name() == "HardSigmoid":
-        alpha, beta = (float(_number_of(node, index).reshape(-1)[0]) for index in (1, 2))
+        alpha, beta = (float(number_of(node, index).reshape(-1)[0]) for index in (1, 2))
     return graph.add("HardSigmoid", inputs[0], alpha=alpha, beta=beta)
 
 
@@ -291,7 +222,7 @@ def _squared_difference(graph: Graph, _: ov.Node, inputs: list[str]) -> str:
 
 def _normalised(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     """Append MVN: a tensor less its mean along some axes, over its standard deviation."""
-    axes = [int(axis) for axis in _number_of(node, 1).reshape(-1)]
+    axes = [int(axis) for axis in number_of(node, 1).reshape(-1)]
     attributes = node.get_attributes()
     centred = graph.add("Sub", inputs[0], graph.reduced("ReduceMean", inputs[0], axes, True))
     if not attributes["normalize_variance"]:
@@ -322,40 +253,10 @@ def _attention(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     return graph.add("MatMul", graph.add("Softmax", scores, axis=-1), values)
 
 
-def _resize(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
-    settings = node.get_attributes()
-    mode, nearest = _RESIZES.get(str(settings["mode"])), str(settings["nearest_mode"])
-    coordinates = str(settings["coordinate_transformation_mode"])
-    shape = [int(size) for size in node.output(0).shape]
-    lacking = None
-    if mode is None:
-        lacking = f"by '{settings['mode']}'"
-    elif settings["antialias"]:
-        lacking = "with antialiasing"
-    elif any([*settings["pads_begin"], *settings["pads_end"]]):
-        lacking = "with padding"
-    elif coordinates == "tf_half_pixel_for_nn":
-        lacking = f"by '{coordinates}'"
-    elif mode == "nearest" and nearest == "simple":
-        source = [int(size) for size in node.input_value(0).shape]
-        if any(made < size for made, size in zip(shape, source, strict=True)):
-            lacking = "to fewer pixels by 'simple'"
-    if lacking is not None:
-        raise PlanRefused(f"ONNX has no counterpart of resizing {lacking}")
-    return graph.add(
-        "Resize",
-        *(inputs[0], "", "", graph.constant(shape)),
-        mode=mode,
-        coordinate_transformation_mode=coordinates,
-        nearest_mode="floor" if nearest == "simple" else nearest,
-        cubic_coeff_a=float(settings["cube_coeff"]),
-    )
-
-
 def _sums_of_bags(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     """Append the sums of some rows of a table: of all bags of one size at a time."""
-    numbers, offsets = _number_of(node, 1).reshape(-1), _number_of(node, 2).reshape(-1)
-    weights = _number_of(node, 4).reshape(-1) if len(node.inputs()) > 4 else None
+    numbers, offsets = number_of(node, 1).reshape(-1), number_of(node, 2).reshape(-1)
+    weights = number_of(node, 4).reshape(-1) if len(node.inputs()) > 4 else None
     sizes = np.diff(np.append(offsets, len(numbers)))
     if len(sizes) == 0 or sizes.min() < 1:
         raise PlanRefused("a sum has no terms")
@@ -380,24 +281,24 @@ def _sums_of_bags(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 _Rule: TypeAlias = Callable[[Graph, ov.Node, list[str]], str | list[str]]
 _RULES: Mapping[str, _Rule] = {
-    "AvgPool": _pool,
+    "AvgPool": pool,
     "Clamp": _clamp,
     "Concat": _concat,
     "Convert": _convert,
-    "Convolution": _convolution,
+    "Convolution": convolution,
     "Elu": _elu,
     "EmbeddingBagOffsetsSum": _sums_of_bags,
     "Gather": _gather,
     "Gelu": _gelu,
-    "GroupConvolution": _convolution,
+    "GroupConvolution": convolution,
     "HSigmoid": _hard_sigmoid,
     "HSwish": _hard_swish,
     "HardSigmoid": _hard_sigmoid,
-    "Interpolate": _resize,
+    "Interpolate": resize,
     "LogSoftmax": _softmax,
     "MVN": _normalised,
     "MatMul": _product,
-    "MaxPool": _pool,
+    "MaxPool": pool,
     "Mish": _mish,
     "PRelu": _prelu,
     "Selu": _selu,

@@ -42,31 +42,34 @@ def applies(manifest: Manifest, mask: Mask, plan: str = "auto") -> str | None:
 
 
 def chosen(
-    manifest: Manifest, plan: str, mask: Mask, sparse: Callable[[], _T], stream: Callable[[], _T]
+    manifest: Manifest,
+    plan: str,
+    mask: Mask,
+    open_sparse: Callable[[], _T],
+    open_stream: Callable[[], _T],
 ) -> tuple[_T, str | None]:
-    """Return what one of two functions gives: `sparse` where its plan can be used, else `stream`.
+    """Open the sparse plan if it can be used, else plan `stream`.
 
     Args:
         manifest: of the bundle; plan: what is asked for, "auto" or a plan's name.
         mask: what is kept of the feature map.
-        sparse: may raise PlanRefused.
-        stream: what takes its place.
+        open_sparse, open_stream: open the plans; the first may raise PlanRefused.
 
     Returns:
-        What it gives, and why it is not `sparse`; None where it is.
+        The result, and the reason why the sparse plan is not used; None if it is.
 
     Raises:
-        OptionError: a sparse plan is asked for that can't be used.
+        OptionError: the sparse plan that is asked for can't be used.
     """
     reason = "asked for" if plan == "stream" else applies(manifest, mask, plan)
     if reason is None:
         try:
-            return sparse(), None
+            return open_sparse(), None
         except PlanRefused as failure:
             reason = str(failure)
     if plan in ("rows", "tokens"):
         raise OptionError(f"The plan '{plan}' can't be used: {reason}.")
-    return stream(), reason
+    return open_stream(), reason
 
 
 def build(

@@ -27,7 +27,8 @@ def whole_model(bundle: Bundle, tail: ov.Model | None = None) -> ov.Model:
 
     Args:
         bundle: what `split` made.
-        tail: what takes the place of its tail, and is used up; what else it gives comes between.
+        tail: a tail to use instead of the bundle's; it is consumed, and its other outputs come
+            between.
     """
     head = _head(bundle)
     if bundle.manifest.deployed_scores:

@@ -76,7 +76,7 @@ class OpenVINORuntime:
         self.versions = {"openvino": version("openvino")}
         self._bundle, self._running, self._mask = bundle, running, mask
         infer, self.reason = sparse.chosen(
-            bundle.manifest, running.plan, mask, sparse=self._sparse, stream=self._stream
+            bundle.manifest, running.plan, mask, open_sparse=self._sparse, open_stream=self._stream
         )
         self._free: SimpleQueue[_Infer] = SimpleQueue()
         for _ in range(self.parallel):

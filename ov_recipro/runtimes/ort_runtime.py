@@ -13,6 +13,7 @@ from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import DeviceError, OptionError
 from ov_recipro.options import Running
 from ov_recipro.plans import sparse
+from ov_recipro.plans.onnx_graph import LEAST_OPSET, opset_of
 from ov_recipro.plans.rows import Scattered
 from ov_recipro.plans.sparse import SparsePlan
 from ov_recipro.plans.stream import Mask, StreamPlan
@@ -66,7 +67,7 @@ class ONNXRuntime:
         self.versions = {"onnxruntime": self._device.version}
         self._pieces = ORTPieces(bundle, running, self._device, mask)
         self._infer, self.reason = sparse.chosen(
-            bundle.manifest, running.plan, mask, sparse=self._sparse, stream=self._stream
+            bundle.manifest, running.plan, mask, open_sparse=self._sparse, open_stream=self._stream
         )
 
     @contextmanager
@@ -182,9 +183,10 @@ class ONNXRuntime:
         return sparse.error(manifest, plan.name, logits_by_cells(guarded, scattered), pieces.dense)
 
     def _alone(self) -> tuple[Callable[[Sequence[Any]], list[Array]], SparsePlan]:
-        """Return what runs the plan on a feature map, and the plan."""
+        """Return what runs the plan on a feature map, at the head's opset, and the plan."""
         model, plan = sparse_model(self._bundle, self._mask, self._running.batch_memory)
-        return self._opened(onnx_models.as_onnx(model, [_LOGITS])), plan
+        opset = max(LEAST_OPSET, opset_of(onnx.load(self._bundle.head, load_external_data=False)))
+        return self._opened(onnx_models.as_onnx(model, [_LOGITS], opset)), plan
 
     def _joint(self) -> tuple[Callable[[Sequence[Any]], list[Array]], Scattered, SparsePlan]:
         """Return what runs a detector's plan (see `joint_values`), its tables and the plan."""
@@ -206,7 +208,12 @@ class ONNXRuntime:
 
 
 def _inference(logits: Floats, finite: bool, masked: MaskedRuns) -> Inference:
-    return Inference(np.asarray(logits, np.float32).reshape(-1), None, finite, masked)
+    return Inference(
+        logits=np.asarray(logits, np.float32).reshape(-1),
+        softmax_terms=None,
+        finite=finite,
+        masked=masked,
+    )
 
 
 def plain_runner(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:

@@ -406,6 +406,11 @@ def test_onnx_of_fewer_bits(form: str, models: dict[str, Path], image: np.ndarra
     assert got.dtype == np.float32
     classes = [target.index for target in expected.targets]
     np.testing.assert_allclose(got[0, classes], expected.maps, atol=1e-3)
+    options: dict[str, Any] = {"classes": 3, "scaling": "float", "feature_vector": True}
+    both = infer_onnx(embed_onnx(models[form], **options).SerializeToString(), image.astype(kind))
+    np.testing.assert_allclose(both["saliency_map"][0], expected.maps, atol=1e-3)
+    assert both["saliency_classes"][0].tolist() == classes
+    assert both["feature_vector"].dtype == np.float32
 
 
 @pytest.mark.parametrize("opset", [12, 13, 17, 18, 21])

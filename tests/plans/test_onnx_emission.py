@@ -38,13 +38,17 @@ def number(*values: float) -> ov.Output:
     return ops.constant(np.array(values, np.float32)).output(0)
 
 
-def interpolated(size: int = 12, **settings: Any) -> Make:
+def interpolated(
+    size: int = 12, scales: tuple[float, float] | None = None, **settings: Any
+) -> Make:
     given = {
         "mode": "nearest", "shape_calculation_mode": "sizes", "pads_begin": [0] * 4,
         "pads_end": [0] * 4, "coordinate_transformation_mode": "half_pixel",
         "nearest_mode": "round_prefer_floor", "antialias": False, "cube_coeff": -0.75,
     } | settings  # fmt: skip
     sizes = ops.constant(np.array([size, 9])).output(0)
+    if scales is not None:
+        sizes = ops.constant(np.array(scales, np.float32)).output(0)
     axes = ops.constant(np.array([2, 3])).output(0)
 
     def make(x: ov.Output) -> Any:
@@ -129,8 +133,18 @@ OPERATIONS: dict[str, Make] = {
         0
     ),
     "average, rounded up": lambda x: ops.avg_pool(x, [2, 2], [0, 0], [0, 0], [3, 3], True, "ceil"),
+    "average, rounded up, pads counted": lambda x: ops.avg_pool(
+        x, [2, 2], [1, 1], [2, 1], [3, 3], False, "ceil"
+    ),
+    "max pool, same": lambda x: ops.max_pool(
+        x, [2, 2], [1, 1], [0, 0], [0, 0], [3, 3], "floor", "same_upper"
+    ).output(0),
+    "average, same": lambda x: ops.avg_pool(
+        x, [2, 2], [0, 0], [0, 0], [3, 3], False, "floor", "same_lower"
+    ),
     "max pool": lambda x: ops.max_pool(x, [2, 1], [1, 2], [1, 0], [1, 1], [2, 2]).output(0),
     "nearest": interpolated(),
+    "nearest, by scales": interpolated(shape_calculation_mode="scales", scales=(2, 3)),
     "nearest, asymmetric": interpolated(
         coordinate_transformation_mode="asymmetric", nearest_mode="floor"
     ),
@@ -201,6 +215,14 @@ def test_an_operation(name: str, opset: int) -> None:
         (
             lambda x: ops.avg_pool(x, [2, 3], [0, 0], [0, 1], [2, 2], True, "ceil"),
             "the last window of 'AvgPool' begins outside its input",
+        ),
+        (
+            lambda x: ops.avg_pool(x, [2, 2], [1, 1], [0, 0], [3, 3], False, "ceil"),
+            "the last window of 'AvgPool' ends outside the padding that it counts",
+        ),
+        (
+            interpolated(shape_calculation_mode="scales", scales=(1.5, 1.3)),
+            "resizing by scales that its sizes do not follow",
         ),
     ],
 )
