@@ -31,6 +31,10 @@ class DeviceError(ReciproError):
     """A device or its library is not available, can't run the model, or failed."""
 
 
+class CrashError(DeviceError):
+    """The process of an isolated model died of an image, or had too little memory for it."""
+
+
 CODES: dict[type[ReciproError], tuple[int, int]] = {
     ReciproError: (1, 500),
     ModelError: (1, 500),
@@ -38,10 +42,11 @@ CODES: dict[type[ReciproError], tuple[int, int]] = {
     TargetError: (1, 404),
     OptionError: (1, 400),
     DeviceError: (1, 503),
+    CrashError: (1, 503),
 }
 """The exit code of the command line and the HTTP status of a server, by class."""
 
-OF_ONE_IMAGE = (ImageError, TargetError)
+OF_ONE_IMAGE = (ImageError, TargetError, CrashError)
 """After these a run over many images continues; any other error ends it."""
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import msgspec
@@ -23,26 +22,23 @@ from ov_recipro.errors import ImageError, OptionError
 from ov_recipro.explanation import Explanation
 from ov_recipro.images.preprocess import Image, Preprocessing, Window, changed, prepare
 from ov_recipro.images.reading import ImageFile, read_file
+from ov_recipro.isolation.isolated import open_isolated
+from ov_recipro.isolation.opened import Model, open_model
 from ov_recipro.options import Cut, Running, Targets, cut_and_running_from, targets_from
 from ov_recipro.ordered import in_order
 from ov_recipro.plans.stream import Mask
-from ov_recipro.runtimes import open_runtime, zero_runner
-from ov_recipro.runtimes.cost_limit import check_cost
-from ov_recipro.runtimes.runtime import Runtime
-from ov_recipro.runtimes.whole_runtime import WholeRuntime
 from ov_recipro.saliency import Floats, Score, default_score, maps_of, softmax_terms
 from ov_recipro.sources.default_model import default_model
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.openvino_models import as_file
-from ov_recipro.splitting.opening import opened
 from ov_recipro.targets.base import ScoredTarget, measured, read_by, scores_of
 from ov_recipro.targets.boxes import signed_losses
-from ov_recipro.targets.finding import Finder, default_mask
+from ov_recipro.targets.finding import Finder
 from ov_recipro.targets.similarity import Reference, make_reference
 from ov_recipro.targets.vectors import only_image, read_vectors
 from ov_recipro.targets.votes import votes
 from ov_recipro.variants import VARIANTS
-from ov_recipro.variants.variant_maps import details, open_variant, variant_maps
+from ov_recipro.variants.variant_maps import variant_maps
 
 
 class Explainer:
@@ -102,23 +98,20 @@ class Explainer:
     ) -> None:
         cut, self.running = cut_and_running_from(layer, device, options)
         self.method, self._progress = method, progress
+        how = (cut, self.running, mask, method, signed)
+        open_source = open_isolated if self.running.isolate else open_model
+        self._model: Model
         if isinstance(model, Bundle):
-            self.bundle = model
-            self.mask: Mask = mask or default_mask(self.bundle.manifest)
-            check_cost(self.bundle, self.running, self.mask, method)
+            self._model = open_source(model, *how)
         else:
             with as_file(default_model() if model is None else model) as path:
-                self.bundle = opened(path, cut, is_cut=method not in attribution.BLACK_BOXES)
-                self.mask = mask or default_mask(self.bundle.manifest)
-                source = None if path.is_dir() else (path, cut)
-                check_cost(self.bundle, self.running, self.mask, method, source)
+                self._model = open_source(path, *how)
+        self.bundle, self.mask = self._model.bundle, self._model.mask
         manifest = self.bundle.manifest
         self.signed, self._task = signed, manifest.task
         scored = self._task in ("detector", "embedding")  # by a box's score, by a cosine
         if self._task == "detector" and score not in (None, "none"):
             raise OptionError("--score is for classes; a box is scored by its overlap and class.")
-        if manifest.cut.joined and self.mask in ("spread", "weight"):
-            raise OptionError(f"--mask {self.mask} is not for several feature maps at once.")
         default = "none" if scored else default_score(manifest.activation, manifest.classes)
         self.score: Score = score or default
         self.preprocessing = changed(manifest.preprocessing, preprocessing)
@@ -126,19 +119,10 @@ class Explainer:
         if manifest.classes:
             self.labels = checked_labels(self.labels, manifest.classes)
         self._finder = Finder(manifest, self.labels, self.score)
-        attribution.check_method(method, self._task)
-        self._runtime: Runtime
-        if method in attribution.BLACK_BOXES:
-            self._runtime = self._whole = WholeRuntime(self.bundle, self.running)
-        elif method in VARIANTS:
-            self._runtime = open_variant(method, self.bundle, self.running, self.mask, signed)
-        else:
-            self._runtime = open_runtime(self.bundle, self.running, self.mask)
-        self._lock = Lock()
-        self._zero_runner: Callable[[npt.NDArray[Any]], Floats] | None = None
-        self.workers = self._runtime.parallel + 1  # one more reads and draws meanwhile
-        self.plan, self.plan_reason = self._runtime.plan, self._runtime.reason
-        self.versions = {"ov-recipro": version("ov-recipro"), **self._runtime.versions}
+        runtime = self._runtime = self._model.runtime
+        self.workers = runtime.parallel + 1  # one more reads and draws meanwhile
+        self.plan, self.plan_reason = runtime.plan, runtime.reason
+        self.versions = {"ov-recipro": version("ov-recipro"), **runtime.versions}
         self._provenance: dict[str, Any] = msgspec.json.decode(
             msgspec.json.encode(self.provenance())
         )
@@ -229,6 +213,14 @@ class Explainer:
         asked: Targets | Sequence[ScoredTarget],
         window: Window | None,
     ) -> Explanation:
+        return self._model.guarded(lambda: self._explained(tensor, asked, window))
+
+    def _explained(
+        self,
+        tensor: npt.NDArray[Any],
+        asked: Targets | Sequence[ScoredTarget],
+        window: Window | None,
+    ) -> Explanation:
         manifest, finder = self.bundle.manifest, self._finder
         started = time.perf_counter()
         with self._runtime.infer(tensor) as inference:
@@ -297,7 +289,7 @@ class Explainer:
             return votes(scored, outputs), [{"runs": 0} for _ in scored]
 
         def run(image: npt.NDArray[Any]) -> Floats:
-            return self._scores(scored, self._whole.run(image)[None], None)
+            return self._scores(scored, self._model.outputs(image)[None], None)
 
         last = self.bundle.manifest.image.channels_last
         return attribution.losses(self.method, run, tensor, last, scored, self._progress)
@@ -349,10 +341,7 @@ class Explainer:
 
     def _zero(self, tensor: npt.NDArray[Any]) -> Floats:
         """Return the tail's outputs [values] where masks begin (see `runtimes.zero_runner`)."""
-        with self._lock:
-            if self._zero_runner is None:
-                self._zero_runner = zero_runner(self.bundle, self.running, self.mask)
-        found = self._zero_runner(tensor)
+        found = self._model.zero(tensor)
         if np.isfinite(found).all():
             return found
         if self.bundle.manifest.task == "embedding":  # a vector of zeros, divided by its length
@@ -367,9 +356,13 @@ class Explainer:
         """
         source = read_file(Path(image)) if isinstance(image, str | Path) else image
         tensor, _ = self._prepared(source.pixels if isinstance(source, ImageFile) else source)
-        with self._runtime.infer(tensor) as inference:
-            inference.check_finite()
-            return np.array(inference.logits, np.float32)
+
+        def infer() -> Floats:
+            with self._runtime.infer(tensor) as inference:
+                inference.check_finite()
+                return np.array(inference.logits, np.float32)
+
+        return self._model.guarded(infer)
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that make another such explainer of its bundle."""
@@ -388,7 +381,7 @@ class Explainer:
         return {
             **self.bundle.manifest.provenance,
             "method": self.method,
-            **details(self._runtime),
+            **self._model.details,
             "plan": self.plan.name,
             "score": self.score,
             "mask": self.mask,

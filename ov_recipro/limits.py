@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ov_recipro.errors import ImageError, ModelError, OptionError, ReciproError
+from ov_recipro.errors import DeviceError, ImageError, ModelError, OptionError, ReciproError
 
 
 @dataclass(frozen=True)
@@ -60,4 +60,6 @@ NODES = Limit("OV_RECIPRO_MAX_NODES", 200_000, "nodes", ModelError)
 FUNCTION_DEPTH = Limit(
     "OV_RECIPRO_MAX_FUNCTION_DEPTH", 64, "levels of nested functions", ModelError
 )
+ISOLATED_BYTES = Limit("OV_RECIPRO_ISOLATED_BYTES", 8 << 30, "bytes", DeviceError)
+ISOLATED_SECONDS = Limit("OV_RECIPRO_ISOLATED_SECONDS", 300, "seconds", DeviceError)
 CACHE_BYTES = Limit("OV_RECIPRO_MAX_CACHE_BYTES", 8 << 30, "bytes", ReciproError)

@@ -75,6 +75,8 @@ class Running:
         batch_memory: Memory for the tail's activations, in bytes.
         max_cost: Refuse a layer where explaining an image is estimated to cost more than this many
             plain inferences, before anything is compiled.
+        isolate: Open and run the model in a process of its own, with limits on its memory and on
+            the time for an answer; if it crashes or hangs, that image fails and others go on.
     """
 
     device: str = "CPU"
@@ -83,6 +85,7 @@ class Running:
     plan: PlanName = "auto"
     batch_memory: int = 256 << 20
     max_cost: float | None = None
+    isolate: bool = False
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ _BOXES = 30  # that are listed
 @options_of(
     Running,
     "running",
-    *("device", "precision", "batch_memory", "max_cost", "hint"),
+    *("device", "precision", "batch_memory", "max_cost", "hint", "isolate"),
     max_cost={"default": AFFORDABLE, "show_default": True},
     hint={
         "default": None,

@@ -81,7 +81,7 @@ class Subject:
         stopped: while set, calls at work in other threads end with an error.
 
     Raises:
-        OptionError: the explainer's device is not one of OpenVINO's.
+        OptionError: the explainer's device is not one of OpenVINO's, or it is isolated.
     """
 
     def __init__(self, explainer: Explainer) -> None:
@@ -89,6 +89,11 @@ class Subject:
         if not runs_on_openvino(device):
             raise OptionError(
                 f"Maps are measured on OpenVINO's devices only; '{device}' is not one of them."
+            )
+        if explainer.running.isolate:
+            raise OptionError(
+                "--isolate is for explaining alone: maps are measured, verified and sharpened with "
+                "the model in this process."
             )
         self.explainer = explainer
         manifest = explainer.bundle.manifest

@@ -51,7 +51,7 @@ class PairRuntime:
         running: how it is run.
 
     Attributes:
-        layer: the tensor of the earlier layer.
+        layer: the tensor of the earlier layer; earlier: its cells.
 
     Raises:
         DeviceError: the device is missing or can't run the model.
@@ -73,7 +73,7 @@ class PairRuntime:
             raise OptionError(f"Method 'recipro-pair' can't be used: {refusal}.")
         self.plan = graph.plan
         self.layer = graph.earlier.name
-        self._earlier = Cells((graph.earlier.shape[2], graph.earlier.shape[3]))
+        self.earlier = Cells((graph.earlier.shape[2], graph.earlier.shape[3]))
         self._later = bundle.manifest.cut.cells
         self._empty = graph.earlier.empty()
         model = compiled(graph.model, running.device, "f32", running.hint)
@@ -95,7 +95,7 @@ class PairRuntime:
                 masked=selected(iter([(dropped[:-1], None)])),
                 kept=kept,
                 empty=self._empty,
-                earlier=self._earlier,
+                earlier=self.earlier,
                 later=self._later,
             )
         finally:
