@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types check lite1 wheel clean
+.PHONY: demo test lint types check lite1 fuzz wheel clean
 
 demo: $(VENV)/installed ## explain the sample image on the bundled model
 	$(BIN)/ov-recipro explain examples/chelsea.jpg
@@ -22,6 +22,10 @@ types: $(VENV)/developing
 check: lint types test
 
 lite1: build/efficientnet-lite1/efficientnet-lite1.onnx ## a second real model, for tests
+
+fuzz: $(VENV)/developing ## fuzz what reads files; SECONDS for each target, or TARGET alone
+	$(BIN)/python -m pip install --quiet 'atheris>=3'
+	$(BIN)/python tools/fuzz.py $(TARGET) --seconds $(or $(SECONDS),60)
 
 wheel: $(VENV)/developing
 	$(BIN)/python -m build --outdir dist

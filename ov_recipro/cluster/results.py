@@ -212,7 +212,7 @@ def _agree(path: Path, settings: Mapping[str, Any]) -> None:
         return
     try:
         kept = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} can't be read: {error}.") from error
     now = msgspec.json.decode(data)
     if kept != now:

@@ -225,7 +225,7 @@ def open_bundle(folder: str | Path) -> Bundle:
         manifest = msgspec.json.decode(data, type=Manifest)
     except OSError as error:
         raise ModelError(f"{folder} is not a bundle: {MANIFEST}: {error.strerror}.") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is malformed: {error}.") from error
     boxes = manifest.boxes
     if (boxes is None) == (manifest.task == "detector") or (

@@ -150,6 +150,8 @@ class Outputs:
         if suppressing and asked is None:
             return Finding("detector", f"its operator {suppressing[0]}")
         names = list(self.names) if asked is None else [asked]
+        if not names:
+            raise ModelError("The model has no outputs.")
         known = {
             name: Output(self.shapes[name], self._closing(name), name in self.channels_last)
             for name in names

@@ -251,7 +251,7 @@ class _Ledger(Generic[Kind]):
             return
         try:
             records = [msgspec.json.decode(line, type=self._kind) for line in lines[1:]]
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise OptionError(f"{self.path} is damaged: {error}. Delete it.") from error
         self.records = {record.image: record for record in records}
         self._complete = len(data)

@@ -25,6 +25,7 @@ SUFFIXES = frozenset(
 )
 
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})  # markers without a length
 
 
@@ -97,6 +98,8 @@ def decode_image(data: bytes, name: str) -> Image:
     _check_header(BytesIO(data), name)
     if data.startswith(b"\xff\xd8"):
         PIXELS.check(_pixels_of_jpeg(data), name)
+    if data.startswith(_PNG) and not _has_whole_chunks(data):
+        raise ImageError(_not_an_image(name))
     try:  # from memory: from a truncated file, OpenCV would fill the rest with grey
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -112,6 +115,17 @@ def _check_header(file: BinaryIO, name: str) -> None:
     if width < 1 or height < 1:  # no header that imagesize knows
         raise ImageError(_not_an_image(name))
     PIXELS.check(int(width) * int(height), name)
+
+
+def _has_whole_chunks(data: bytes) -> bool:
+    """Whether a PNG file holds all of its chunks; a decoder makes room for what they claim."""
+    position = len(_PNG)
+    while position < len(data):
+        length, kind = data[position : position + 4], data[position + 4 : position + 8]
+        position += 12 + int.from_bytes(length, "big")
+        if kind == b"IEND":
+            break
+    return position <= len(data)
 
 
 def _pixels_of_jpeg(data: bytes) -> int:

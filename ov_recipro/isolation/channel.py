@@ -113,7 +113,7 @@ def receive(source: socket.socket, kind: type[Message]) -> Message:
     (length,) = _LENGTH.unpack(_exactly(source, _LENGTH.size))
     try:
         return msgspec.msgpack.decode(_exactly(source, length), type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConnectionLost("answers what makes no sense") from error
 
 

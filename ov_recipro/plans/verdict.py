@@ -180,7 +180,7 @@ def read_verdict(path: Path) -> Verdict | None:
     """Return the verdict kept in `path`, if there is a valid one."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Verdict)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None  # it is found out again
 
 

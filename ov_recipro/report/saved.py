@@ -24,18 +24,27 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
         The record, the images' cards, and for each image that can't be shown the reason.
 
     Raises:
-        OptionError: there is no record, another version wrote it, or it has no maps.
+        OptionError: there is no record, it is malformed, another version wrote it, or it has no
+            maps.
     """
     file = folder / RECORD
     try:
         run = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except OSError as error:
         raise OptionError(f"{file}: {error.strerror or error}.") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OptionError(f"{file} is malformed: {error}.") from error
     if run.get("schema_version") != SCHEMA_VERSION:
         raise OptionError(f"{file} was written by another version; explain the images again.")
     run.setdefault("method", "recipro")  # the only one once, and not written then
+    try:
+        return run, *_cards(run, folder)
+    except (KeyError, IndexError, TypeError, AttributeError, msgspec.ValidationError) as error:
+        raise OptionError(f"{file} is malformed: {type(error).__name__}: {error}.") from error
+
+
+def _cards(run: Mapping[str, Any], folder: Path) -> tuple[list[Card], list[str]]:
+    """Return the images' cards, and for each that can't be shown the reason."""
     cards, missing = [], []
     for record in run["images"]:
         maps = record["targets"][0]["maps"]
@@ -56,7 +65,7 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
             missing.append(f"{folder / maps}: {getattr(error, 'strerror', None) or error}.")
         except ImageError as error:
             missing.append(str(error))
-    return run, cards, missing
+    return cards, missing
 
 
 def _pixels(record: Mapping[str, Any]) -> Image:

@@ -97,7 +97,7 @@ def class_index(target: str | int, labels: Sequence[str] | None, classes: int) -
     Raises:
         TargetError: there is no such class.
     """
-    if not isinstance(target, int) and not target.lstrip("+-").isdigit():
+    if not isinstance(target, int) and not re.fullmatch(r"[+-]?[0-9]{1,18}", target):
         return find_class(target, labels)
     index = int(target)
     if not 0 <= index < classes:

@@ -227,9 +227,11 @@ def _takes_batches(
         np.concatenate(each) if each[0].shape[:1] == (1,) else each[0]
         for each in zip(*features, strict=True)
     ]
+    model = openvino.keep_outputs(openvino.read(tail), outputs)  # that may fail for other reasons
     try:
-        both = _runner(tail, [each.shape for each in pair], outputs)(pair)[0]
-    except ReciproError:
+        model.reshape({i: list(each.shape) for i, each in enumerate(pair)})
+        both = openvino.runner(model)(pair)[0]
+    except (ReciproError, RuntimeError):
         return False  # OpenVINO finds the batch frozen into the graph
     if both.size != 2 * logits[0].size:
         return False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ov_recipro.cut.bundle import (
 from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.points import FoundCut, cut_points, find_cut
 from ov_recipro.cut.tokens import find_tokens
-from ov_recipro.errors import ModelError
+from ov_recipro.errors import ModelError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing, changed
 from ov_recipro.options import AFFORDABLE, Cut, cut_from
 from ov_recipro.output import file_sha256
@@ -84,7 +85,7 @@ def split(
     source = open_source(path, asked)
     beside = [_stamp(each) for each in source.companions]
     cut = _find_cut(source, asked)
-    with new_folder(folder, force) as work:
+    with new_folder(folder, force) as work, _reported_as_model_error(path):
         files = source.write_split(cut.point, work)
         proof = prove(source, files, work)
         if cut.point.layout == "NTC":
@@ -218,12 +219,26 @@ def open_source(path: Path, cut: Cut = Cut()) -> Source:
     if path.suffix.lower() == ".onnx":
         from ov_recipro.sources.onnx_source import open_onnx
 
-        return open_onnx(path, cut)
+        with _reported_as_model_error(path):
+            return open_onnx(path, cut)
     if path.suffix.lower() == ".xml":
         from ov_recipro.sources.openvino_source import open_openvino
 
-        return open_openvino(path, cut)
+        with _reported_as_model_error(path):
+            return open_openvino(path, cut)
     raise ModelError(f"{path}: not a model this tool reads (an .onnx or .xml file).")
+
+
+@contextmanager
+def _reported_as_model_error(path: Path) -> Iterator[None]:
+    """Turn what a library raises for a model that makes no sense into a ModelError."""
+    try:
+        yield
+    except (ReciproError, OSError):
+        raise
+    except Exception as error:  # onnx, onnx-ir and OpenVINO raise many kinds
+        text = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path} can't be used: {type(error).__name__}: {text}") from error
 
 
 def _describe(source: Source) -> SourceFile:

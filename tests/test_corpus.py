@@ -1,0 +1,42 @@
+"""Every file that once broke a reader, and whole ones, against these readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import fuzzed
+from ov_recipro import ReciproError
+
+CORPUS = Path(__file__).with_name("corpus")
+KEPT = sorted(path.relative_to(CORPUS).as_posix() for path in CORPUS.glob("*/*"))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_once_broke(name: str) -> None:
+    fuzzed.check(name.partition("/")[0], (CORPUS / name).read_bytes())
+
+
+@pytest.mark.parametrize("target", fuzzed.TARGETS)
+def test_whole_files_and_their_beginnings(target: str, tmp_path: Path) -> None:
+    seeds = fuzzed.seeds(target, tmp_path)
+    for number, seed in enumerate(seeds):
+        folder = tmp_path / f"whole-{number}"
+        folder.mkdir()
+        if number == 0:  # without an error
+            fuzzed.TARGETS[target](seed, folder)
+        for length in range(0, len(seed), max(1, len(seed) // 20)):
+            fuzzed.check(target, seed[:length])
+
+
+def test_a_target_that_breaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(data: bytes, _: Path) -> None:
+        if data == b"two lines":
+            raise ReciproError("one\ntwo")
+        raise KeyError(data)
+
+    monkeypatch.setitem(fuzzed.TARGETS, "broken", broken)
+    for data, kind in ((b"two lines", ValueError), (b"key", KeyError)):
+        with pytest.raises(kind):
+            fuzzed.check("broken", data)
