@@ -145,7 +145,7 @@ class Batch:
     def write(self) -> bytes:
         """Write the record of what is finished and, if asked for, the report; return the former."""
         record = self._record()
-        data = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        data = output.as_record(record)
         output.write_whole(self.folder / output.RECORD, data)
         if self.report:
             cards = [self._cards[number] for number in sorted(self._cards)]

@@ -26,6 +26,7 @@ from ov_recipro.isolation.isolated import open_isolated
 from ov_recipro.isolation.opened import Model, open_model
 from ov_recipro.options import Cut, Running, Targets, cut_and_running_from, targets_from
 from ov_recipro.ordered import in_order
+from ov_recipro.output import as_json
 from ov_recipro.plans.stream import Mask
 from ov_recipro.saliency import Floats, Score, default_score, maps_of, softmax_terms
 from ov_recipro.sources.default_model import default_model
@@ -123,9 +124,7 @@ class Explainer:
         self.workers = runtime.parallel + 1  # one more reads and draws meanwhile
         self.plan, self.plan_reason = runtime.plan, runtime.reason
         self.versions = {"ov-recipro": version("ov-recipro"), **runtime.versions}
-        self._provenance: dict[str, Any] = msgspec.json.decode(
-            msgspec.json.encode(self.provenance())
-        )
+        self._provenance: dict[str, Any] = msgspec.json.decode(as_json(self.provenance()))
 
     def __call__(
         self,

@@ -21,7 +21,7 @@ from ov_recipro.cut.layout import Layout
 from ov_recipro.errors import OptionError, TargetError
 from ov_recipro.images import drawing as draw
 from ov_recipro.images.preprocess import Image, Window
-from ov_recipro.output import SCHEMA_VERSION, open_folder, write_whole
+from ov_recipro.output import SCHEMA_VERSION, as_json, as_record, open_folder, write_whole
 from ov_recipro.saliency import (
     Floats,
     Score,
@@ -201,7 +201,7 @@ class Explanation:
             array = np.ascontiguousarray(self.raw if self.image is None else self.image)
             content = (array.shape, hashlib.sha256(array.data).hexdigest())
         asked = (self.provenance, content, [target.identity for target in self.targets])
-        data = msgspec.json.encode(asked, order="deterministic")
+        data = as_json(asked, order="deterministic")
         return hashlib.sha256(data).hexdigest()[:32]
 
     def overlay(self, target: str | int | None = None, style: draw.Style = draw.DEFAULT) -> Image:
@@ -289,8 +289,8 @@ class Explanation:
             "images": [self.record(overlays, maps)],
         }
         written = [*overlays, maps, f"{stem}.json"]
-        data = msgspec.json.format(msgspec.json.encode(record), indent=2)
-        write_whole(folder / written[-1], data + b"\n")
+        data = as_record(record)
+        write_whole(folder / written[-1], data)
         return [folder / name for name in written]
 
     def save_overlays(self, folder: Path, stem: str, style: draw.Style) -> list[str]:

@@ -9,8 +9,9 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 import platformdirs
 
 from ov_recipro.errors import ReciproError
@@ -18,7 +19,7 @@ from ov_recipro.errors import ReciproError
 SCHEMA_VERSION = 1
 RECORD = "explanations.json"
 REPORT = "report.html"
-
+_LONGEST_STEM = 180  # bytes; most file systems take names of 255
 
 CacheKind = Literal["bundles", "plans", "compiled"]
 """Split models, whether the plan `rows` passed its check, and models that OpenVINO compiled."""
@@ -50,7 +51,7 @@ def file_stems(paths: Sequence[Path]) -> list[str]:
     That is the image's own stem or, where several images would clash, its path below their common
     folder, spelled with underscores.
     """
-    plain = [path.stem for path in paths]
+    plain = [shortened(path.stem) for path in paths]
     counts: dict[str, int] = {}
     for stem in plain:
         key = _first_stem(stem)
@@ -62,7 +63,7 @@ def file_stems(paths: Sequence[Path]) -> list[str]:
     stems = []
     for path, stem in zip(paths, plain, strict=True):
         if counts[_first_stem(stem)] > 1:
-            stem = "_".join(path.absolute().relative_to(root).parts)
+            stem = shortened("_".join(path.absolute().relative_to(root).parts))
         unique, count = stem, 1
         while _first_stem(unique) in taken:
             count += 1
@@ -72,9 +73,51 @@ def file_stems(paths: Sequence[Path]) -> list[str]:
     return stems
 
 
+def shortened(stem: str) -> str:
+    """Return a file's stem, or where it is so long that no ending fits, its beginning and a hash.
+
+    Stems differ where they did before.
+    """
+    data = os.fsencode(stem)
+    if len(data) <= _LONGEST_STEM:
+        return stem
+    beginning = data[: _LONGEST_STEM - 17].decode(errors="ignore")
+    return f"{beginning}-{hashlib.sha256(data).hexdigest()[:16]}"
+
+
 def _first_stem(stem: str) -> str:
     """Return `stem` without a target's name: `cat.281` would clash with `cat`'s targets."""
     return re.sub(r"(\.\d+(-\d+)?)+$", "", stem).casefold()
+
+
+def as_json(value: Any, order: Literal["deterministic"] | None = None) -> bytes:
+    """Return a record as JSON, on one line.
+
+    Where the name of a file is not UTF-8, its odd bytes are escaped.
+
+    Args:
+        value: the record.
+        order: "deterministic" for the same bytes from equal records.
+    """
+    try:
+        return msgspec.json.encode(value, order=order)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_escaped(msgspec.to_builtins(value)), order=order)
+
+
+def as_record(value: Any) -> bytes:
+    """Return a record as JSON for people to read."""
+    return msgspec.json.format(as_json(value), indent=2) + b"\n"
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_escaped(name): _escaped(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(each) for each in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -83,7 +126,8 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         ReciproError: it can't be written.
     """
-    work = path.with_name(f".{path.name}.{os.getpid()}")
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # names may be long
+    work = path.with_name(f".{digest}.{os.getpid()}")
     try:
         try:
             work.write_bytes(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -50,6 +51,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: a user's mistake is one line; exit codes are 0, 1, 2 and 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     try:
         code = cli.main(standalone_mode=False)
     except ReciproError as error:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import cv2
-import msgspec
 
 from ov_recipro.cli.option_groups import (
     FILE,
@@ -86,7 +85,7 @@ def command(
     """
     from ov_recipro.faithfulness.comparison import check_comparable, compare, side_by_side
     from ov_recipro.images.reading import find_images
-    from ov_recipro.output import file_stems, open_folder, write_whole
+    from ov_recipro.output import as_record, file_stems, open_folder, write_whole
 
     open_folder(output)
     paths = find_images(images)
@@ -115,7 +114,7 @@ def command(
         "images": found,
         "errors": failed,
     }
-    data = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    data = as_record(record)
     write_whole(output / RECORD, data)
     if as_json:
         click.echo(data, nl=False)

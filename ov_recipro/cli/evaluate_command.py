@@ -206,7 +206,10 @@ def _opened(names: list[str], quiet: bool, **options: Any) -> Explainer:
     except ModelError:
         if set(names) == {"recipro"} or options["cut"].layer != Cut().layer:
             raise
-    return open_explainer(quiet=True, method="occlusion", **options)
+        found = open_explainer(quiet=True, method="occlusion", **options)
+        if not found.bundle.whole:
+            raise  # it can be cut, and something else was wrong
+        return found
 
 
 def _check_task(manifest: Manifest, engine: Engine) -> None:

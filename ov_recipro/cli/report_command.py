@@ -25,16 +25,15 @@ def command(folder: Path, output: Path | None, colormap: Any) -> None:
     'explain --report' writes the page directly.
     """
     from ov_recipro.output import REPORT, write_whole
-    from ov_recipro.report import page
-    from ov_recipro.report.saved import read_cards
+    from ov_recipro.report.saved import saved_page
 
-    run, cards, missing = read_cards(folder)
+    html, missing = saved_page(folder, Style(colormap))
     for line in missing:
         note(f"Error: {line}")
-    if not cards:
+    if html is None:
         raise ReciproError(f"{folder}: there is no image to show.")
     target = output or folder / REPORT
-    write_whole(target, page(run, cards, Style(colormap)))
+    write_whole(target, html)
     click.echo(str(target))
     if missing:
         raise ReciproError(f"{len(missing)} images are missing from the report.")

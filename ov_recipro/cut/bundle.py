@@ -18,7 +18,7 @@ from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.graph import Task
 from ov_recipro.errors import ModelError, OptionError, ReciproError
 from ov_recipro.images.preprocess import Preprocessing
-from ov_recipro.output import discard
+from ov_recipro.output import as_record, discard
 from ov_recipro.saliency import Activation
 
 SCHEMA_VERSION = 5
@@ -240,8 +240,7 @@ def open_bundle(folder: str | Path) -> Bundle:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `recipro.json`, the last file of a bundle."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (folder / MANIFEST).write_bytes(text + b"\n")
+    (folder / MANIFEST).write_bytes(as_record(manifest))
 
 
 @contextmanager

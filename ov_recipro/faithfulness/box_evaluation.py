@@ -26,6 +26,7 @@ from ov_recipro.images.reading import decode_image, find_images
 from ov_recipro.methods import BOX_METHODS, NotApplicable, Subject
 from ov_recipro.methods.box_methods import CONTROLS
 from ov_recipro.metrics import INTERVAL
+from ov_recipro.output import as_record
 
 _OF_RECIPRO = ("plan", "mask", "score")  # what the maps of no other method depend on
 
@@ -199,7 +200,7 @@ class BoxEvaluation:
             "methods": rows,
             "errors": [{"path": name, "error": why} for name, why in sorted(self.failed.items())],
         }
-        return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        return as_record(record)
 
 
 def find_photographs(folder: Path) -> list[Sample]:

@@ -21,6 +21,7 @@ from ov_recipro.images.preprocess import Window
 from ov_recipro.images.reading import decode_image
 from ov_recipro.methods import METHODS, NotApplicable, Subject
 from ov_recipro.metrics import INTERVAL, Box, Mean, Measurement
+from ov_recipro.output import as_record
 
 __all__ = ["Evaluation", "Measuring", "Outcome", "Record", "Row", "Task"]
 
@@ -248,7 +249,7 @@ class Evaluation:
             "paired": None if paired is None else {"methods": paired, "differences": differences},
             "errors": [{"path": name, "error": why} for name, why in sorted(self.failed.items())],
         }
-        return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        return as_record(record)
 
 
 def _in_window(box: Box, window: Window, size: tuple[int, int]) -> Box:

@@ -15,6 +15,7 @@ from ov_recipro.errors import OptionError, ReciproError
 from ov_recipro.faithfulness.datasets import Sample
 from ov_recipro.images.reading import read_bytes
 from ov_recipro.ordered import in_order
+from ov_recipro.output import as_json
 
 SCHEMA_VERSION = 2
 RECORDS = "records"
@@ -182,7 +183,7 @@ def settings_line(settings: Mapping[str, Any]) -> bytes:
 
     A model that was just split and its bundle, read again, differ in that.
     """
-    return msgspec.json.encode(_plain(msgspec.to_builtins(settings)), order="deterministic")
+    return as_json(_plain(msgspec.to_builtins(settings)), order="deterministic")
 
 
 def _plain(value: Any) -> Any:
@@ -221,7 +222,7 @@ class _Ledger(Generic[Kind]):
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.write(msgspec.json.encode(record) + b"\n")
+            self._file.write(as_json(record) + b"\n")
             self._file.flush()
         except OSError as error:
             raise ReciproError(f"{self.path} can't be written: {error.strerror}.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from ov_recipro.cut.bundle import Manifest
-from ov_recipro.output import user_cache
+from ov_recipro.output import as_json, user_cache
 from ov_recipro.plans.nodes import Array
 
 Logits: TypeAlias = Callable[..., tuple[Array, Array]]
@@ -172,7 +173,7 @@ def verdict_file(manifest: Manifest, mask: str, device: str, memory: int) -> Pat
         version("ov-recipro"),
         version("openvino"),
     )
-    name = hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:32]
+    name = hashlib.sha256(as_json(about)).hexdigest()[:32]
     return user_cache("plans") / f"{name}.json"
 
 
@@ -192,4 +193,5 @@ def keep_verdict(path: Path, verdict: Verdict) -> None:
         work.write_bytes(msgspec.json.encode(verdict))
         work.replace(path)
     except OSError:
-        work.unlink(missing_ok=True)
+        with suppress(OSError):
+            work.unlink(missing_ok=True)

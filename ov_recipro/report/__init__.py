@@ -160,10 +160,12 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
         ramps={"plain": _rgb(palette(style.colormap)), "signed": _rgb(signed_palette())},
         css=_part("page.css"),
         script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=base64.b64encode(
+            hashlib.sha256(script.encode("utf-8", "backslashreplace")).digest()
+        ).decode(),
         verdicts=[v for v in VERDICTS if any(v in _verdicts(each) for each in cards)],
     )
-    return text.encode()
+    return text.encode("utf-8", "backslashreplace")  # names of files need not be UTF-8
 
 
 def _from_zero(run: Mapping[str, Any]) -> bool:

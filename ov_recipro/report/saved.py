@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -11,10 +12,11 @@ import msgspec
 import numpy as np
 
 from ov_recipro.errors import ImageError, OptionError
+from ov_recipro.images.drawing import Style
 from ov_recipro.images.preprocess import Image
 from ov_recipro.images.reading import read_file
 from ov_recipro.output import RECORD, SCHEMA_VERSION
-from ov_recipro.report import Card, card
+from ov_recipro.report import Card, card, page
 
 
 def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
@@ -37,9 +39,31 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
     if run.get("schema_version") != SCHEMA_VERSION:
         raise OptionError(f"{file} was written by another version; explain the images again.")
     run.setdefault("method", "recipro")  # the only one once, and not written then
-    try:
+    with _reported_as_malformed(file):
         return run, *_cards(run, folder)
-    except (KeyError, IndexError, TypeError, AttributeError, msgspec.ValidationError) as error:
+
+
+def saved_page(folder: Path, style: Style) -> tuple[bytes | None, list[str]]:
+    """Return the page of what `explain` wrote to a folder, and what is missing from it and why.
+
+    The page is None where there is no image to show.
+
+    Raises:
+        OptionError: see `read_cards`.
+    """
+    run, cards, missing = read_cards(folder)
+    if not cards:
+        return None, missing
+    with _reported_as_malformed(folder / RECORD):
+        return page(run, cards, style), missing
+
+
+@contextmanager
+def _reported_as_malformed(file: Path) -> Iterator[None]:
+    """Turn what a record raises that has other fields than it should into an OptionError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as error:
         raise OptionError(f"{file} is malformed: {type(error).__name__}: {error}.") from error
 
 

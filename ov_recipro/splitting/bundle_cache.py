@@ -20,7 +20,7 @@ from ov_recipro.cut.bundle import SCHEMA_VERSION, SUFFIX, Bundle, Companion, ope
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import CACHE_BYTES
 from ov_recipro.options import Cut
-from ov_recipro.output import CacheKind, discard, user_cache
+from ov_recipro.output import CacheKind, discard, shortened, user_cache
 from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import read_sidecar
 from ov_recipro.splitting.split import check_is_file, model_sha256, split
@@ -42,7 +42,7 @@ def cached_split(model: Path, cut: Cut = Cut()) -> Bundle:
     normalised = dataclasses.replace(cut, constants=dict(sorted(cut.constants.items())))
     arguments = (normalised, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
-    folder = bundles() / f"{model.stem}-{digest.hexdigest()[:24]}{SUFFIX}"
+    folder = bundles() / f"{shortened(model.stem)}-{digest.hexdigest()[:24]}{SUFFIX}"
 
     def make() -> Bundle:
         return split(model, folder, layer=cut)
@@ -136,7 +136,7 @@ def mark_used(path: Path) -> None:
 def entries(kind: CacheKind) -> list[Entry]:
     """Return one kind's entries, the least recently used first."""
     found = []
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         for path in user_cache(kind).iterdir():
             with suppress(FileNotFoundError):  # another process has removed it
                 status = path.stat()  # OpenVINO only reads what it has cached

@@ -22,8 +22,7 @@ from ov_recipro.faithfulness.evaluation import Record
 from ov_recipro.faithfulness.kept import Ledgers, settings_line
 from ov_recipro.images.drawing import DEFAULT
 from ov_recipro.images.reading import decode_image
-from ov_recipro.report import page
-from ov_recipro.report.saved import read_cards
+from ov_recipro.report.saved import saved_page
 from ov_recipro.sources import metadata
 from ov_recipro.sources.labels import checked_labels, read_labels, read_synsets
 from ov_recipro.splitting.split import open_source
@@ -101,9 +100,7 @@ def report(data: bytes, folder: Path) -> None:
     cv2.imwrite(str(folder / "a.png"), np.zeros((8, 8, 3), np.uint8))
     np.savez(folder / "a.npz", raw=np.zeros((1, 4, 4), np.float32))
     (folder / "explanations.json").write_bytes(data.replace(b"FOLDER", str(folder).encode()))
-    run, cards, _ = read_cards(folder)
-    if cards:
-        page(run, cards, DEFAULT)
+    saved_page(folder, DEFAULT)
 
 
 TARGETS: dict[str, Target] = {
