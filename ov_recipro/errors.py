@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Return a text with all that would not be printed as itself, such as line ends, escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class ReciproError(Exception):
     """Something the user can fix; raised itself where a file can't be written.
 
     The message is one line that says what is wrong and, where it can, what to do. The command line
-    prints it without a traceback.
+    prints it without a traceback. What names in it have of line ends and control characters is
+    escaped.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class ModelError(ReciproError):

@@ -46,6 +46,8 @@ def test_any_name_of_an_image(folder: Path) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert b"\n" + rb"photos/new\nline.jpg: Egyptian cat" in done.stdout
     record = json.loads((folder / "explanations" / "explanations.json").read_text())
     assert len(record["images"]) == len(NAMES)
     assert len({each["targets"][0]["overlay"] for each in record["images"]}) == len(NAMES)

@@ -24,7 +24,7 @@ from ov_recipro.cli.progress import inferences, progress
 from ov_recipro.cli.ray_options import Engine, engine_of, engine_options, pool_of
 from ov_recipro.cli.terminal import colour_console, picture
 from ov_recipro.cut.recognition import with_article
-from ov_recipro.errors import ReciproError
+from ov_recipro.errors import ReciproError, printable
 from ov_recipro.images.drawing import DEFAULT, Style
 from ov_recipro.options import AFFORDABLE, Hint, Running, Targets
 from ov_recipro.plans.stream import Mask
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ov_recipro.batch import Input, Outcome
     from ov_recipro.cluster.explaining import JobOptions, Progress
     from ov_recipro.explainer import Explainer
-    from ov_recipro.explanation import Explanation
+    from ov_recipro.explanation import Explanation, Prediction
     from ov_recipro.faithfulness.verification import Verification
 
 _MANY = 8  # from this many images on, it pays to run several at once
@@ -222,7 +222,7 @@ def command(
             for outcome in batch.run(on_frame=lambda: advance(1, 0)):
                 if outcome.error is not None:
                     failed += 1
-                    name = outcome.source.name
+                    name = printable(outcome.source.name)
                     about = "" if name in outcome.error else f"{name}: "
                     note(f"Error: {about}{outcome.error}")
                 elif not as_json:
@@ -286,23 +286,24 @@ def _print(outcome: Outcome, explainer: Explainer, style: Style) -> None:
 
     found = outcome.explanation
     if found is None:
-        click.echo(f"{outcome.source.name}: {outcome.frames} frames\n  {outcome.drawn}")
+        click.echo(f"{printable(outcome.source.name)}: {outcome.frames} frames")
+        click.echo(f"  {printable(str(outcome.drawn))}")
         return
     console = colour_console()
     if console is not None:
         console.print(outcome.source.name, markup=False, highlight=False)
         console.print(picture(found, style.colormap, style.signed))
     else:
-        click.echo(f"{outcome.source.name}: {_predicted(found, explainer)}")
+        click.echo(f"{printable(outcome.source.name)}: {_predicted(found, explainer)}")
     _, height, width = found.feature_shape
     for target in found.targets:
         for sentence in question_of(target):
-            click.echo(f"  {sentence}")
+            click.echo(f"  {printable(sentence)}")
         for remark in target.remarks(height * width, explainer.score, explainer.mask):
-            click.echo(f"  {name_of(target)}: {remark}")
+            click.echo(f"  {printable(name_of(target))}: {remark}")
     for target, verified in zip(found.targets, outcome.verifications, strict=False):
-        click.echo(f"  {name_of(target)}: {verified.verdict} ({_evidence(verified)})")
-    click.echo(f"  {outcome.drawn}")
+        click.echo(f"  {printable(name_of(target))}: {verified.verdict} ({_evidence(verified)})")
+    click.echo(f"  {printable(str(outcome.drawn))}")
 
 
 def _evidence(verified: Verification) -> str:
@@ -321,27 +322,31 @@ def _evidence(verified: Verification) -> str:
 
 
 def _predicted(found: Explanation, explainer: Explainer) -> str:
-    """Return what the model says about an image, in words."""
+    """Return what the model says about an image, in words; names of classes are escaped."""
+
+    def named(each: Prediction) -> str:
+        return printable(str(each.label or each.index))
+
     task = explainer.bundle.manifest.task
     if task == "embedding":
         (target,) = found.targets
-        return f"similarity to {target.label} {target.score:.3g}"
+        return f"similarity to {printable(str(target.label))} {target.score:.3g}"
     if task == "sequence":
         positions = enumerate(found.predictions)
-        return " ".join(f"{at}:{each.label or each.index}" for at, each in positions)
+        return " ".join(f"{at}:{named(each)}" for at, each in positions)
     if task == "segmentation":
-        shares = [f"{p.label or p.index} {100 * p.score:.3g} %" for p in found.predictions]
+        shares = [f"{named(p)} {100 * p.score:.3g} %" for p in found.predictions]
         return ", ".join(shares) or "no pixel of any class"
     if task == "detector":
         count = len(found.predictions)
         lines = [f"{count} box{'' if count == 1 else 'es'}"]
         for number, each in enumerate(found.predictions[:_BOXES], 1):
             where = ",".join(f"{edge:g}" for edge in each.outline or ())
-            lines.append(f"  {number} {each.label or each.index} {each.score:.3g} [{where}]")
+            lines.append(f"  {number} {named(each)} {each.score:.3g} [{where}]")
         if count > _BOXES:
             lines.append(f"  and {count - _BOXES} more")
         return "\n".join(lines)
-    return ", ".join(f"{each.label or each.index} {each.score:.3g}" for each in found.predictions)
+    return ", ".join(f"{named(each)} {each.score:.3g}" for each in found.predictions)
 
 
 def _count(inputs: Sequence[Input]) -> int:

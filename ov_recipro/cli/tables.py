@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ov_recipro.errors import printable
+
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the header first, as columns of equal width; the last is not padded."""
+    """Return rows, the header first, as columns of equal width; the last is not padded.
+
+    Names in them are escaped (see `errors.printable`).
+    """
+    rows = [[printable(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     lines = []
     for row in rows:
