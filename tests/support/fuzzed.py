@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,13 +123,9 @@ TARGETS: dict[str, Target] = {
 
 
 def check(name: str, data: bytes) -> None:
-    """Run a target on bytes; an error must be a ReciproError of one line."""
-    with TemporaryDirectory() as folder:
-        try:
-            TARGETS[name](data, Path(folder))
-        except ReciproError as error:
-            if "\n" in str(error):
-                raise ValueError(f"more than one line: {error}") from error
+    """Run a target on bytes; it may raise ReciproErrors alone."""
+    with TemporaryDirectory() as folder, suppress(ReciproError):
+        TARGETS[name](data, Path(folder))
 
 
 def seeds(name: str, folder: Path) -> list[bytes]:
