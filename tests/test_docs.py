@@ -28,7 +28,7 @@ COMMANDS = sorted(
         for command in re.findall(r"^\$ ov-recipro (.*?)(?:  +#.*)?$", path.read_text(), re.M)
     }
 )
-SLOW = {"--limit 500": "--limit 1"}
+SLOW = {"--layer auto --layer blocks.14 --against": "--layer auto --against"}
 ELSEWHERE = {"s3://bucket/val": "photos"}
 EXAMPLES = re.findall(
     r"^## (.+?)$.*?```python\n(.*?)```", (ROOT / "docs" / "pipelines.md").read_text(), re.M | re.S

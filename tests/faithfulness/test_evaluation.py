@@ -372,7 +372,7 @@ def test_every_method_is_measured(
     ]
     for profile, methods in profiles:
         evaluation = Evaluation(
-            Measuring(subject, methods, profile, step=12544), [sample], tmp_path
+            Measuring(subject, methods, profile, step=25088), [sample], tmp_path
         )
         (outcome,) = evaluation.run(1)
         assert outcome.error is None

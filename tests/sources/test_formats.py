@@ -24,7 +24,7 @@ from ov_recipro.splitting.split import open_source
 @pytest.mark.parametrize("form", ["ir", "ir16"])
 @pytest.mark.parametrize(
     ("layer", "exact"),
-    [("auto", False), ("/blocks.14/depthwise_conv/Conv_output_0", True), ("blocks.8", False)],
+    [("auto", False), ("/blocks.14/depthwise_conv/Conv_output_0", True), ("blocks.12", False)],
 )
 def test_an_ir_gives_the_maps_of_its_onnx_model(
     form: str, layer: str, exact: bool, models: dict[str, Path], lite0: Path, cat: Path
@@ -51,12 +51,12 @@ def test_ir_maps_equal_the_oracle(models: dict[str, Path], lite0: Path, cat: Pat
 
 
 @pytest.mark.parametrize("form", ["qdq", "qoperator", "dynamic", "float16", "ir8"])
-@pytest.mark.parametrize("layer", ["auto", "/blocks.8/project_conv"])
+@pytest.mark.parametrize("layer", ["auto", "/blocks.12/project_conv"])
 def test_models_in_low_precision_get_a_float32_tail(
     form: str, layer: str, models: dict[str, Path], explainer: Explainer, cat: Path
 ) -> None:
     if form == "ir8" and layer != "auto":
-        layer = "-20"  # convolutions lose their names on the way
+        layer = "-10"  # convolutions lose their names on the way
     other = Explainer(models[form], layer=layer, preprocessing=explainer.preprocessing)
     manifest = other.bundle.manifest
     assert manifest.deployed_scores
