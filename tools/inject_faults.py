@@ -293,7 +293,8 @@ def results(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if not path.is_file() or inside.parts[0] in ("photos", "cache"):
+        hidden = any(part.startswith(".") for part in inside.parts)  # what a kill leaves
+        if not path.is_file() or hidden or inside.parts[0] in ("photos", "cache"):
             continue
         if path.suffix == ".json":
             found[str(inside)] = steady(json.loads(path.read_text()))
