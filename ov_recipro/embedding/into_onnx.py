@@ -35,6 +35,7 @@ from ov_recipro.options import Cut, Targets, cut_from
 from ov_recipro.output import write_whole
 from ov_recipro.plans.onnx_graph import LEAST_OPSET, Graph, opset_of
 from ov_recipro.saliency import Score
+from ov_recipro.sources.onnx_file import load_again
 from ov_recipro.splitting.opening import opened
 
 _TO_THE_END = 1 << 62
@@ -74,9 +75,7 @@ def embed_onnx(
         raise OptionError(
             "A detector's maps can be embedded as OpenVINO only: name an .xml file for the output."
         )
-    if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGEST:
-        raise ModelError(f"{path} is too large to be embedded as ONNX; embed it as OpenVINO.")
-    model = onnx.load(path)
+    model = _loaded(path)
     opset = opset_of(model)
     if opset < LEAST_OPSET:
         raise ModelError(
@@ -111,6 +110,16 @@ def embed_onnx(
         if f"model_info {key}" not in recorded:
             model.metadata_props.add(key=f"model_info {key}", value=value)
     return model
+
+
+def _loaded(path: Path) -> onnx.ModelProto:
+    """Read a model that was already found to be valid."""
+    try:
+        if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > _LARGEST:
+            raise ModelError(f"{path} is too large to be embedded as ONNX; embed it as OpenVINO.")
+        return load_again(path)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}.") from error
 
 
 @dataclass(frozen=True)
@@ -226,7 +235,7 @@ def _complete(model: onnx.ModelProto, sources: Sequence[str], bundle: Bundle, pa
     missing = set(sources) - own
     if not missing:
         return
-    head = onnx.load(bundle.head).graph
+    head = load_again(bundle.head).graph
     held = {tensor.name for tensor in model.graph.initializer}
     for node in head.node:
         if node.output[0] in missing and node.input[0] in own:

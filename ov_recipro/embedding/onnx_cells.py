@@ -23,6 +23,7 @@ from ov_recipro.plans.verdict import verdict_file
 from ov_recipro.runtimes.model_graphs import sparse_model, stream_plan
 from ov_recipro.runtimes.onnx_models import as_onnx
 from ov_recipro.runtimes.openvino_runtime import dense_runner
+from ov_recipro.sources.onnx_file import load_again
 from ov_recipro.sources.openvino_models import core, runner
 
 PREFIX = "explain/"
@@ -102,7 +103,7 @@ def _error(bundle: Bundle, opset: int, memory: int) -> float:
 def _streamed(bundle: Bundle, memory: int) -> _Append:
     """Return what appends a Scan of the tail over batches of cells."""
     manifest, plan = bundle.manifest, stream_plan(bundle, memory)
-    part = onnx.compose.add_prefix(onnx.load(bundle.tail), f"{PREFIX}tail/")
+    part = onnx.compose.add_prefix(load_again(bundle.tail), f"{PREFIX}tail/")
 
     def logits(graph: Graph, sources: list[str]) -> str:
         graph.constants.extend(part.graph.initializer)

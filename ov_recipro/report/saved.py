@@ -19,7 +19,7 @@ from ov_recipro.images.reading import read_file
 from ov_recipro.output import RECORD, SCHEMA_VERSION
 from ov_recipro.report import Card, card, page
 
-_OF_FIELDS = (msgspec.ValidationError, TemplateError)
+_OF_VALUES = (ArithmeticError, msgspec.ValidationError, TemplateError)
 
 
 def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
@@ -66,7 +66,7 @@ def _reported_as_malformed(file: Path) -> Iterator[None]:
     """Turn what a record raises that has other fields than it should into an OptionError."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError, ValueError, *_OF_FIELDS) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, *_OF_VALUES) as error:
         raise OptionError(f"{file} is malformed: {type(error).__name__}: {error}.") from error
 
 

@@ -16,6 +16,7 @@ from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.stream.stream_onnx import TOTAL
 from ov_recipro.plans.verdict import PlanRefused
 from ov_recipro.runtimes.model_graphs import sparse_model
+from ov_recipro.sources.onnx_file import load_again
 
 _LARGEST = 1 << 30  # bytes; a model in memory has 2 GiB at most
 _TYPES = {ov.Type.f32: TensorProto.FLOAT, ov.Type.i32: TensorProto.INT32}
@@ -55,7 +56,7 @@ def can_be_fused(bundle: Bundle) -> bool:
     """Whether a plan can be built on a bundle's head, by the files' size and the head's opset."""
     if sum(file.stat().st_size for file in bundle.folder.iterdir()) > _LARGEST:
         return False
-    return opset_of(onnx.load(bundle.head, load_external_data=False)) >= LEAST_OPSET
+    return opset_of(load_again(bundle.head, weights=False)) >= LEAST_OPSET
 
 
 def fused(
@@ -71,7 +72,7 @@ def fused(
     """
     manifest = bundle.manifest
     rows, plan = sparse_model(bundle, mask, memory, plain=not manifest.deployed_scores)
-    model = onnx.load(bundle.head)
+    model = load_again(bundle.head)
     graph = Graph("rows/", opset_of(model))
     feature = graph.add("Cast", manifest.head.outputs[0], to=TensorProto.FLOAT)
     (made,) = emit(graph, rows, [feature])
@@ -91,7 +92,7 @@ def fused(
 def plain(bundle: Bundle) -> tuple[onnx.ModelProto, str]:
     """Return a bundle's whole model to its logits alone, and their name."""
     manifest = bundle.manifest
-    model, tail = onnx.load(bundle.head), onnx.load(bundle.tail)
+    model, tail = load_again(bundle.head), load_again(bundle.tail)
     tail = onnx.compose.add_prefix(tail, "tail/", rename_inputs=False)
     model.graph.node.extend(tail.graph.node)
     model.graph.initializer.extend(tail.graph.initializer)

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnx
 
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.options import Running
@@ -18,6 +17,7 @@ from ov_recipro.runtimes.model_graphs import stream_plan
 from ov_recipro.runtimes.ort_device import ORTDevice
 from ov_recipro.runtimes.runtime import Floats, MaskedRuns, selected
 from ov_recipro.saliency import Array
+from ov_recipro.sources.onnx_file import load_again
 
 
 class ORTPieces:
@@ -58,7 +58,7 @@ class ORTPieces:
 
     @cached_property
     def _masking(self) -> Any:
-        tail = onnx.load(self._bundle.tail, load_external_data=False)
+        tail = load_again(self._bundle.tail, weights=False)
         types = [value.type.tensor_type.elem_type for value in tail.graph.input]
         return self._device.session(
             mask_model(self._bundle.manifest, types, self._mask).SerializeToString()

@@ -26,6 +26,7 @@ from ov_recipro.runtimes.ort_device import ORTDevice
 from ov_recipro.runtimes.ort_pieces import ORTPieces
 from ov_recipro.runtimes.runtime import Device, Floats, Indices, Inference, MaskedRuns, selected
 from ov_recipro.saliency import Array
+from ov_recipro.sources.onnx_file import load_again
 
 _LOGITS = "ov_recipro/logits"
 
@@ -185,7 +186,7 @@ class ONNXRuntime:
     def _alone(self) -> tuple[Callable[[Sequence[Any]], list[Array]], SparsePlan]:
         """Return what runs the plan on a feature map, at the head's opset, and the plan."""
         model, plan = sparse_model(self._bundle, self._mask, self._running.batch_memory)
-        opset = max(LEAST_OPSET, opset_of(onnx.load(self._bundle.head, load_external_data=False)))
+        opset = max(LEAST_OPSET, opset_of(load_again(self._bundle.head, weights=False)))
         return self._opened(onnx_models.as_onnx(model, [_LOGITS], opset)), plan
 
     def _joint(self) -> tuple[Callable[[Sequence[Any]], list[Array]], Scattered, SparsePlan]:

@@ -75,6 +75,22 @@ def load(path: Path) -> Loaded:
     return Loaded(model, companions, plain and not companions)
 
 
+def load_again(path: Path, weights: bool = True) -> onnx.ModelProto:
+    """Read a file that is known to be valid, such as a part of a bundle.
+
+    Args:
+        path: the file.
+        weights: read those that lie beside it, too.
+
+    Raises:
+        ModelError: it can't be read now.
+    """
+    try:
+        return onnx.load(path, load_external_data=weights)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}.") from error
+
+
 def one_line(error: BaseException) -> str:
     """Return the first line of an error's message."""
     lines = str(error).split("\n")
