@@ -136,7 +136,10 @@ class Batch:
         jobs = list(enumerate(zip(self.inputs, stems, strict=True)))
         images = [job for job in jobs if not job[1][0].is_video]
         yield from in_order(
-            lambda job: self._image(job[0], *job[1]), images, self.explainer.workers
+            lambda job: self._image(job[0], *job[1]),
+            images,
+            self.explainer.workers,
+            self.explainer.interrupt,
         )
         for number, (source, stem) in jobs:
             if source.is_video:
@@ -212,7 +215,8 @@ class Batch:
         drawn: list[Target | None] = []
 
         def overlays(frames: Iterator[Image]) -> Iterator[Image]:
-            explained = in_order(self._frame, frames, self.explainer.workers)
+            workers, stop = self.explainer.workers, self.explainer.interrupt
+            explained = in_order(self._frame, frames, workers, stop)
             for frame, explanation in explained:
                 yield frame if explanation is None else explanation.overlay(style=self.style)
                 drawn.append(None if explanation is None else explanation.targets[0])

@@ -43,7 +43,7 @@ class DeviceError(ReciproError):
 
 
 class CrashError(DeviceError):
-    """The process of an isolated model died of an image, or had too little memory for it."""
+    """The process of an isolated model died of an image, or lacked the memory for it."""
 
 
 CODES: dict[type[ReciproError], tuple[int, int]] = {

@@ -173,7 +173,11 @@ class Explainer:
             ReciproError: at the turn of an image that can't be explained; the stream ends there.
         """
         asked = self.find_targets(targets, **options)
-        yield from in_order(lambda image: self(image, asked), images, self.workers)
+        yield from in_order(lambda image: self(image, asked), images, self.workers, self.interrupt)
+
+    def interrupt(self) -> None:
+        """Give up the images that an isolated model is explaining; others are not affected."""
+        self._model.interrupt()
 
     def explain_tensor(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import mmap
 import os
 import socket
 import struct
+import sys
 import tempfile
 from collections.abc import Mapping
 from typing import TypeVar
@@ -20,12 +22,22 @@ from ov_recipro.saliency import Array
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 64  # bytes
 _LEAST = 1 << 20  # bytes of shared memory
+_LONGEST = 1 << 26  # bytes of a message
+_DTYPES = frozenset(np.dtype(code).str for code in "?bBhHiIlLqQefd")
 
 Message = TypeVar("Message")
 
 
 class ConnectionLost(Exception):
-    """The other process is gone, does not answer in time, or says what makes no sense."""
+    """The other process can't be talked to any more; the message says what it did."""
+
+
+class Gone(ConnectionLost):
+    """It has ended."""
+
+
+class Silent(ConnectionLost):
+    """It does not answer in time."""
 
 
 class Arena:
@@ -61,17 +73,17 @@ class Arena:
         """
         try:
             return {name: self._view(each) for name, each in placed.items()}
-        except (ValueError, TypeError, OverflowError, OSError) as error:
-            raise ConnectionLost("sends arrays that make no sense") from error
+        except (ValueError, OverflowError, OSError) as error:
+            raise ConnectionLost("sent invalid arrays") from error
 
     def close(self) -> None:
         """Close the file; what is mapped of it stays until nothing uses it."""
         os.close(self._fd)
 
     def _view(self, place: Placed) -> Array:
+        if place.dtype not in _DTYPES:
+            raise ValueError("only numbers can be shared")
         dtype = np.dtype(place.dtype)
-        if dtype.hasobject:
-            raise TypeError("objects can't be shared")
         count = math.prod(place.shape)
         if min((*place.shape, place.offset)) < 0:
             raise ValueError("sizes can't be negative")
@@ -84,8 +96,10 @@ class Arena:
 
 def shared_file() -> int:
     """Return an open file without a name, for an `Arena`."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("ov-recipro")
+    if sys.platform == "linux":
+        fd = os.memfd_create("ov-recipro", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # which would end who reads it
+        return fd
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
@@ -94,27 +108,29 @@ def send(to: socket.socket, message: object) -> None:
     """Send a message.
 
     Raises:
-        ConnectionLost: the other process is gone.
+        Gone: the other process has ended.
     """
     data = msgspec.msgpack.encode(message)
     try:
         to.sendall(_LENGTH.pack(len(data)) + data)
     except OSError as error:
-        raise ConnectionLost("is gone") from error
+        raise Gone from error
 
 
 def receive(source: socket.socket, kind: type[Message]) -> Message:
     """Wait for a message.
 
     Raises:
-        ConnectionLost: the other process is gone, is silent for longer than the socket's time
+        ConnectionLost: the other process has ended, is silent for longer than the socket's time
             limit, or says something else.
     """
     (length,) = _LENGTH.unpack(_exactly(source, _LENGTH.size))
+    if length > _LONGEST:
+        raise ConnectionLost("sent an invalid answer")
     try:
         return msgspec.msgpack.decode(_exactly(source, length), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConnectionLost("answers what makes no sense") from error
+        raise ConnectionLost("sent an invalid answer") from error
 
 
 def _exactly(source: socket.socket, count: int) -> bytes:
@@ -123,11 +139,11 @@ def _exactly(source: socket.socket, count: int) -> bytes:
         try:
             part = source.recv(min(count, 1 << 20))
         except TimeoutError as error:
-            raise ConnectionLost("does not answer") from error
+            raise Silent from error
         except OSError as error:
-            raise ConnectionLost("is gone") from error
+            raise Gone from error
         if not part:
-            raise ConnectionLost("is gone")
+            raise Gone
         parts.append(part)
         count -= len(part)
     return b"".join(parts)

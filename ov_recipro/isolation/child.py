@@ -1,7 +1,7 @@
 """The process in which a model runs; `isolated` starts it with the number of a socket.
 
 It opens one model, is sent three files for each image that it can run at once (a socket, and
-shared memory for questions and for answers), and ends when its parent does.
+shared memory for questions and for answers), and ends when its parent does and closes a connection.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from threading import Thread
 
 from ov_recipro.cut.bundle import Bundle
-from ov_recipro.errors import CODES, CrashError, DeviceError, ReciproError
+from ov_recipro.errors import CODES, ReciproError
 from ov_recipro.isolation.channel import Arena, ConnectionLost, receive, send
-from ov_recipro.isolation.messages import MASKED, Answer, Ask, Opening, Wanted
+from ov_recipro.isolation.messages import MASKED, MEMORY, Answer, Ask, Opening, Wanted
 from ov_recipro.isolation.opened import OpenedModel, open_model
 from ov_recipro.limits import ISOLATED_BYTES
 from ov_recipro.plans.sparse import is_joint
@@ -31,33 +31,52 @@ from ov_recipro.saliency import Array
 FILES = 3
 """Files of one channel."""
 
+_OF_MEMORY = (
+    "bad alloc",
+    "can't alloc",
+    "failed to allocate",
+    "can't start new thread",
+    "out of memory",
+)
+
 
 def main() -> None:
     """Serve the parent until it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says what Ctrl-C means
-    control = socket.socket(fileno=int(sys.argv[1]))
-    _limit_memory(ISOLATED_BYTES.value)
+    control, lifeline = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     try:
+        _limit_memory(ISOLATED_BYTES.value)
         model, opening = _opened(receive(control, Wanted))
     except ConnectionLost:
         return
     except Exception as error:  # sent, whatever it is
-        send(control, Opening(error=_told(error)))
+        send(control, Opening(error=_error_as_text(error)))
         return
     send(control, opening)
     for _ in range(opening.parallel):
         fds = _received(control)
         if not fds:
             return
+        control.send(b".")
         Thread(target=_serve, args=(model, *fds), daemon=True).start()
-    control.recv(1)  # nothing more is sent: this returns when the parent is gone
-    os._exit(0)  # whatever native code is at work
+    _end_with_parent(control.fileno())
+
+
+def _end_with_parent(connection: int) -> None:
+    """End this process, whatever native code is at work, when a file is closed at its other end."""
+    os.read(connection, 1)
+    os._exit(0)
 
 
 def _limit_memory(count: int) -> None:
     """Limit the memory that this process may write to, in bytes, where the system can."""
     import resource
 
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    count = min(count, sys.maxsize)
+    if most != resource.RLIM_INFINITY:
+        count = min(count, most)
     resource.setrlimit(resource.RLIMIT_DATA, (count, count))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -108,7 +127,7 @@ def _serve(model: OpenedModel, connection: int, questions: int, answers: int) ->
                 placed = made.write(arrays)
                 answer = Answer(ask.number, placed, finite, more=asked.advance())
             except Exception as error:  # sent, whatever it is
-                answer = Answer(ask.number, error=_told(error, CrashError))
+                answer = Answer(ask.number, error=_error_as_text(error))
             send(parent, answer)
 
 
@@ -173,16 +192,11 @@ def _run(prefix: str, logits: Floats, terms: Floats | None) -> dict[str, Array]:
     return found if terms is None else found | {f"{prefix}terms": terms}
 
 
-def _told(error: Exception, memory: type[ReciproError] = DeviceError) -> tuple[str, str]:
-    """Return an error's class and text; of one that nobody foresaw, its traceback.
-
-    Args:
-        error: the error.
-        memory: the class of one for want of memory.
-    """
-    if isinstance(error, MemoryError) or "bad alloc" in str(error).replace("_", " "):
-        what = f"The model needs more than the {ISOLATED_BYTES.value:,} bytes that an isolated one"
-        return memory.__name__, f"{what} may take; {ISOLATED_BYTES.variable} raises this."
+def _error_as_text(error: Exception) -> tuple[str, str]:
+    """Return an error's class and text; of one that nobody foresaw, its traceback."""
+    text = str(error).lower().replace("_", " ")
+    if isinstance(error, MemoryError) or any(sign in text for sign in _OF_MEMORY):
+        return MEMORY, ""
     if isinstance(error, ReciproError):
         kind = next(each for each in type(error).__mro__ if each in CODES)
         return kind.__name__, str(error)

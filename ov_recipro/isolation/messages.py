@@ -9,6 +9,9 @@ from ov_recipro.cut.bundle import Manifest
 from ov_recipro.options import Cut, Running
 from ov_recipro.plans.stream import Mask
 
+MEMORY = "memory"
+"""Stands for an error's class where the model needs more memory than it may take."""
+
 MASKED = "masked "
 """What the names of masked runs begin with where they come with the image's own numbers."""
 
@@ -75,7 +78,7 @@ class Ask:
     """What the parent wants.
 
     Attributes:
-        number: of this question; what: is wanted.
+        number: of this question; what: what is wanted.
         arrays: by name.
     """
 

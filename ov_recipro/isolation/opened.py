@@ -53,6 +53,9 @@ class Model(Protocol):
     def guarded(self, explain: Callable[[], Result]) -> Result:
         """Call what explains one image; see `isolated.IsolatedModel`."""
 
+    def interrupt(self) -> None:
+        """Give up what is at work in a process of its own."""
+
 
 class OpenedModel:
     """A model in this process; see `Model`.
@@ -86,6 +89,9 @@ class OpenedModel:
     def guarded(self, explain: Callable[[], Result]) -> Result:
         """See `Model.guarded`."""
         return explain()
+
+    def interrupt(self) -> None:
+        """See `Model.interrupt`: what is at work here can't be given up."""
 
 
 def open_model(

@@ -19,13 +19,16 @@ def planted(request: Any, values: Any) -> Any:
     """Run a request, unless its image is of one colour."""
     planes = np.asarray(values[0])[0]
     if planes.ndim == 3 and not np.ptp(planes, axis=(1, 2)).any():
-        match int(planes[:, 0, 0].argmax()):  # of red, green and blue
+        colour = planes[:, 0, 0]
+        match int(colour.argmax()) if np.ptp(colour) else 3:  # red, green, blue, or grey
             case 0:
                 ctypes.string_at(0)
             case 1:
                 time.sleep(1000)
-            case _:
+            case 2:
                 np.ones(1 << 40, np.uint8)
+            case _:
+                raise RuntimeError("Failed to allocate 1 bytes of memory")
     return _run(request, values)
 
 
