@@ -53,7 +53,7 @@ from ov_recipro.variants import VARIANTS
     type=click.Choice(["recipro", *VARIANTS]),
     default="recipro",
     show_default=True,
-    help="How maps are made.",
+    help="Method that makes the maps.",
 )
 @click.option("--feature-vector", is_flag=True, help="Also output the feature map's spatial mean.")
 @click.option("--compress-to-fp16", is_flag=True, help="Store weights in 16 bits.")

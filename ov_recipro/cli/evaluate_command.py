@@ -62,8 +62,8 @@ _BLACK_BOXES = ("occlusion", "d-rise", "aise", "votes")
 @click.option(
     "--methods",
     metavar="NAME,...",
-    help="Methods to compare, or all.  [default: recipro; for a classifier beside the controls "
-    "gaussian, fit-gaussian and random, which know nothing about the model]",
+    help="Methods to compare, or all.  [default: recipro; for a classifier beside gaussian, "
+    "fit-gaussian and random, controls that do not look for where the model looks]",
 )
 @click.option(
     "--profile",

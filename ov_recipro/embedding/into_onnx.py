@@ -87,7 +87,7 @@ def embed_onnx(
     if method == "recipro":
         cells = scored(bundle, scoring, opset, batch_memory)
     else:
-        cells = of_variant(variant_scores(bundle, method, scoring, batch_memory))
+        cells = of_variant(variant_scores(bundle, method, scoring, batch_memory), opset)
     sources = list(cells.sources)
     if isinstance(classes, int):
         check_count(classes, manifest)

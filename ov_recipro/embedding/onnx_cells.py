@@ -14,12 +14,13 @@ from onnx import TensorProto, helper
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.embedding.scoring import Scoring, scored_in_onnx
 from ov_recipro.embedding.variant_scores import VariantScores
+from ov_recipro.errors import OptionError
 from ov_recipro.plans import sparse
 from ov_recipro.plans.onnx_emission import emit
 from ov_recipro.plans.onnx_graph import Graph
 from ov_recipro.plans.stream.stream_onnx import add_mask
 from ov_recipro.plans.stream.stream_plan import is_batched
-from ov_recipro.plans.verdict import verdict_file
+from ov_recipro.plans.verdict import TOLERANCE, PlanRefused, verdict_file
 from ov_recipro.runtimes.model_graphs import sparse_model, stream_plan
 from ov_recipro.runtimes.onnx_models import as_onnx
 from ov_recipro.runtimes.openvino_runtime import dense_runner
@@ -63,10 +64,31 @@ def scored(bundle: Bundle, scoring: Scoring, opset: int, memory: int) -> CellSco
     return CellScores(append, sources, manifest.cut.grid)
 
 
-def of_variant(variant: VariantScores) -> CellScores:
-    """Return what a variant gives each cell."""
+def of_variant(variant: VariantScores, opset: int) -> CellScores:
+    """Return what a variant gives each cell.
+
+    Raises:
+        OptionError: ONNX has no counterpart of an operation, or its numbers differ.
+    """
+    name = variant.model.get_friendly_name()
+    try:
+        _check_emitted(variant.model, opset)
+    except PlanRefused as failure:
+        raise OptionError(f"Method '{name}' can't be embedded as ONNX: {failure}.") from failure
     append = _emitted(variant.model)
     return CellScores(append, variant.sources, variant.grid, variant.from_zero)
+
+
+def _check_emitted(model: ov.Model, opset: int) -> None:
+    """Raise PlanRefused where a model's numbers are others in ONNX, for random feature maps."""
+    random = np.random.default_rng(0)
+    maps = [random.standard_normal(list(each.shape)).astype(np.float32) for each in model.inputs]
+    proto = as_onnx(model, ["values"], opset).SerializeToString()
+    found = runner(core().read_model(proto))(maps)[0]
+    expected = runner(model.clone())(maps)[0]
+    error, span = float(np.abs(found - expected).max()), float(np.ptp(expected))
+    if not error <= TOLERANCE * max(span, float(np.finfo(np.float32).tiny)):
+        raise PlanRefused(f"its numbers differ by {error:.1e}")
 
 
 def _emitted(model: ov.Model) -> _Append:

@@ -134,7 +134,7 @@ def scored_in_openvino(outputs: ov.Output, scoring: Scoring) -> ov.Node:
 def scaled(scores: ov.Node, scaling: Scaling, from_zero: bool = False) -> ov.Node:
     """Scale the scores [N,T] of each class (Eq. 6); a class whose scores are all the same is 0.
 
-    With `from_zero`, 0 stands for 0, and for all that is below, instead of the lowest score.
+    With `from_zero`, scores of 0 or less become 0, instead of the lowest score.
     """
     if scaling == "raw":
         return scores

@@ -18,7 +18,7 @@ from ov_recipro.runtimes.openvino_runtime import sparse_refusal
 from ov_recipro.runtimes.pair_graph import find_earlier, looks
 from ov_recipro.runtimes.pair_runtime import pair_refusal
 from ov_recipro.runtimes.pooled_tail import empty_logits
-from ov_recipro.saliency import class_scores
+from ov_recipro.saliency import Score, begins_at_zero
 from ov_recipro.variants import Variant
 from ov_recipro.variants.aumann import POINTS
 
@@ -53,8 +53,12 @@ def variant_scores(bundle: Bundle, method: Variant, scoring: Scoring, memory: in
     Raises:
         OptionError: the model does not allow the variant, or something else than classes is asked.
     """
-    if scoring.against is not None or scoring.reference is not None or scoring.candidates:
-        raise OptionError(f"Method '{method}' explains classes alone.")
+    if (
+        scoring.against is not None
+        or scoring.reference is not None
+        or (scoring.candidates is not None)
+    ):
+        raise OptionError(f"Method '{method}' explains only classes.")
     if method == "recipro-pair":
         return _pair(bundle, scoring, memory)
     return _aumann(bundle, scoring, memory)
@@ -75,7 +79,7 @@ def _aumann(bundle: Bundle, scoring: Scoring, memory: int) -> VariantScores:
     scores = scored_in_openvino(path, scoring)
     shares: ov.Node = alone.get_node()
     if scoring.score == "sigmoid":
-        slopes = ops.multiply(scores, ops.subtract(np.float32(1), scores))
+        slopes = ops.multiply(scores, _sigmoid(path.get_node()))
         shares = ops.multiply(alone, ops.reduce_mean(slopes, np.array([0]), True))
     elif scoring.score == "softmax":
         own = ops.multiply(alone, ops.reduce_mean(scores, np.array([0]), True))
@@ -83,7 +87,8 @@ def _aumann(bundle: Bundle, scoring: Scoring, memory: int) -> VariantScores:
         shares = ops.subtract(own, ops.multiply(others, np.float32(1 / POINTS)))
     made = ov.Model([ops.result(shares)], model.get_parameters(), "recipro-aumann")
     sources = bundle.manifest.head.outputs[:1]
-    return VariantScores(made, sources, bundle.manifest.cut.grid, from_zero=True)
+    from_zero = begins_at_zero("recipro-aumann", "cell")
+    return VariantScores(made, sources, bundle.manifest.cut.grid, from_zero)
 
 
 def _pair(bundle: Bundle, scoring: Scoring, memory: int) -> VariantScores:
@@ -101,24 +106,63 @@ def _pair(bundle: Bundle, scoring: Scoring, memory: int) -> VariantScores:
         )
     )
     kept, dropped, _ = looks(bundle, found, earlier.output(0), later.output(0), memory)
-    none = class_scores(found.earlier.empty()[None], scoring.score).astype(np.float32)
-    gained = ops.subtract(scored_in_openvino(kept, scoring), none)
-    scores = scored_in_openvino(dropped, scoring)
-    count = manifest.cut.cells.count
-    without, whole = (
-        ops.slice(scores, *(np.array([each]) for each in (first, last, 1, 0)))
-        for first, last in ((0, count), (count, count + 1))
-    )
+    together = ops.concat([kept, found.earlier.empty()[None]], 0).output(0)
+    gained = _above_last(together, scoring.score)
+    lost = ops.negative(_above_last(dropped, scoring.score))
     grids = found.earlier.shape[2], found.earlier.shape[3]
     sides = manifest.cut.grid
     grid = max(grids[0], sides[0]), max(grids[1], sides[1])
     both = ops.add(
         _enlarged(ops.sqrt(_above_zero(gained)), grids, grid),
-        _enlarged(_above_zero(ops.subtract(whole, without)), sides, grid),
+        _enlarged(_above_zero(lost), sides, grid),
     )
     made = ov.Model([ops.result(both)], [later, earlier], "recipro-pair")
     sources = manifest.head.outputs[0], found.earlier.name
-    return VariantScores(made, sources, grid, from_zero=False)
+    return VariantScores(made, sources, grid, begins_at_zero("recipro-pair", "cell"))
+
+
+def _above_last(logits: ov.Output, score: Score) -> ov.Node:
+    """Return how far the scores of the first rows of logits [N+1,classes] exceed the last one's.
+
+    Scores close to 1 differ by less than float32 holds. So their distances q to 1 are computed
+    too, and the difference p - p' as p q' - p' q, which is 0 for equal logits.
+    """
+    count = int(logits.shape[0]) - 1
+
+    def parts(values: ov.Node) -> tuple[ov.Node, ov.Node]:
+        first, last = (
+            ops.slice(values, *(np.array([each]) for each in (begin, end, 1, 0)))
+            for begin, end in ((0, count), (count, count + 1))
+        )
+        return first, last
+
+    if score == "none":
+        return ops.subtract(*parts(logits.get_node()))
+    if score == "sigmoid":
+        near, far = _sigmoid(ops.negative(logits)), _sigmoid(logits.get_node())
+    else:
+        near, far = _softmax_and_rest(logits)
+    (own, other), (own_rest, other_rest) = parts(near), parts(far)
+    return ops.subtract(ops.multiply(own, other_rest), ops.multiply(other, own_rest))
+
+
+def _sigmoid(negative: ov.Node) -> ov.Node:
+    """Return the sigmoid of a tensor's negative; ONNX Runtime's own is inexact from 18 on."""
+    one = np.float32(1)
+    return ops.divide(one, ops.add(one, ops.exp(negative)))
+
+
+def _softmax_and_rest(logits: ov.Output) -> tuple[ov.Node, ov.Node]:
+    """Return the softmax of logits [N,classes], and what each class leaves to all others."""
+    over, one = np.array([1]), np.float32(1)
+    below = ops.subtract(logits, ops.reduce_max(logits, over, True))
+    powers = ops.exp(below)
+    best = ops.relu(ops.add(ops.multiply(below, np.float32(1e30)), one))  # 1 for the best, else 0
+    lesser = ops.multiply(powers, ops.subtract(one, best))
+    others = ops.subtract(ops.reduce_sum(best, over, True), best)  # that are as good, exactly
+    rest = ops.add(others, ops.subtract(ops.reduce_sum(lesser, over, True), lesser))
+    total = ops.add(powers, rest)
+    return ops.divide(powers, total), ops.divide(rest, total)
 
 
 def _above_zero(values: ov.Node) -> ov.Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,18 @@ def companions(samples: Sequence[Sample]) -> Mapping[str, list[str]]:
 
     They are drawn at random, the same each time for the same samples.
     """
-    found = {}
+    found: dict[str, list[str]] = {}
+    labels = Counter(sample.label for sample in samples)
+    rare = [each for each in samples if 2 * labels[each.label] <= len(samples)]
     for sample in samples:
+        own = 1 if sample.label is None else labels[sample.label]
+        if len(samples) - own < _OTHERS:
+            continue
         random = np.random.default_rng(crc32(sample.name.encode()))
         drawn = (samples[place] for place in random.integers(len(samples), size=_DRAWS))
         chosen = _others(sample, drawn)
-        if len(chosen) < _OTHERS:  # most samples are of its class
-            chosen = _others(sample, [samples[each] for each in random.permutation(len(samples))])
+        if len(chosen) < _OTHERS:  # most samples are of its class, and the others few
+            chosen = _others(sample, (rare[each] for each in random.permutation(len(rare))))
         if len(chosen) == _OTHERS:
             found[sample.name] = chosen
     return found

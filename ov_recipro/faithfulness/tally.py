@@ -160,7 +160,8 @@ class Tally:
             for name, resampled in zip(_KINDS, drawn, strict=True)
         }
         overall = adcc(means["drop"].value, means["coherency"].value, means["complexity"].value)
-        resampled = np.array([adcc(*three) for three in drawn[[0, 4, 5]].T])
+        three = drawn[[_KINDS.index(each) for each in _OF_ADCC]]
+        resampled = np.array([adcc(*each) for each in three.T])
         some: dict[str, Mean | None] = {}
         numbers = {}
         for kinds in _OPTIONAL:

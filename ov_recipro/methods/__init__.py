@@ -66,7 +66,7 @@ METHODS: dict[str, Method] = {
 """The methods, by the names that users give."""
 
 CONTROLS = ("gaussian", "fit-gaussian", "random")
-"""Methods that know nothing about the model: what a map must beat to say anything."""
+"""Methods that do not look for where the model looks: a map must beat them to say anything."""
 
 
 def find_methods(names: Sequence[str], methods: Mapping[str, Any] = METHODS) -> list[str]:

@@ -30,7 +30,7 @@ def _window(node: ov.Node) -> tuple[Window, dict[str, Any]]:
     Pads are written as they turn out, since ONNX Runtime rounds and pads otherwise by itself.
     """
     if len(node.input_value(0).shape) != 4:
-        raise PlanRefused(f"'{node.get_type_name()}' is not of images")
+        raise PlanRefused(f"'{node.get_type_name()}' is not two-dimensional")
     window = window_of(node)
     ends = [
         max(0, begin + (kernel - 1) * dilation + 1 - size)
@@ -70,6 +70,8 @@ def pool(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     window, settings = _window(node)
     if any(begin >= size for begin, size in zip(_last_begins(window), window.source, strict=True)):
         raise PlanRefused(f"the last window of '{kind}' begins outside its input")
+    if any(pad >= size for pad, size in zip(settings["pads"], window.kernel * 2, strict=True)):
+        raise PlanRefused(f"'{kind}' has more padding than ONNX Runtime takes")
     if kind == "MaxPool" and len(node.outputs()) > 1 and node.output(1).get_target_inputs():
         raise PlanRefused("the indices of 'MaxPool' are used")
     if kind == "MaxPool" or graph.opset >= _DILATED_AVERAGES:
@@ -79,9 +81,10 @@ def pool(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     if kind == "MaxPool":
         return graph.add("MaxPool", *inputs, **settings)
     included = not attributes["exclude-pad"]
-    automatic = str(attributes.get("auto_pad", "explicit")).lower() != "explicit"
-    ends = zip(settings["pads"][2:], attributes["pads_end"], strict=True)
-    if included and not automatic and any(made > declared for made, declared in ends):
+    automatic = str(attributes.get("auto_pad", "explicit")).lower()
+    declared = [0, 0] if automatic == "valid" else attributes["pads_end"]
+    ends = zip(settings["pads"][2:], declared, strict=True)
+    if included and not automatic.startswith("same") and any(made > own for made, own in ends):
         raise PlanRefused("the last window of 'AvgPool' ends outside the padding that it counts")
     return graph.add("AveragePool", *inputs, count_include_pad=int(included), **settings)
 
@@ -102,7 +105,7 @@ def resize(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
     elif coordinates == "tf_half_pixel_for_nn":
         lacking = f"by '{coordinates}'"
     elif _has_own_scales(node, settings):
-        lacking = "by scales that its sizes do not follow"
+        lacking = "by scales that do not match its sizes"
     elif mode == "nearest" and nearest == "simple":
         source = [int(size) for size in node.input_value(0).shape]
         if any(made < size for made, size in zip(shape, source, strict=True)):

@@ -140,7 +140,7 @@ def find_earlier(bundle: Bundle, max_cost: float | None = None) -> Layers:
     manifest = bundle.manifest
     reason = rows.applies(manifest, "cell")
     if reason is None and manifest.deployed_scores:
-        reason = "the model computes in 8 bits up to its scores"
+        reason = "the model computes in fewer than 32 bits up to its scores"
     if reason is not None:
         raise OptionError(f"Method 'recipro-pair' can't be used: {reason}.")
     whole = prepared(whole_model(bundle))

@@ -529,12 +529,48 @@ def test_variants_of_other_scores(
         }  # fmt: skip
         in_onnx = infer_onnx(embed_onnx(path, **options).SerializeToString(), x)
         for found in (in_onnx, infer(embed(path, **options), x)):
-            np.testing.assert_allclose(found["saliency_map"][0], expected.raw, atol=1e-3)
+            accuracy = 1e-3 if method == "recipro-pair" else 1e-4 * float(np.ptp(expected.raw))
+            np.testing.assert_allclose(found["saliency_map"][0], expected.raw, atol=accuracy)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_a_pair_that_is_sure(score: Any, lite0: Path, coffee: Path, tmp_path: Path) -> None:
+    """Float32 holds no differences of scores so close to 1; a class that nothing loses is 0."""
+    model = onnx.load(lite0)
+    (logits,) = [node for node in model.graph.node if "logits" in node.output]
+    logits.output[0] = "plain"
+    factor = onnx.numpy_helper.from_array(np.array(3, np.float32), "factor")
+    model.graph.initializer.append(factor)
+    model.graph.node.append(onnx.helper.make_node("Mul", ["plain", "factor"], ["logits"]))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    how: dict[str, Any] = {"method": "recipro-pair", "score": score}
+    explainer = Explainer(path, preprocessing=Explainer(lite0).preprocessing, **how)
+    x = prepare(read_image(coffee), explainer.preprocessing)[0].astype(np.float32)
+    expected = explainer.explain_tensor(x, "top2")
+    assert expected.targets[0].score > 0.9999
+    classes = [target.index for target in expected.targets]
+    options: dict[str, Any] = {"scaling": "float", "classes": classes, **how}
+    for found in (
+        infer_onnx(embed_onnx(path, **options).SerializeToString(), x),
+        infer(embed(path, **options), x),
+    ):
+        np.testing.assert_allclose(found["saliency_map"][0], expected.maps, atol=2e-3)
+
+
+def test_a_variant_that_onnx_lacks(tmp_path: Path) -> None:
+    b = Builder(shape=(1, 3, 24, 24))
+    early = b.add("Relu", b.conv("image", 6, strides=[2, 2]), output="early")
+    late = b.add("Cos", b.conv(early, 8), output="late")
+    b.head(b.add("Relu", late), classes=7)
+    path = b.save(tmp_path / "m.onnx")
+    with pytest.raises(ReciproError, match=r"can't be embedded as ONNX: .* 'Cos'|can't be used"):
+        embed_onnx(path, layer="late", method="recipro-pair")
 
 
 def test_variants_explain_classes_alone(tmp_path: Path, lite0: Path) -> None:
     command = ("embed", lite0, "-o", "m.xml", "--method", "recipro-pair")
-    fails(run(*command, "--against", "tabby", cwd=tmp_path), "'recipro-pair' explains classes")
+    fails(run(*command, "--against", "tabby", cwd=tmp_path), "'recipro-pair' explains only classes")
     b = Builder()
     b.linear(b.add("Flatten", b.conv("image", 4, strides=[2, 2], output="feature")), 4 * 64)
     b.save(tmp_path / "flat.onnx")

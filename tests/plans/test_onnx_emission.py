@@ -222,7 +222,15 @@ def test_an_operation(name: str, opset: int) -> None:
         ),
         (
             interpolated(shape_calculation_mode="scales", scales=(1.5, 1.3)),
-            "resizing by scales that its sizes do not follow",
+            "resizing by scales that do not match its sizes",
+        ),
+        (
+            lambda x: ops.avg_pool(x, [2, 2], [0, 0], [0, 0], [3, 3], False, "ceil", "valid"),
+            "the last window of 'AvgPool' ends outside the padding that it counts",
+        ),
+        (
+            lambda x: ops.max_pool(x, [1, 1], [4, 4], [0, 0], [2, 2], [2, 2], "floor").output(0),
+            "'MaxPool' has more padding than ONNX Runtime takes",
         ),
     ],
 )
