@@ -69,7 +69,7 @@ def test_the_command_plays_it(tmp_path: Path, cat: Path, coffee: Path) -> None:
     for number, path in enumerate((coffee, cat, cat, cat)):
         picture = read_image(path)
         cv2.imwrite(str(tmp_path / f"{number}.png"), picture[number:])
-    words = ("evaluate", tmp_path, "--step", "12544", "--mosaics", "-o", tmp_path / "out")
+    words = ("evaluate", tmp_path, "--step", "50176", "--mosaics", "-o", tmp_path / "out")
     names = ("--methods", "recipro,gaussian", "--paired", "recipro,gaussian")
     done = run(*words, *names[2:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

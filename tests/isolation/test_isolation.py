@@ -19,7 +19,7 @@ import pytest
 
 from boxes import SCENE_MODEL, make_scenes
 from command import fails, run
-from graphs import Builder
+from graphs import Builder, residual
 from ov_recipro import DeviceError, Explainer, ModelError, OptionError
 from ov_recipro.errors import CrashError
 from ov_recipro.explanation import Explanation
@@ -50,7 +50,6 @@ def same(one: Explanation, other: Explanation) -> None:
         ({"mask": "drop", "precision": "native"}, {}),
         ({"method": "recipro-pair"}, {}),
         ({"method": "recipro-aumann", "plan": "stream"}, {}),
-        ({"method": "occlusion"}, {}),
         ({"device": "ort-cpu"}, {}),
     ],
     ids=str,
@@ -62,6 +61,13 @@ def test_the_same_to_the_bit(
     same(here(cat, "top2", **asked), there(cat, "top2", **asked))
     assert there.plan.name == here.plan.name
     assert there.plan_reason == here.plan_reason
+
+
+def test_a_black_box(tmp_path: Path) -> None:
+    model = residual(tmp_path / "m.onnx")
+    here, there = (Explainer(model, isolate=i, method="occlusion") for i in (False, True))
+    x = np.random.default_rng(0).standard_normal(here.bundle.manifest.image.shape)
+    same(here.explain_tensor(x), there.explain_tensor(x))
 
 
 def test_boxes() -> None:
