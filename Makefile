@@ -9,7 +9,7 @@ demo: $(VENV)/installed ## explain the sample image on the bundled model
 	$(BIN)/ov-recipro explain examples/chelsea.jpg
 
 test: $(VENV)/developing ## run all tests, three at a time, inference on one core each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/developing
 	$(BIN)/ruff check .

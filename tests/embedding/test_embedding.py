@@ -359,7 +359,6 @@ def infer_onnx(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
     ("layer", "exact", "opset"),
     [
         ("auto", False, 13),
-        ("blocks.14", False, 13),
         ("blocks.14", False, 21),
         ("blocks.14/depthwise_conv/Conv", True, 18),
     ],

@@ -24,7 +24,6 @@ from places import LIGHT
 LIGHT_MODELS = [
     "resnet50",
     "densenet121",
-    "vgg19",
     "squeezenet",
     "shufflenet",
     "inception_v1",
