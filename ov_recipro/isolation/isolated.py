@@ -155,7 +155,7 @@ class IsolatedModel:
     def _channel(self) -> Iterator[Channel]:
         """Take a channel to the process, which is started if there is none."""
         with self._lock:
-            if self._process.died is not None:
+            if self._process.died is not None or self._process.interrupted:
                 bundle = self.bundle
                 again = dataclasses.replace(
                     self._wanted,

@@ -84,6 +84,15 @@ def test_votes_of_many() -> None:
         np.testing.assert_array_equal(one.raw, other.raw)
 
 
+def test_a_stream_that_is_left(lite0: Path, cat: Path) -> None:
+    explainer = Explainer(lite0, isolate=True)
+    before = explainer(cat)
+    for found in explainer.stream([cat] * 9):
+        same(found, before)
+        break
+    same(explainer(cat), before)
+
+
 def test_many_at_once(lite0: Path, cat: Path, coffee: Path) -> None:
     pictures = [cat, coffee] * 6
     here = Explainer(lite0)
