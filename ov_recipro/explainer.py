@@ -23,6 +23,7 @@ from ov_recipro.explanation import Explanation
 from ov_recipro.images.preprocess import Image, Preprocessing, Window, changed, prepare
 from ov_recipro.images.reading import ImageFile, read_file
 from ov_recipro.isolation.isolated import open_isolated
+from ov_recipro.isolation.messages import How
 from ov_recipro.isolation.opened import Model, open_model
 from ov_recipro.options import Cut, Running, Targets, cut_and_running_from, targets_from
 from ov_recipro.ordered import in_order
@@ -99,14 +100,14 @@ class Explainer:
     ) -> None:
         cut, self.running = cut_and_running_from(layer, device, options)
         self.method, self._progress = method, progress
-        how = (cut, self.running, mask, method, signed)
+        how = How(cut, self.running, mask, method, signed)
         open_source = open_isolated if self.running.isolate else open_model
         self._model: Model
         if isinstance(model, Bundle):
-            self._model = open_source(model, *how)
+            self._model = open_source(model, how)
         else:
             with as_file(default_model() if model is None else model) as path:
-                self._model = open_source(path, *how)
+                self._model = open_source(path, how)
         self.bundle, self.mask = self._model.bundle, self._model.mask
         manifest = self.bundle.manifest
         self.signed, self._task = signed, manifest.task

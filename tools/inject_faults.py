@@ -1,4 +1,4 @@
-"""Fail the n-th call on a file, for every n, or kill at random moments; tell what was lost.
+"""Make each call on a file fail in turn, or kill the process at random; report what was lost.
 
 Each command runs as a user would run it. Afterwards every file must be whole or absent, the error
 one line, and the same command, run again, must give what it gives without a fault. Linux, with a C

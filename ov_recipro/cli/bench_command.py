@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from ov_recipro.cli.option_groups import FILE, methods_of, note, option, options_of
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.options import Cut, Running
+from ov_recipro.output import as_record
 
 if TYPE_CHECKING:
     from ov_recipro.bench import MethodRow, Row
@@ -80,7 +80,7 @@ def command(
                 note(f"Measuring {layer} on {device}, {precision}, plan {each} ...")
             rows.append(measure(folder, dataclasses.replace(running, plan=each), runs))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        click.echo(as_record(rows), nl=False)
         return
     table = [_METHODS_HEADER if names else _HEADER, *map(_shown, rows)]
     click.echo(markdown(table) if as_markdown else aligned(table))

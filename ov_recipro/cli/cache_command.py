@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import click
-import msgspec
+
+from ov_recipro.output import as_record
 
 
 @click.group("cache")
@@ -33,7 +34,7 @@ def show(as_json: bool) -> None:
             for kind, kept in found.items()
         }
         record = {"folder": str(user_cache()), "limit": CACHE_BYTES.value, **kinds}
-        click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2))
+        click.echo(as_record(record), nl=False)
         return
     click.echo(f"folder    {user_cache()}")
     for kind, kept in found.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import click
-import msgspec
+
+from ov_recipro.output import as_record
 
 
 @click.command("devices")
@@ -14,7 +15,7 @@ def command(as_json: bool) -> None:
 
     devices = describe_devices()
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(devices), indent=2))
+        click.echo(as_record(devices), nl=False)
         return
     for device in devices:
         state = device.name if device.available else f"not available: {device.name}"

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from ov_recipro.cli.option_groups import FILE, note, options_of
 from ov_recipro.cli.tables import aligned
 from ov_recipro.options import Cut
+from ov_recipro.output import as_record
 
 if TYPE_CHECKING:
     from ov_recipro.cut.cut_point import CutPoint
@@ -69,7 +69,7 @@ def command(
             }
             for index, (point, cost) in enumerate(zip(points, estimates, strict=True))
         ]
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        click.echo(as_record(rows), nl=False)
         return
     on_tokens = any(point.layout == "NTC" for point in points)
     names = ("block", "prefix") if on_tokens else ()

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ov_recipro.errors import OptionError
 from ov_recipro.explanation import Explanation
 from ov_recipro.faithfulness.verification import Verification
-from ov_recipro.output import open_folder, write_whole
+from ov_recipro.output import as_record, open_folder, write_whole
 from ov_recipro.saliency import Score
 
 SETTINGS = "_run.json"  # readers that open the folder as one dataset skip such names
@@ -206,9 +206,9 @@ class Results:
 
 def _agree(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings, or check that those already there are the same."""
-    data = msgspec.json.encode(settings)
+    data = as_record(settings)
     if not path.exists():
-        write_whole(path, msgspec.json.format(data, indent=2) + b"\n")
+        write_whole(path, data)
         return
     try:
         kept = msgspec.json.decode(path.read_bytes())

@@ -210,3 +210,10 @@ def descendants(nodes: Iterable[Node], sources: set[str]) -> set[str]:
         if node.op not in SHAPE_READERS and reached.intersection(node.inputs):
             reached.update(node.outputs)
     return reached
+
+
+def over_classes(node: Node, shape: Shape | None) -> bool:
+    """Whether a Softmax runs over all classes; a Sigmoid has no axis."""
+    if shape is None or node.op == "Sigmoid":
+        return shape is not None
+    return prod(shape[axis] for axis in node.axes) == prod(shape)

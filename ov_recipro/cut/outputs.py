@@ -9,7 +9,7 @@ from math import prod
 
 from ov_recipro.cut.box_layout import BoxLayout
 from ov_recipro.cut.detectors import find_layout, of_suppression
-from ov_recipro.cut.graph import Graph, Node, Shape, Task, descendants
+from ov_recipro.cut.graph import Graph, Node, Shape, Task, descendants, over_classes
 from ov_recipro.cut.layout import channels_last, chw
 from ov_recipro.cut.recognition import (
     NORMALISATIONS,
@@ -271,7 +271,7 @@ class Outputs:
         tensor = output
         while (node := self._producers.get(tensor)) is not None and node.inputs:
             tensor = node.inputs[0]
-            if node.op in _ACTIVATIONS and _over_classes(node, self.shapes.get(tensor)):
+            if node.op in _ACTIVATIONS and over_classes(node, self.shapes.get(tensor)):
                 return Ending("classifier", why, tensor, 1, _ACTIVATIONS[node.op], output)
             if node.op not in _TRANSPARENT:
                 break
@@ -393,10 +393,3 @@ def read_graph(
         boxes=ending.boxes,
         joined=ending.joined,
     )
-
-
-def _over_classes(node: Node, shape: Shape | None) -> bool:
-    """Whether a Softmax runs over all classes; a Sigmoid has no axis."""
-    if shape is None or node.op == "Sigmoid":
-        return shape is not None
-    return prod(shape[axis] for axis in node.axes) == prod(shape)

@@ -155,12 +155,12 @@ def _tensors(model: ov.Model) -> dict[str, ov.Output]:
 
 
 def _find(known: Mapping[str, ov.Output], name: str, path: Path) -> ov.Output:
+    if name in known:
+        return known[name]
     half = known.get(name.removesuffix("/float32"))  # which is converted where it is read
-    if name not in known and half is not None and half.get_element_type() == ov.Type.f16:
+    if half is not None and half.get_element_type() == ov.Type.f16:
         return half
-    if name not in known:
-        raise ModelError(f"{path}: the model as OpenVINO reads it has no tensor '{name}'.")
-    return known[name]
+    raise ModelError(f"{path}: the model as OpenVINO reads it has no tensor '{name}'.")
 
 
 def _branch(

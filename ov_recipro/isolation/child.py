@@ -86,9 +86,7 @@ def _opened(wanted: Wanted) -> tuple[OpenedModel, Opening]:
     source: Path | Bundle = path
     if wanted.manifest is not None:
         source = Bundle(path, wanted.manifest, wanted.whole)
-    model = open_model(
-        source, wanted.cut, wanted.running, wanted.mask, wanted.method, wanted.signed
-    )
+    model = open_model(source, wanted.how)
     runtime, bundle = model.runtime, model.bundle
     return model, Opening(
         folder=str(bundle.folder),

@@ -14,20 +14,15 @@ from tempfile import mkdtemp
 from threading import Lock
 from typing import Any
 
-from ov_recipro.black_boxes.attribution import Method
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.cut.cells import Cells
 from ov_recipro.errors import CrashError, DeviceError, OptionError
-from ov_recipro.isolation.channel import (
-    ConnectionLost,
-    Silent,
-)
-from ov_recipro.isolation.messages import MASKED, Wanted
+from ov_recipro.isolation.channel import ConnectionLost, Silent
+from ov_recipro.isolation.messages import MASKED, How, Wanted
 from ov_recipro.isolation.opened import Result
 from ov_recipro.isolation.process import Channel, Process
 from ov_recipro.isolation.turns import Turns
 from ov_recipro.limits import ISOLATED_BYTES, ISOLATED_SECONDS
-from ov_recipro.options import Cut, Running
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes.pair_runtime import PairInference
 from ov_recipro.runtimes.pooled_runtime import PooledInference
@@ -46,24 +41,17 @@ class IsolatedPlan:
     cells: int
 
 
-def open_isolated(
-    source: Path | Bundle,
-    cut: Cut,
-    running: Running,
-    mask: Mask | None,
-    method: Method,
-    signed: bool,
-) -> IsolatedModel:
+def open_isolated(source: Path | Bundle, how: How) -> IsolatedModel:
     """Open a model in a process of its own; see `opened.open_model`."""
-    here = dataclasses.replace(running, isolate=False)  # what runs there is not isolated again
+    running = dataclasses.replace(how.running, isolate=False)  # it is not isolated again there
+    how = dataclasses.replace(how, running=running)
     for limit, least in ((ISOLATED_SECONDS, 1), (ISOLATED_BYTES, _LEAST_BYTES)):
         if not least <= limit.value <= _MOST:
             raise OptionError(f"{limit.variable} must be between {least} and {_MOST}.")
     if not isinstance(source, Bundle):
-        path = str(source.absolute())
-        return IsolatedModel(Wanted(path, None, False, cut, here, mask, method, signed))
-    bundle = str(source.folder.absolute()), source.manifest, source.whole
-    return IsolatedModel(Wanted(*bundle, cut, here, mask, method, signed))
+        return IsolatedModel(Wanted(str(source.absolute()), None, False, how))
+    folder = str(source.folder.absolute())
+    return IsolatedModel(Wanted(folder, source.manifest, source.whole, how))
 
 
 class IsolatedModel:

@@ -17,6 +17,17 @@ MASKED = "masked "
 
 
 @dataclass(frozen=True)
+class How:
+    """How a model is opened and run; for all of it see `ov_recipro.Explainer`."""
+
+    cut: Cut
+    running: Running
+    mask: Mask | None
+    method: Method
+    signed: bool
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What is to be opened; see `opened.open_model`.
 
@@ -24,17 +35,13 @@ class Wanted:
         path: a model file or a bundle's folder.
         manifest: of a bundle that is already open; None for a file or a folder.
         whole: see `cut.bundle.Bundle`.
-        cut, running, mask, method, signed: see `ov_recipro.Explainer`.
+        how: how it is opened and run.
     """
 
     path: str
     manifest: Manifest | None
     whole: bool
-    cut: Cut
-    running: Running
-    mask: Mask | None
-    method: Method
-    signed: bool
+    how: How
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Protocol, TypeVar
 
-from ov_recipro.black_boxes.attribution import BLACK_BOXES, Method, check_method
+from ov_recipro.black_boxes.attribution import BLACK_BOXES, check_method
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import OptionError
+from ov_recipro.isolation.messages import How
 from ov_recipro.options import Cut, Running
 from ov_recipro.plans.stream import Mask
 from ov_recipro.runtimes import open_runtime, zero_runner
@@ -94,24 +95,17 @@ class OpenedModel:
         """See `Model.interrupt`: what is at work here can't be given up."""
 
 
-def open_model(
-    source: Path | Bundle,
-    cut: Cut,
-    running: Running,
-    mask: Mask | None,
-    method: Method,
-    signed: bool,
-) -> OpenedModel:
+def open_model(source: Path | Bundle, how: How) -> OpenedModel:
     """Split a model if need be, and make it ready.
 
     Args:
         source: a model file or a bundle.
-        cut: where a model file is cut.
-        running, mask, method, signed: see `ov_recipro.Explainer`.
+        how: how it is opened and run; only a model file is cut.
 
     Raises:
         ReciproError: the model can't be read, cut there or run on that device.
     """
+    cut, running, method = how.cut, how.running, how.method
     file: tuple[Path, Cut] | None = None
     if isinstance(source, Bundle):
         bundle = source
@@ -119,7 +113,7 @@ def open_model(
         bundle = opened(source, cut, is_cut=method not in BLACK_BOXES)
         file = None if source.is_dir() else (source, cut)
     manifest = bundle.manifest
-    mask = mask or default_mask(manifest)
+    mask = how.mask or default_mask(manifest)
     check_method(method, manifest.task)
     check_cost(bundle, running, mask, method, file)
     if manifest.cut.joined and mask in ("spread", "weight"):
@@ -128,7 +122,7 @@ def open_model(
     if method in BLACK_BOXES:
         runtime = WholeRuntime(bundle, running)
     elif method in VARIANTS:
-        runtime = open_variant(method, bundle, running, mask, signed)
+        runtime = open_variant(method, bundle, running, mask, how.signed)
     else:
         runtime = open_runtime(bundle, running, mask)
     return OpenedModel(bundle, running, mask, runtime)

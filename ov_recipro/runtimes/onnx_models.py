@@ -52,11 +52,11 @@ def as_onnx(model: ov.Model, outputs: Sequence[str], opset: int = OPSET) -> onnx
     )
 
 
-def can_be_fused(bundle: Bundle) -> bool:
-    """Whether a plan can be built on a bundle's head, by the files' size and the head's opset."""
+def can_be_fused(bundle: Bundle, opset: int) -> bool:
+    """Whether a plan can be built on a bundle's head, by the files' size and the head's `opset`."""
     if sum(file.stat().st_size for file in bundle.folder.iterdir()) > _LARGEST:
         return False
-    return opset_of(load_again(bundle.head, weights=False)) >= LEAST_OPSET
+    return opset >= LEAST_OPSET
 
 
 def fused(

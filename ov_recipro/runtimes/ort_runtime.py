@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -82,6 +83,11 @@ class ONNXRuntime:
         beyond = np.array([self._pieces.stream.cells], np.int64)  # no cell is marked
         return self._pieces.masked_logits(features, beyond).reshape(-1)
 
+    @cached_property
+    def _opset(self) -> int:
+        """The head's."""
+        return opset_of(load_again(self._bundle.head, weights=False))
+
     def _stream(self) -> _Infer:
         """Open the head, and the tail for batches of masked maps."""
         self.plan = self._pieces.stream
@@ -109,7 +115,7 @@ class ONNXRuntime:
 
             return self._apart(masked_of)
         one_precision = self._device.is_cpu or self._running.precision == "f32"
-        if one_precision and onnx_models.can_be_fused(bundle):
+        if one_precision and onnx_models.can_be_fused(bundle, self._opset):
             model, self.plan = onnx_models.fused(bundle, mask, memory, _LOGITS)
             try:
                 return self._together(model)
@@ -186,7 +192,7 @@ class ONNXRuntime:
     def _alone(self) -> tuple[Callable[[Sequence[Any]], list[Array]], SparsePlan]:
         """Return what runs the plan on a feature map, at the head's opset, and the plan."""
         model, plan = sparse_model(self._bundle, self._mask, self._running.batch_memory)
-        opset = max(LEAST_OPSET, opset_of(load_again(self._bundle.head, weights=False)))
+        opset = max(LEAST_OPSET, self._opset)
         return self._opened(onnx_models.as_onnx(model, [_LOGITS], opset)), plan
 
     def _joint(self) -> tuple[Callable[[Sequence[Any]], list[Array]], Scattered, SparsePlan]:
