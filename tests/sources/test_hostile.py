@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,34 +15,16 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from command import fails
+from command import fails, measured
 from graphs import Builder, residual
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.images.reading import decode_image, find_images, read_image
 from ov_recipro.sources import onnx_file
 from ov_recipro.sources.companions import open_companion
 
-MEASURED = (
-    "import atexit, resource, sys;"
-    "atexit.register(lambda: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss));"
-    "from ov_recipro.cli import main; main()"
-)
 MOST = 100 << 10  # KiB over the peak of the same command on a harmless file
 USUAL: dict[str | Path, int] = {}  # peaks of commands on harmless files, in KiB
 SECRET = np.arange(20, dtype=np.float32) + 0.125
-
-
-def measured(cwd: Path, *arguments: str | Path) -> tuple[subprocess.CompletedProcess[str], int]:
-    """Run a command; return also its peak memory in KiB."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done, int(done.stdout.rsplit("peak", 1)[1])
 
 
 def refused(

@@ -99,7 +99,7 @@ def padded_net(path: Path) -> Path:
     return b.save(path)
 
 
-NETS = ["lite0", "padded", "light_squeezenet", "light_resnet50"]
+NETS = ["lite0", "padded", "light_squeezenet"]
 
 
 @pytest.mark.parametrize("net", NETS)
