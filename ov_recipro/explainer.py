@@ -19,16 +19,17 @@ from ov_recipro.black_boxes import attribution
 from ov_recipro.black_boxes.masked_image import Progress
 from ov_recipro.cut.bundle import Bundle
 from ov_recipro.errors import ImageError, OptionError
-from ov_recipro.explanation import Explanation
+from ov_recipro.explanation import Explanation, Prediction
 from ov_recipro.images.preprocess import Image, Preprocessing, Window, changed, prepare
-from ov_recipro.images.reading import ImageFile, read_file
+from ov_recipro.images.reading import ImageFile, pixels_of
 from ov_recipro.isolation.isolated import open_isolated
 from ov_recipro.isolation.messages import How
-from ov_recipro.isolation.opened import Model, open_model
+from ov_recipro.isolation.opened import Model, Result, open_model
 from ov_recipro.options import Cut, Running, Targets, cut_and_running_from, targets_from
 from ov_recipro.ordered import in_order
 from ov_recipro.output import as_json
 from ov_recipro.plans.stream import Mask
+from ov_recipro.runtimes.runtime import Inference
 from ov_recipro.saliency import Floats, Score, default_score, maps_of, softmax_terms
 from ov_recipro.sources.default_model import default_model
 from ov_recipro.sources.labels import checked_labels
@@ -38,7 +39,6 @@ from ov_recipro.targets.boxes import signed_losses
 from ov_recipro.targets.finding import Finder
 from ov_recipro.targets.similarity import Reference, make_reference
 from ov_recipro.targets.vectors import only_image, read_vectors
-from ov_recipro.targets.votes import votes
 from ov_recipro.variants import VARIANTS
 from ov_recipro.variants.variant_maps import variant_maps
 
@@ -145,12 +145,7 @@ class Explainer:
         Raises:
             ReciproError: the image can't be read, there is no such target, or the model gives NaN.
         """
-        source = read_file(Path(image)) if isinstance(image, str | Path) else image
-        pixels, path, sha256 = (
-            (source.pixels, source.path, source.sha256)
-            if isinstance(source, ImageFile)
-            else (source, None, None)
-        )
+        pixels, path, sha256 = pixels_of(image)
         tensor, window = self._prepared(pixels)
         found = self._explain(tensor, self.find_targets(targets, **options), window)
         return dataclasses.replace(found, image=pixels, window=window, path=path, sha256=sha256)
@@ -192,20 +187,27 @@ class Explainer:
             tensor: the model's input at batch 1. Regions and boxes are in its pixels.
             targets, options: see `__call__`.
         """
-        entry = self.bundle.manifest.image
-        if tensor.shape != entry.shape:
-            raise ImageError(
-                f"The model takes an input of shape {list(entry.shape)}, not {list(tensor.shape)}."
-            )
-        height, width = entry.size
         asked = self.find_targets(targets, **options)
-        return self._explain(tensor.astype(entry.dtype, copy=False), asked, (0, 0, width, height))
+        return self._explain(self._checked(tensor), asked, self._whole)
 
     def explain_scored(
         self, tensor: npt.NDArray[Any], targets: Sequence[ScoredTarget]
     ) -> Explanation:
         """Explain a preprocessed input by targets such as `Explanation.scored` of another one."""
         return self._explain(tensor, targets, None)
+
+    @property
+    def _whole(self) -> Window:
+        height, width = self.bundle.manifest.image.size
+        return 0, 0, width, height
+
+    def _checked(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        entry = self.bundle.manifest.image
+        if tensor.shape != entry.shape:
+            raise ImageError(
+                f"The model takes an input of shape {list(entry.shape)}, not {list(tensor.shape)}."
+            )
+        return tensor.astype(entry.dtype, copy=False)
 
     def _prepared(self, pixels: Image) -> tuple[npt.NDArray[Any], Window]:
         entry = self.bundle.manifest.image
@@ -246,18 +248,26 @@ class Explainer:
         next_layer = manifest.cut.next_layer
         zeros: Floats | None = None
         if self.method in attribution.BLACK_BOXES:
-            cells, further = self._without_cut(tensor, logits, scored)
+            cells, further = attribution.losses(
+                self.method,
+                lambda image: self._scores(scored, self._model.outputs(image)[None], None),
+                tensor,
+                manifest.image.channels_last,
+                scored,
+                self._progress,
+                logits,
+            )
             zeros = np.zeros(len(scored))
         elif self.mask == "drop":
             whole = full_scores
             if manifest.deployed_scores or self.running.precision != "f32":  # not the tail's own
-                (whole,) = self._scores(scored, self._zero(tensor)[None], None)
+                whole = self._zeros(tensor, scored)
             found = signed_losses(scored, whole - np.concatenate(runs))  # the cost of each cell
             cells, zeros = manifest.cut.cells.as_maps(found), np.zeros(len(scored))
         elif self.method == "recipro":
             cells = manifest.cut.cells.as_maps(np.concatenate(runs))
             if self.signed:
-                (zeros,) = self._scores(scored, self._zero(tensor)[None], None)
+                zeros = self._zeros(tensor, scored)
         if not np.isfinite(cells).all():
             raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
         raw = cells.astype(np.float32)
@@ -285,19 +295,6 @@ class Explainer:
             scored=tuple(scored),
         )
 
-    def _without_cut(
-        self, tensor: npt.NDArray[Any], outputs: Floats, scored: Sequence[ScoredTarget]
-    ) -> tuple[npt.NDArray[np.float64], list[dict[str, Any]]]:
-        """Return maps [T,h,w] of the image, and how much each rests on."""
-        if self.method == "votes":
-            return votes(scored, outputs), [{"runs": 0} for _ in scored]
-
-        def run(image: npt.NDArray[Any]) -> Floats:
-            return self._scores(scored, self._model.outputs(image)[None], None)
-
-        last = self.bundle.manifest.image.channels_last
-        return attribution.losses(self.method, run, tensor, last, scored, self._progress)
-
     def _scores(
         self,
         targets: Sequence[ScoredTarget],
@@ -309,6 +306,11 @@ class Explainer:
         if terms is None and self.score == "softmax" and self._task == "classifier":
             terms = softmax_terms(outputs)
         return scores_of(targets, outputs, terms, columns)
+
+    def _zeros(self, tensor: npt.NDArray[Any], targets: Sequence[ScoredTarget]) -> Any:
+        """Return the targets' scores [T] where masks begin (see `runtimes.zero_runner`)."""
+        outputs = self._finder.zero(self._model.zero(tensor))
+        return self._scores(targets, outputs[None], None)[0]
 
     def find_targets(
         self, targets: str | int | Iterable[str | int] | Targets = "top1", **options: Any
@@ -343,28 +345,43 @@ class Explainer:
         length = self.bundle.manifest.values
         return make_reference(like, against, middle, length, only_image(similar_to))
 
-    def _zero(self, tensor: npt.NDArray[Any]) -> Floats:
-        """Return the tail's outputs [values] where masks begin (see `runtimes.zero_runner`)."""
-        found = self._model.zero(tensor)
-        if np.isfinite(found).all():
-            return found
-        if self.bundle.manifest.task == "embedding":  # a vector of zeros, divided by its length
-            return np.zeros_like(found)
-        raise ImageError("The model gives NaN or infinite numbers for an empty feature map.")
-
     def vector(self, image: str | Path | ImageFile | Image) -> Floats:
-        """Return an embedding's vector of an image (see `__call__`), float32 [D].
+        """Return `outputs` of an image (see `__call__`): an embedding's vector, float32 [D]."""
+        pixels, _, _ = pixels_of(image)
+        return self.outputs(self._prepared(pixels)[0])
+
+    def outputs(self, tensor: npt.NDArray[Any]) -> Floats:
+        """Return what targets are scored by, in a row, such as a classifier's logits, float32 [V].
+
+        Args:
+            tensor: see `explain_tensor`.
 
         Raises:
-            ReciproError: the image can't be read, or the model gives NaN.
+            ReciproError: the tensor does not fit the model, or the model gives NaN.
         """
-        source = read_file(Path(image)) if isinstance(image, str | Path) else image
-        tensor, _ = self._prepared(source.pixels if isinstance(source, ImageFile) else source)
+        tensor = self._checked(tensor)
+        return self._inferred(tensor, lambda inference: np.array(inference.logits, np.float32))
 
-        def infer() -> Floats:
+    def predict(self, image: str | Path | ImageFile | Image) -> tuple[Prediction, ...]:
+        """Return what `Explanation.predictions` would list for an image, without explaining it."""
+        pixels, _, _ = pixels_of(image)
+        return self._predictions(*self._prepared(pixels))
+
+    def predict_tensor(self, tensor: npt.NDArray[Any]) -> tuple[Prediction, ...]:
+        """Return what the model predicts for a preprocessed input (see `explain_tensor`)."""
+        return self._predictions(self._checked(tensor), self._whole)
+
+    def _predictions(self, tensor: npt.NDArray[Any], window: Window) -> tuple[Prediction, ...]:
+        def predictions(found: Inference) -> tuple[Prediction, ...]:
+            return self._finder.predictions(found.logits, found.softmax_terms, window)
+
+        return self._inferred(tensor, predictions)
+
+    def _inferred(self, tensor: npt.NDArray[Any], take: Callable[[Inference], Result]) -> Result:
+        def infer() -> Result:
             with self._runtime.infer(tensor) as inference:
                 inference.check_finite()
-                return np.array(inference.logits, np.float32)
+                return take(inference)
 
         return self._model.guarded(infer)
 

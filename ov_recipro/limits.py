@@ -62,4 +62,8 @@ FUNCTION_DEPTH = Limit(
 )
 ISOLATED_BYTES = Limit("OV_RECIPRO_ISOLATED_BYTES", 8 << 30, "bytes", DeviceError)
 ISOLATED_SECONDS = Limit("OV_RECIPRO_ISOLATED_SECONDS", 300, "seconds", DeviceError)
+REQUEST_BYTES = Limit("OV_RECIPRO_MAX_REQUEST_BYTES", 32 << 20, "bytes", OptionError)
+REQUEST_SECONDS = Limit("OV_RECIPRO_REQUEST_SECONDS", 30, "seconds", OptionError)
+SERVED_PIXELS = Limit("OV_RECIPRO_MAX_SERVED_PIXELS", 1 << 25, "pixels", ImageError)
+ANSWER_SECONDS = Limit("OV_RECIPRO_ANSWER_SECONDS", 60, "seconds", DeviceError)
 CACHE_BYTES = Limit("OV_RECIPRO_MAX_CACHE_BYTES", 8 << 30, "bytes", ReciproError)

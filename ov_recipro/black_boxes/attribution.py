@@ -19,6 +19,7 @@ from ov_recipro.metrics import Box
 from ov_recipro.saliency import Array, Floats
 from ov_recipro.targets.base import ScoredTarget
 from ov_recipro.targets.boxes import edges_of, signed_losses
+from ov_recipro.targets.votes import votes
 from ov_recipro.variants import VARIANTS, Variant
 
 BlackBox = Literal["occlusion", "rise", "d-rise", "aise", "votes"]
@@ -88,7 +89,8 @@ def losses(
     tensor: Array,
     channels_last: bool,
     targets: Sequence[ScoredTarget],
-    progress: Progress | None = None,
+    progress: Progress | None,
+    outputs: Floats,
 ) -> tuple[npt.NDArray[np.float64], list[dict[str, Any]]]:
     """Return what targets lose, [T,h,w], and for each how much that rests on.
 
@@ -96,10 +98,13 @@ def losses(
         method, run, progress: see `attributions`.
         tensor: the input; channels_last: whether it is [1,H,W,C].
         targets: what is explained.
+        outputs: of the model for the input, in a row.
 
     Raises:
         OptionError: the method is not for one of them.
     """
+    if method == "votes":
+        return votes(targets, outputs), [{"runs": 0} for _ in targets]
     if method == "aise" and any(getattr(each, "missed", False) for each in targets):
         raise OptionError("Method 'aise' explains boxes that the model predicts, no others.")
     image = MaskedImage(tensor, mean_colour(tensor, channels_last), channels_last)

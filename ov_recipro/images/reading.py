@@ -18,7 +18,7 @@ import numpy as np
 
 from ov_recipro.errors import ImageError
 from ov_recipro.images.preprocess import Image
-from ov_recipro.limits import IMAGE_BYTES, PIXELS
+from ov_recipro.limits import IMAGE_BYTES, PIXELS, Limit
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
@@ -54,9 +54,21 @@ def read_file(path: Path) -> ImageFile:
     return decode_file(read_bytes(path), str(path))
 
 
-def decode_file(data: bytes, path: str) -> ImageFile:
+def decode_file(data: bytes, path: str, pixels: Limit = PIXELS) -> ImageFile:
     """Decode the bytes of the image file that `path` names; see `decode_image`."""
-    return ImageFile(decode_image(data, path), path, hashlib.sha256(data).hexdigest())
+    return ImageFile(decode_image(data, path, pixels), path, hashlib.sha256(data).hexdigest())
+
+
+def pixels_of(image: str | Path | ImageFile | Image) -> tuple[Image, str | None, str | None]:
+    """Return the pixels of an image, and where it came from a file, its path and SHA-256.
+
+    Raises:
+        ImageError: see `read_file`.
+    """
+    source = read_file(Path(image)) if isinstance(image, str | Path) else image
+    if isinstance(source, ImageFile):
+        return source.pixels, source.path, source.sha256
+    return source, None, None
 
 
 def read_image(path: Path) -> Image:
@@ -82,7 +94,7 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: {error.strerror or error}.") from error
 
 
-def decode_image(data: bytes, name: str) -> Image:
+def decode_image(data: bytes, name: str, pixels: Limit = PIXELS) -> Image:
     """Return an image file's bytes as uint8 [H,W,3] BGR, turned as its EXIF orientation says.
 
     Grey becomes three equal channels, 16 bits become 8, an alpha channel is dropped.
@@ -90,14 +102,15 @@ def decode_image(data: bytes, name: str) -> Image:
     Args:
         data: the file's bytes.
         name: for messages.
+        pixels: how many it may have.
 
     Raises:
-        ImageError: they are truncated or not an image, or have more pixels than `limits.PIXELS`.
+        ImageError: they are truncated or not an image, or have too many pixels.
     """
     IMAGE_BYTES.check(len(data), name)
-    _check_header(BytesIO(data), name)
+    _check_header(BytesIO(data), name, pixels)
     if data.startswith(b"\xff\xd8"):
-        PIXELS.check(_pixels_of_jpeg(data), name)
+        pixels.check(_pixels_of_jpeg(data), name)
     if data.startswith(_PNG) and not _has_whole_chunks(data):
         raise ImageError(_not_an_image(name))
     try:  # from memory: from a truncated file, OpenCV would fill the rest with grey
@@ -109,12 +122,12 @@ def decode_image(data: bytes, name: str) -> Image:
     return np.asarray(image, np.uint8)
 
 
-def _check_header(file: BinaryIO, name: str) -> None:
+def _check_header(file: BinaryIO, name: str, pixels: Limit = PIXELS) -> None:
     """Refuse what is not an image, or has too many pixels, by its header alone."""
     width, height = imagesize.get(file, exif_rotation=False)
     if width < 1 or height < 1:  # no header that imagesize knows
         raise ImageError(_not_an_image(name))
-    PIXELS.check(int(width) * int(height), name)
+    pixels.check(int(width) * int(height), name)
 
 
 def _has_whole_chunks(data: bytes) -> bool:

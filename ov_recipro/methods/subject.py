@@ -28,6 +28,8 @@ from ov_recipro.targets.base import ScoredTarget, scores_of
 from ov_recipro.targets.classes import ClassTarget
 from ov_recipro.targets.contrast import NEXT
 
+_ISOLATED = "an isolated model shows its outputs alone"
+
 AnyTarget: TypeAlias = int | ScoredTarget
 """A class, or any other target."""
 
@@ -69,7 +71,7 @@ class Subject:
     """A model under study, for images as float32 [C,H,W] in the units of its input.
 
     Its methods may be called from several threads. Those that need its feature map or its tail
-    raise NotApplicable for a detector.
+    raise NotApplicable for a detector, and where the explainer is isolated.
 
     Args:
         explainer: names the model, layer, device, precision, hint and preprocessing.
@@ -81,7 +83,7 @@ class Subject:
         stopped: while set, calls at work in other threads end with an error.
 
     Raises:
-        OptionError: the explainer's device is not one of OpenVINO's, or it is isolated.
+        OptionError: the explainer's device is not one of OpenVINO's.
     """
 
     def __init__(self, explainer: Explainer) -> None:
@@ -90,23 +92,17 @@ class Subject:
             raise OptionError(
                 f"Maps are measured on OpenVINO's devices only; '{device}' is not one of them."
             )
-        if explainer.running.isolate:
-            raise OptionError(
-                "--isolate is for explaining alone: maps are measured, verified and sharpened with "
-                "the model in this process."
-            )
         self.explainer = explainer
         manifest = explainer.bundle.manifest
         self.probability: Score = default_score(manifest.activation, manifest.classes)
         self._cut = manifest.cut
         self._entry = manifest.image
-        runs: CompiledPieces | WholeRuntime
-        if manifest.task == "detector":
-            runs = WholeRuntime(explainer.bundle, explainer.running)
-        else:
-            runs = CompiledPieces(explainer.bundle, explainer.running)
+        runs: CompiledPieces | WholeRuntime | None = None
+        if not explainer.running.isolate:
+            kind = WholeRuntime if manifest.task == "detector" else CompiledPieces
+            runs = kind(explainer.bundle, explainer.running)
         self._runs = runs
-        self.parallel = runs.parallel
+        self.parallel = explainer.workers - 1 if runs is None else runs.parallel
         self.stopped = Event()
         self._lock = Lock()
         key = (explainer.method, explainer.mask, explainer.score)
@@ -142,6 +138,8 @@ class Subject:
 
     @property
     def _pieces(self) -> CompiledPieces:
+        if self._runs is None:
+            raise NotApplicable(_ISOLATED)
         if isinstance(self._runs, WholeRuntime):
             raise NotApplicable("the model is a detector")
         return self._runs
@@ -160,9 +158,11 @@ class Subject:
 
     def outputs(self, image: Floats) -> Floats:
         """Return what targets are scored by for an image, [values]: a classifier's logits."""
-        if not isinstance(self._runs, WholeRuntime):
+        if isinstance(self._runs, CompiledPieces):
             return self.forward(image).logits
         self._check_running()
+        if self._runs is None:
+            return self.explainer.outputs(self.tensor(image))
         outputs = self._runs.run(self.tensor(image))
         _check_finite(outputs)
         return outputs
@@ -224,6 +224,8 @@ class Subject:
             make: makes that model from the bundle; it is compiled once.
             image: the image.
         """
+        if self._runs is None:
+            raise NotApplicable(_ISOLATED)
         with self._lock:
             if make not in self._models:
                 running = self.explainer.running

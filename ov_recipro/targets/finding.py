@@ -9,7 +9,7 @@ import numpy as np
 
 from ov_recipro.cut.bundle import Manifest
 from ov_recipro.cut.recognition import with_article
-from ov_recipro.errors import OptionError, TargetError
+from ov_recipro.errors import ImageError, OptionError, TargetError
 from ov_recipro.explanation import Prediction
 from ov_recipro.images.preprocess import Window
 from ov_recipro.options import Targets
@@ -188,6 +188,20 @@ class Finder:
             Prediction(index, self.label(index), score)
             for index, score in zip(chosen, listed, strict=True)
         )
+
+    def zero(self, outputs: Floats) -> Floats:
+        """Return the outputs [values] for an empty feature map, checked.
+
+        An embedding's vector of zeros is NaN where the model divides it by its length.
+
+        Raises:
+            ImageError: they are not finite.
+        """
+        if np.isfinite(outputs).all():
+            return outputs
+        if self.manifest.task == "embedding":
+            return np.zeros_like(outputs)
+        raise ImageError("The model gives NaN or infinite numbers for an empty feature map.")
 
     def label(self, index: int) -> str | None:
         """Return a class's name, where names are known."""

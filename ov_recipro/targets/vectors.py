@@ -26,7 +26,7 @@ def read_vectors(
 
     Args:
         named: a path of an image, of a folder of images or of a .npy file with vectors [D] or
-            [n,D]; an array of these; or several of all that.
+            [n,D]; an image file already read; an array of vectors; or several of all that.
         embed: returns the vector [D] of an image.
 
     Raises:
@@ -38,6 +38,8 @@ def read_vectors(
         except ValueError as error:
             raise OptionError(f"An array of {named.dtype} holds no vectors.") from error
         yield Source("an array", hashlib.sha256(vectors.tobytes()).hexdigest()), vectors
+    elif isinstance(named, ImageFile):
+        yield Source(named.path, named.sha256), embed(named)[None]
     elif isinstance(named, str | Path):
         path = Path(named)
         if path.suffix.lower() == VECTORS:

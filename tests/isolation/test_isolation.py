@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from boxes import SCENE_MODEL, make_scenes
-from command import fails, run
+from command import run
 from graphs import Builder, residual
 from ov_recipro import DeviceError, Explainer, ModelError, OptionError
 from ov_recipro.errors import CrashError
@@ -27,7 +27,8 @@ from ov_recipro.images.reading import read_image
 from ov_recipro.isolation import process
 from ov_recipro.isolation.channel import Arena, ConnectionLost, shared_file
 from ov_recipro.isolation.messages import Placed
-from ov_recipro.methods import Subject
+from ov_recipro.methods import NotApplicable, Subject
+from ov_recipro.methods.attention import attention_model
 from ov_recipro.ordered import in_order
 
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)  # crash, hang, memory
@@ -269,10 +270,22 @@ def test_a_process_ends_with_its_parent(opening: bool, lite0: Path, tmp_path: Pa
         pytest.fail("the child outlived its parent")
 
 
-def test_measuring_is_not_isolated(lite0: Path, cat: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--isolate is for explaining alone"):
-        Subject(Explainer(lite0, isolate=True))
-    fails(run("explain", cat, "--isolate", "--verify", cwd=tmp_path), "for explaining alone")
+def test_verdicts_and_sharpness_are_the_same(tmp_path: Path, lite0: Path, cat: Path) -> None:
+    """They need the model's outputs alone; what needs more of it is refused."""
+    entries = []
+    for options in ((), ("--isolate",)):
+        words = ("explain", cat, "--verify", "--sharp", "--json", *options)
+        done = run(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (target,) = json.loads(done.stdout)["images"][0]["targets"]
+        entries.append((target["sharpness"], target["verification"]))
+    assert entries[0] == entries[1]
+    subject = Subject(Explainer(lite0, isolate=True))
+    image, _ = subject.prepare(read_image(cat))
+    with pytest.raises(NotApplicable, match="its outputs alone"):
+        subject.forward(image)
+    with pytest.raises(NotApplicable, match="its outputs alone"):
+        subject.outputs_of(attention_model, image)
 
 
 def test_an_error_of_the_model_is_its_own(tmp_path: Path) -> None:
