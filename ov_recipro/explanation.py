@@ -218,9 +218,10 @@ class Explanation:
             TargetError: that class was not explained, or the explanation has no image.
             OptionError: the style is signed, but the explainer is not.
         """
-        return self._overlay(self._position(target), style)
+        return self.overlay_of(self._position(target), style)
 
-    def _overlay(self, position: int, style: draw.Style) -> Image:
+    def overlay_of(self, position: int, style: draw.Style = draw.DEFAULT) -> Image:
+        """Draw the map of the target at a position; see `overlay`."""
         if self.image is None or self.window is None:
             raise TargetError("A tensor was explained, not an image: nothing to draw onto.")
         saliency, scores = self._drawn(position, style)
@@ -305,7 +306,7 @@ class Explanation:
         names = []
         for position, target in enumerate(self.targets):
             names.append(f"{stem}.png" if position == 0 else f"{stem}.{target.name}.png")
-            write_whole(folder / names[-1], _png(self._overlay(position, style)))
+            write_whole(folder / names[-1], _png(self.overlay_of(position, style)))
         return names
 
     def save_maps(self, folder: Path, stem: str) -> str:

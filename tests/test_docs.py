@@ -6,8 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ import cv2
 import pytest
 
 from boxes import make_scenes, tool
-from command import run
+from command import run, run_python
 from ov_recipro.images.reading import read_image
 from places import ROOT, SCENE_DETECTOR, SCENE_VIT
+from served import serving
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(
@@ -26,9 +25,10 @@ COMMANDS = sorted(
         command
         for path in PAGES
         for command in re.findall(r"^\$ ov-recipro (.*?)(?:  +#.*)?$", path.read_text(), re.M)
+        if not command.startswith("serve ")  # which does not end
     }
 )
-SLOW = {"--layer auto --layer blocks.14 --against": "--layer auto --against"}
+SLOW = {"--layer auto --layer blocks.14 --against stream": "--layer auto"}
 ELSEWHERE = {"s3://bucket/val": "photos"}
 EXAMPLES = re.findall(
     r"^## (.+?)$.*?```python\n(.*?)```", (ROOT / "docs" / "pipelines.md").read_text(), re.M | re.S
@@ -141,9 +141,7 @@ def embedded(folder: Path) -> Path:
 
 
 def runs(code: str, folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = run_python(code, folder)
     assert done.returncode == 0, done.stderr
 
 
@@ -157,6 +155,14 @@ def test_pipelines(title: str, code: str, embedded: Path) -> None:
         "ONNX Runtime": "assert saliency.shape == (1, 1000, 7, 7)",
     }
     runs(f"{code}\n{checks[title]}", embedded)
+
+
+def test_serving(folder: Path) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text()
+    (command,) = re.findall(r"^\$ ov-recipro serve (.*?)$", page, re.M)
+    words = shlex.split(command.replace("--port 8080", "").replace("--grpc-port 8081", ""))
+    with serving(*words, cwd=folder) as server:
+        runs(python_in("docs/serving.md").replace("127.0.0.1:8080", server.address), folder)
 
 
 def python_in(name: str) -> str:

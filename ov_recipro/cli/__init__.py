@@ -19,6 +19,7 @@ COMMANDS = (
     "compare",
     "embed",
     "evaluate",
+    "serve",
     "bench",
     "devices",
     "cache",

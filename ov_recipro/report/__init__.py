@@ -125,13 +125,14 @@ def _picture(image: Image) -> Picture:
     )
 
 
-def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
+def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style, above: str = "") -> bytes:
     """Return the report as HTML.
 
     Args:
         run: the record of the run, as `explanations.json` holds it.
         cards: its images.
         style: colours and opacity that the page opens with, and whether its heat is signed.
+        above: HTML to stand before the images.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_part),
@@ -158,7 +159,8 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
         can_sign=can_sign,
         signed=can_sign and style.signed,
         ramps={"plain": _rgb(palette(style.colormap)), "signed": _rgb(signed_palette())},
-        css=_part("page.css"),
+        css=styles(),
+        above=above,
         script=script,
         script_hash=base64.b64encode(
             hashlib.sha256(script.encode("utf-8", "backslashreplace")).digest()
@@ -166,6 +168,11 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style) -> bytes:
         verdicts=[v for v in VERDICTS if any(v in _verdicts(each) for each in cards)],
     )
     return text.encode("utf-8", "backslashreplace")  # names of files need not be UTF-8
+
+
+def styles() -> str:
+    """Return the page's style sheet."""
+    return _part("page.css")
 
 
 def _from_zero(run: Mapping[str, Any]) -> bool:

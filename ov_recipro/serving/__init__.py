@@ -1,0 +1,1 @@
+"""A server that predicts and explains, by KServe's protocols."""

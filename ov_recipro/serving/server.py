@@ -1,0 +1,90 @@
+"""Running the server until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from ov_recipro.errors import OptionError
+from ov_recipro.serving.application import application, protocols_of
+from ov_recipro.serving.grpc_server import open_grpc
+from ov_recipro.serving.served_model import ServedModel
+
+_CONNECTIONS = 1024
+_GRACE = 30  # seconds for calls by gRPC to end
+
+
+def serve(
+    models: Sequence[ServedModel],
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    queue: int,
+    started: Callable[[str], None],
+) -> None:
+    """Serve models until SIGINT or SIGTERM; what was accepted by then is answered first.
+
+    Args:
+        models: what is served.
+        host: the address to listen at.
+        port: for HTTP, 0 for any that is free; grpc_port: for gRPC, None for no gRPC.
+        queue: requests that may wait for a worker; clients of further ones are told to try later.
+        started: called with the server's URL once it listens.
+
+    Raises:
+        OptionError: the address can't be listened at.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=logging.WARNING,
+    )
+    most = queue + sum(model.workers for model in models)
+    protocols = protocols_of(models)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if grpc_port is None:
+            yield
+            return
+        server = open_grpc(protocols, host, grpc_port, most)
+        await server.start()
+        yield
+        await server.stop(_GRACE)
+
+    try:
+        listening = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except (OSError, OverflowError) as error:
+        raise OptionError(f"{host}:{port} can't be listened at: {error}.") from error
+    with listening:
+        config = uvicorn.Config(
+            application(protocols, most, lifespan),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            lifespan="on",
+        )
+        for each in (signal.SIGINT, signal.SIGTERM):  # raised again when all is answered
+            signal.signal(each, _leave)
+        name = f"[{host}]" if ":" in host else host
+        started(f"http://{name}:{listening.getsockname()[1]}/")
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            for model in models:
+                model.close()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise SystemExit(0)
