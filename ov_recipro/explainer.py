@@ -147,7 +147,8 @@ class Explainer:
         """
         pixels, path, sha256 = pixels_of(image)
         tensor, window = self._prepared(pixels)
-        found = self._explain(tensor, self.find_targets(targets, **options), window)
+        asked = self.find_targets(targets, **options)
+        found = self._model.guarded(partial(self._explained, tensor, asked, window))
         return dataclasses.replace(found, image=pixels, window=window, path=path, sha256=sha256)
 
     def stream(
@@ -188,18 +189,14 @@ class Explainer:
             targets, options: see `__call__`.
         """
         asked = self.find_targets(targets, **options)
-        return self._explain(self._checked(tensor), asked, self._whole)
+        tensor, window = self._checked(tensor), self.bundle.manifest.image.window
+        return self._model.guarded(partial(self._explained, tensor, asked, window))
 
     def explain_scored(
         self, tensor: npt.NDArray[Any], targets: Sequence[ScoredTarget]
     ) -> Explanation:
         """Explain a preprocessed input by targets such as `Explanation.scored` of another one."""
-        return self._explain(tensor, targets, None)
-
-    @property
-    def _whole(self) -> Window:
-        height, width = self.bundle.manifest.image.size
-        return 0, 0, width, height
+        return self._model.guarded(partial(self._explained, tensor, targets, None))
 
     def _checked(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
         entry = self.bundle.manifest.image
@@ -212,14 +209,6 @@ class Explainer:
     def _prepared(self, pixels: Image) -> tuple[npt.NDArray[Any], Window]:
         entry = self.bundle.manifest.image
         return prepare(pixels, self.preprocessing, entry.channels_last, entry.dtype)
-
-    def _explain(
-        self,
-        tensor: npt.NDArray[Any],
-        asked: Targets | Sequence[ScoredTarget],
-        window: Window | None,
-    ) -> Explanation:
-        return self._model.guarded(lambda: self._explained(tensor, asked, window))
 
     def _explained(
         self,
@@ -351,10 +340,7 @@ class Explainer:
         return self.outputs(self._prepared(pixels)[0])
 
     def outputs(self, tensor: npt.NDArray[Any]) -> Floats:
-        """Return what targets are scored by, in a row, such as a classifier's logits, float32 [V].
-
-        Args:
-            tensor: see `explain_tensor`.
+        """Return what targets are scored by for an input (see `explain_tensor`), float32 [V].
 
         Raises:
             ReciproError: the tensor does not fit the model, or the model gives NaN.
@@ -369,7 +355,7 @@ class Explainer:
 
     def predict_tensor(self, tensor: npt.NDArray[Any]) -> tuple[Prediction, ...]:
         """Return what the model predicts for a preprocessed input (see `explain_tensor`)."""
-        return self._predictions(self._checked(tensor), self._whole)
+        return self._predictions(self._checked(tensor), self.bundle.manifest.image.window)
 
     def _predictions(self, tensor: npt.NDArray[Any], window: Window) -> tuple[Prediction, ...]:
         def predictions(found: Inference) -> tuple[Prediction, ...]:

@@ -25,6 +25,11 @@ COMMANDS = (
     "cache",
 )
 INTERRUPTED = 130
+_EXAMPLES = (
+    "ov-recipro explain image.jpg",
+    "ov-recipro explain photos/ -m model.onnx -t top3 --report",
+    "ov-recipro layers model.onnx",
+)
 
 
 class _Lazy(click.Group):
@@ -40,10 +45,14 @@ class _Lazy(click.Group):
         return command if isinstance(command, click.Command) else None
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\n" + "\n".join(["Examples:", *(f"  {each}" for each in _EXAMPLES)]),
+)
 @click.version_option(package_name="ov-recipro")
 def cli() -> None:
-    """See why a deployed image classifier said what it said.
+    """See why a deployed vision model said what it said.
 
     Saliency maps by Recipro-CAM for ONNX and OpenVINO models: no PyTorch, no gradients, no training
     code.

@@ -275,6 +275,10 @@ def _say_how(explainer: Explainer, quiet: bool) -> None:
             "differently, give --mean, --scale, --channels and --resize.",
             quiet,
         )
+    if manifest.task != "embedding" and explainer.labels is None:
+        note(
+            "Classes are numbered, as the model names none: --labels gives a file of names.", quiet
+        )
 
 
 def _print(outcome: Outcome, explainer: Explainer, style: Style) -> None:

@@ -17,7 +17,7 @@ from ov_recipro.cut.box_layout import BoxLayout
 from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.cut.graph import Task
 from ov_recipro.errors import ModelError, OptionError, ReciproError
-from ov_recipro.images.preprocess import Preprocessing
+from ov_recipro.images.preprocess import Preprocessing, Window
 from ov_recipro.output import as_record, discard
 from ov_recipro.saliency import Activation
 
@@ -80,6 +80,12 @@ class ImageInput:
         """(height, width)."""
         _, a, b, c = self.shape
         return (a, b) if self.channels_last else (b, c)
+
+    @property
+    def window(self) -> Window:
+        """All of it, as the part of an image that a model sees."""
+        height, width = self.size
+        return 0, 0, width, height
 
 
 @dataclass(frozen=True)

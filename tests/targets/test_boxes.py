@@ -310,7 +310,7 @@ def test_suppression_inside(producer: str, tmp_path: Path) -> None:
     how = Explainer(model, layer="1", plan="stream")
     expected = how(CAT, threshold=0.1).predictions
     prepared, window = how._prepared(read_image(CAT))
-    found = inside._explain(prepared, inside.find_targets(threshold=0.1), window).predictions
+    found = inside._explained(prepared, inside.find_targets(threshold=0.1), window).predictions
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.score == pytest.approx(theirs.score, abs=1e-5)

@@ -1,0 +1,82 @@
+"""What other tools run of this project: an Action, a pre-commit hook, shell completion."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from command import run
+from graphs import Builder
+from places import ROOT
+
+
+def run_step(
+    folder: Path, reference: str, model: str, least: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the Action's own step as a runner does."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    step = action["runs"]["steps"][-1]
+    given = {"reference": reference, "model": model, "images": "photos", "min-correlation": least}
+    values = {name: each.get("default") for name, each in action["inputs"].items()} | given
+    env = {
+        name: values[text.removeprefix("${{ inputs.").removesuffix(" }}")]
+        for name, text in step["env"].items()
+    }
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["/bin/bash", "-e", "-o", "pipefail", "-c", step["run"]],
+        cwd=folder,
+        env=os.environ | {"PATH": path} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_action(tmp_path: Path, cat: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a cat.jpg").write_bytes(cat.read_bytes())
+    for seed in (0, 1):
+        b = Builder(seed=seed)
+        b.head(b.add("Relu", b.conv("image", 6)))
+        b.save(tmp_path / f"{seed}.onnx")
+    for model, code in (("0.onnx", 0), ("1.onnx", 1)):
+        done = run_step(tmp_path, "0.onnx", model, "0.9")
+        assert done.returncode == code, done.stderr
+        assert (tmp_path / "comparison" / "comparison.json").exists()
+
+
+def test_the_hook(tmp_path: Path, lite0: Path, cat: Path) -> None:
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    program, *words = shlex.split(hook["entry"])
+    assert program == "ov-recipro"
+    assert not hook["pass_filenames"]
+    done = run(*words, lite0, lite0, cat, "--min-correlation", "0.9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "place"),
+    [
+        ("bash", {"COMP_WORDS": "ov-recipro expl", "COMP_CWORD": "1"}, "plain,explain"),
+        ("zsh", {"COMP_WORDS": "ov-recipro explain --prec", "COMP_CWORD": "2"}, "--precision"),
+        ("fish", {"COMP_WORDS": "ov-recipro expl", "COMP_CWORD": "expl"}, "plain,explain"),
+    ],
+)
+def test_completion(
+    shell: str, words: dict[str, str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "completion.md").read_text()
+    assert f"_OV_RECIPRO_COMPLETE={shell}_source ov-recipro" in page
+    source = run(cwd=tmp_path, _OV_RECIPRO_COMPLETE=f"{shell}_source")
+    assert "_OV_RECIPRO_COMPLETE" in source.stdout
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    found = run(cwd=tmp_path, _OV_RECIPRO_COMPLETE=f"{shell}_complete")
+    assert place in found.stdout
