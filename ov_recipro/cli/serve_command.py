@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     help="An .onnx or .xml file, or a bundle, and its name in addresses; by default the file's. "
     "Repeatable.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -87,10 +87,16 @@ if TYPE_CHECKING:
 )
 @click.option("--mask", type=click.Choice(get_args(Mask)), help="What is masked; see 'explain'.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no notes.")
+@click.option("--model_name", hidden=True)  # these three are what KServe adds
+@click.option("--http_port", type=click.IntRange(0, 65535), hidden=True)
+@click.option("--predictor_host", hidden=True)
 def command(
     models: tuple[str, ...],
     host: str,
     port: int,
+    model_name: str | None,
+    http_port: int | None,
+    predictor_host: str | None,  # noqa: ARG001 - predictions are the model's own here
     grpc_port: int | None,
     workers: int | None,
     queue: int,
@@ -102,7 +108,7 @@ def command(
     """Serve predictions and explanations, by the protocols of KServe.
 
     POST to /v1/models/NAME:predict and :explain, or to /v2/models/NAME/infer; / is a page to try it
-    with. Models run in processes of their own. Clients are not authenticated: don't listen at
+    with. Models run in processes of their own. Clients are not authenticated: don't listen on
     addresses that others can reach without a proxy that does that.
     """
     from ov_recipro.serving.served_model import ServedModel
@@ -114,13 +120,15 @@ def command(
         path = default_model()
         note(f"Model: {path}", quiet)
         named = [(_name_of(path), path)]
+    if model_name is not None and len(named) == 1:
+        named = [(model_name, named[0][1])]
     if len({name for name, _ in named}) < len(named):
         raise OptionError("Two models have the same name; give others: --model NAME=PATH.")
     served = []
     for name, path in named:
         explainer = open_explainer(quiet, model=path, cut=cut, running=running, **options)
         served.append(ServedModel(name, explainer, workers or explainer.workers))
-    serve(served, host, port, grpc_port, queue, lambda url: _say_where(url, served))
+    serve(served, host, http_port or port, grpc_port, queue, lambda url: _say_where(url, served))
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -128,7 +136,9 @@ def _named(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if equals and not Path(text).exists():
         if not re.fullmatch(r"[\w.-]+", name):
-            raise OptionError(f"'{name}' is not a name: letters, digits, '_', '-' and '.' are.")
+            raise OptionError(
+                f"A model's name may contain letters, digits, '_', '-' and '.'; '{name}' does not."
+            )
         return name, Path(path)
     return _name_of(Path(text)), Path(text)
 

@@ -6,19 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from importlib.metadata import version
-from logging import getLogger
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from ov_recipro.errors import ReciproError, codes_of, printable
-from ov_recipro.serving.binary_request import binary_request
 from ov_recipro.serving.gate import App, Gate
+from ov_recipro.serving.parameters import in_parameters
 from ov_recipro.serving.sdk import (
     DataPlane,
     InvalidInput,
@@ -29,14 +27,11 @@ from ov_recipro.serving.sdk import (
     register_v1_endpoints,
     register_v2_endpoints,
 )
-from ov_recipro.serving.served_model import ServedModel
+from ov_recipro.serving.served_model import Answer, ServedModel, Undecoded
 from ov_recipro.serving.start_page import register_start_page
-
-log = getLogger(__name__)
 
 _STATUSES: dict[type[Exception], int] = {
     InvalidInput: 400,
-    RequestValidationError: 400,
     ModelNotFound: 404,
     ModelNotReady: 503,
     NotImplementedError: 501,
@@ -46,7 +41,7 @@ _STATUSES: dict[type[Exception], int] = {
 _LENGTH = "inference-header-content-length"
 
 
-class _Fixed(ModelRepositoryExtension):  # type: ignore[misc]
+class _FixedModels(ModelRepositoryExtension):  # type: ignore[misc]
     """Refuses clients that would load or unload models."""
 
     async def load(self, model_name: str) -> None:
@@ -57,7 +52,7 @@ class _Fixed(ModelRepositoryExtension):  # type: ignore[misc]
 
 
 class Protocols(DataPlane):  # type: ignore[misc] # the SDK ships no type information
-    """Reads requests of both protocols; whatever is wrong with one is the client's mistake.
+    """Passes requests of both protocols to models, which read and answer them in their threads.
 
     Attributes:
         fixed: what clients may do to the models: nothing.
@@ -66,33 +61,45 @@ class Protocols(DataPlane):  # type: ignore[misc] # the SDK ships no type inform
     def __init__(self, models: ModelRepository) -> None:
         super().__init__(model_registry=models)
         self._server_name, self._server_version = "ov-recipro", version("ov-recipro")
-        self.fixed = _Fixed(model_registry=models)
+        self.fixed = _FixedModels(model_registry=models)
 
     def decode(
         self,
-        body: Any,
+        body: bytes,
         headers: Mapping[str, str],
-        protocol_version: str = "v1",
-        model_name: str | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
-        """Return what a client sent, and the attributes of its event.
+        protocol_version: str = "v1",  # noqa: ARG002 - the SDK passes it
+        model_name: str | None = None,  # noqa: ARG002
+    ) -> tuple[Undecoded, dict[str, Any]]:
+        """Return a request as it came; it has no attributes of a cloud event."""
+        return Undecoded(body, headers.get(_LENGTH)), {}
 
-        Raises:
-            InvalidInput: it can't be read.
-        """
-        try:
-            if protocol_version == "v2" and isinstance(body, bytes):
-                return binary_request(body, headers.get(_LENGTH), model_name), {}
-            request, attributes = super().decode(body, headers, protocol_version, model_name)
-        except (InvalidInput, ReciproError):
-            raise
-        except Exception as error:  # of whatever kind, of what a client sent
-            raise InvalidInput(f"The request can't be read: {error}.") from error
-        return request, dict(attributes)
+    async def infer(
+        self, model_name: str, request: Any, headers: Mapping[str, str] | None = None
+    ) -> tuple[Any, dict[str, str]]:
+        """Return a model's answer to `:predict`, or to a request by gRPC."""
+        response, _ = await super().infer(model_name, request, headers)
+        return response, {}
+
+    async def explain(
+        self, model_name: str, request: Any, headers: Mapping[str, str] | None = None
+    ) -> tuple[Any, dict[str, str]]:
+        """Return a model's answer to `:explain`, without the request's headers in it."""
+        response, _ = await super().explain(model_name, request, dict(headers or {}))
+        return response, {}
+
+    def encode(
+        self,
+        model_name: str,  # noqa: ARG002
+        response: Answer,
+        headers: Mapping[str, str],  # noqa: ARG002
+        req_attributes: Mapping[str, Any],  # noqa: ARG002
+    ) -> tuple[bytes, dict[str, str]]:
+        """Return an answer's body and headers."""
+        return response.body, _headers(response)
 
 
 def protocols_of(models: Sequence[ServedModel]) -> Protocols:
-    """Return what reads requests and passes them to models."""
+    """Return what passes requests to models."""
     repository = ModelRepository()
     for model in models:
         repository.update(model)
@@ -101,48 +108,56 @@ def protocols_of(models: Sequence[ServedModel]) -> Protocols:
 
 def application(
     protocols: Protocols,
-    most: int,
+    max_requests: int,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
 ) -> App:
     """Return the server as an ASGI application.
 
     Args:
         protocols: with the models.
-        most: see `Gate`.
+        max_requests: see `Gate`.
         lifespan: what runs beside it.
     """
     app = FastAPI(
         title="ov-recipro", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
     )
+
+    async def infer(model_name: str, request: Request) -> Response:
+        model = await protocols.get_model(model_name)
+        answer = await model.infer(Undecoded(await request.body(), request.headers.get(_LENGTH)))
+        return Response(answer.body, headers=_headers(answer))
+
+    # before the SDK's own, which reads JSON between other requests
+    app.add_api_route("/v2/models/{model_name}/infer", infer, methods=["POST"], response_model=None)
     register_v1_endpoints(app, protocols, protocols.fixed)
     register_v2_endpoints(app, protocols, protocols.fixed)
     register_start_page(app, list(protocols.model_registry.get_models().values()))
     app.add_api_route("/metrics", _metrics, methods=["GET"])
     for kind in (*_STATUSES, ReciproError, HTTPException, Exception):
         app.add_exception_handler(kind, _failed)
-    return Gate(app, most)
+    return Gate(app, max_requests)
 
 
 def failure_of(error: Exception) -> tuple[int, str]:
     """Return the HTTP status of an error, and what a client is told: one line, without traces."""
     if isinstance(error, ReciproError):
-        return codes_of(error)[1], str(error)
+        return codes_of(error)[1], in_parameters(str(error))
     if isinstance(error, HTTPException):
         return error.status_code, printable(str(error.detail))
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(each) for each in first["loc"])
-        return 400, printable(f"The request can't be read: {place}: {first['msg']}.")
     for kind, status in _STATUSES.items():
         if isinstance(error, kind):
             return status, printable(str(error))
-    log.error("internal error", exc_info=error)
     return 500, "The server failed; its log says why."
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+def _headers(answer: Answer) -> dict[str, str]:
+    if answer.length is None:
+        return {"Content-Type": "application/json"}
+    return {"Content-Type": "application/octet-stream", _LENGTH: str(answer.length)}
+
+
+async def _failed(request: Request, error: Exception) -> Response:  # noqa: ARG001
     status, text = failure_of(error)
-    log.info("%s %s: %d %s", request.method, printable(request.url.path), status, text)
     phrase = text or HTTPStatus(status).phrase
     return Response(msgspec.json.encode({"error": phrase}), status, media_type="application/json")
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import grpc
 from grpc import StatusCode, aio
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
-    add_GRPCInferenceServiceServicer_to_server,
-)
-from kserve.protocol.grpc.servicer import InferenceServicer
 
-from ov_recipro.errors import OptionError
 from ov_recipro.limits import REQUEST_BYTES
 from ov_recipro.serving.application import Protocols, failure_of
+from ov_recipro.serving.sdk import InferenceServicer, add_grpc_servicer
+
+log = logging.getLogger(__name__)
 
 _ANSWER_BYTES = 256 << 20
 _CODES = {
@@ -39,6 +38,8 @@ class _Statuses(aio.ServerInterceptor):  # type: ignore[misc]
                 return await handler.unary_unary(request, context)
             except Exception as error:  # answered, whatever it is
                 status, text = failure_of(error)
+                if status not in _CODES:
+                    log.error("internal error", exc_info=error)
                 await context.abort(_CODES.get(status, StatusCode.INTERNAL), text)
 
         return grpc.unary_unary_rpc_method_handler(
@@ -46,31 +47,26 @@ class _Statuses(aio.ServerInterceptor):  # type: ignore[misc]
         )
 
 
-def open_grpc(protocols: Protocols, host: str, port: int, most: int) -> aio.Server:
+def open_grpc(protocols: Protocols, host: str, port: int, max_requests: int) -> aio.Server:
     """Return a server that listens, to be started.
 
     Args:
         protocols: with the models.
         host, port: where it listens.
-        most: calls at once; of further ones clients are told to try later.
+        max_requests: calls at once; further ones end with RESOURCE_EXHAUSTED.
 
     Raises:
-        OptionError: the address can't be listened at.
+        RuntimeError: it can't listen there.
     """
     server = aio.server(
         interceptors=[_Statuses()],
-        maximum_concurrent_rpcs=most,
+        maximum_concurrent_rpcs=max_requests,
         options=[
             ("grpc.max_receive_message_length", REQUEST_BYTES.value),
             ("grpc.max_send_message_length", _ANSWER_BYTES),
             ("grpc.so_reuseport", 0),
         ],
     )
-    add_GRPCInferenceServiceServicer_to_server(
-        InferenceServicer(protocols, protocols.fixed), server
-    )
-    try:
-        server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    except RuntimeError as error:
-        raise OptionError(f"{host}:{port} can't be listened at for gRPC: {error}.") from error
+    add_grpc_servicer(InferenceServicer(protocols, protocols.fixed), server)
+    server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return server

@@ -9,13 +9,13 @@ from ov_recipro.errors import OptionError
 _arguments, sys.argv = sys.argv, sys.argv[:1]  # the SDK would parse them as its own
 try:
     from kserve import Model
-    from kserve.errors import (
-        InvalidInput,
-        ModelNotFound,
-        ModelNotReady,
-    )
+    from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady
     from kserve.model_repository import ModelRepository
     from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
+        add_GRPCInferenceServiceServicer_to_server as add_grpc_servicer,
+    )
+    from kserve.protocol.grpc.servicer import InferenceServicer
     from kserve.protocol.infer_type import (
         InferInput,
         InferOutput,
@@ -39,6 +39,7 @@ __all__ = [
     "InferOutput",
     "InferRequest",
     "InferResponse",
+    "InferenceServicer",
     "InvalidInput",
     "Model",
     "ModelNotFound",
@@ -46,6 +47,7 @@ __all__ = [
     "ModelRepository",
     "ModelRepositoryExtension",
     "RequestedOutput",
+    "add_grpc_servicer",
     "register_v1_endpoints",
     "register_v2_endpoints",
 ]

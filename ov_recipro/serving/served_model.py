@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,12 +17,11 @@ from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation
 from ov_recipro.images.reading import ImageFile
 from ov_recipro.limits import ANSWER_SECONDS
-from ov_recipro.options import Targets
 from ov_recipro.output import as_json
 from ov_recipro.saliency import Array
-from ov_recipro.serving.answering import Answerer
-from ov_recipro.serving.asking import (
-    Asked,
+from ov_recipro.serving.answers import Answers
+from ov_recipro.serving.inference_request import read_inference_request
+from ov_recipro.serving.parameters import (
     Encoded,
     image_from,
     read_body,
@@ -60,6 +60,31 @@ _NOT_SENT = "record"  # unless it is asked for by its name
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Undecoded:
+    """A request as it came: it is read where it does not hold up others.
+
+    Attributes:
+        body: its bytes.
+        length: of the JSON in front, as the header of the Open Inference Protocol says.
+    """
+
+    body: bytes
+    length: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as it goes.
+
+    Attributes:
+        body: its bytes; length: of the JSON in front, where tensors follow it.
+    """
+
+    body: bytes
+    length: int | None = None
+
+
 class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type information
     """A model of the server.
 
@@ -70,14 +95,15 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
 
     Attributes:
         explainer, workers: as given.
+        answers: made with the explainer.
     """
 
     def __init__(self, name: str, explainer: Explainer, workers: int) -> None:
         super().__init__(name)
-        self.explainer, self._answerer = explainer, Answerer(explainer)
-        self.workers = workers
+        self.explainer, self.workers = explainer, workers
+        self.answers = Answers(explainer)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        self._provenance = msgspec.json.decode(as_json(explainer.provenance()))
+        self._provenance = msgspec.Raw(as_json(explainer.provenance()))
         self.ready = True
 
     def close(self) -> None:
@@ -87,67 +113,69 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
 
     async def predict(
         self,
-        payload: dict[str, Any] | InferRequest,
+        payload: Undecoded | InferRequest,
         headers: Mapping[str, str] | None = None,  # noqa: ARG002 - the SDK passes it
         response_headers: Mapping[str, str] | None = None,  # noqa: ARG002
-    ) -> dict[str, Any] | InferResponse:
-        """Answer `:predict`, or a request of the Open Inference Protocol.
+    ) -> Answer | InferResponse:
+        """Answer `:predict` of protocol V1, or a request that came by gRPC.
 
         Raises:
             ReciproError: the request is not valid, or a model fails.
         """
         if isinstance(payload, InferRequest):
-            return await self._inferred(payload)
-        body = read_body(payload)
-        found = await self._all([partial(self._predicted, each) for each in body.instances])
-        return {"predictions": found, "provenance": self._provenance}
+            return await self.call(partial(self._response, payload))
+        return await self.call(partial(self._predicted, payload))
+
+    async def infer(self, request: Undecoded) -> Answer:
+        """Answer a request of the Open Inference Protocol that came by HTTP.
+
+        Raises:
+            ReciproError: the request is not valid, or a model fails.
+        """
+
+        def inferred() -> Answer:
+            read = read_inference_request(request.body, request.length, self.name)
+            content, length = self._response(read).to_rest()
+            return Answer(as_json(content) if isinstance(content, dict) else content, length)
+
+        return await self.call(inferred)
 
     async def explain(
         self,
-        payload: dict[str, Any],
+        payload: Undecoded,
         headers: Mapping[str, str] | None = None,  # noqa: ARG002
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Answer `:explain`.
 
         Raises:
             ReciproError: the request is not valid, or a model fails.
         """
-        body = read_body(payload)
-        (targets,) = await self._all([lambda: self._targets(body.parameters)])
-        include = body.parameters.include
+        return await self.call(partial(self._explained, payload))
 
-        def explained(instance: Any) -> dict[str, Any]:
-            source = read_instance(instance, self.explainer.bundle.manifest.image)
-            return self._answerer.entry(self._answerer.explanation(source, targets), include)
-
-        found = await self._all([partial(explained, each) for each in body.instances])
-        return {"explanations": found, "provenance": self._provenance}
-
-    async def explained_file(self, data: bytes, asked: Asked) -> tuple[Explanation, dict[str, Any]]:
-        """Explain the image in a file's bytes; return that, and what an answer holds of it.
+    async def call(self, work: Callable[[], Result]) -> Result:
+        """Do work in one of the model's threads.
 
         Raises:
-            ReciproError: see `Explainer.__call__`.
+            DeviceError: it takes too long. Work that has not begun is given up.
         """
-
-        def explained() -> tuple[Explanation, dict[str, Any]]:
-            found = self._answerer.explanation(image_from(data), self._targets(asked))
-            return found, self._answerer.entry(found, asked.include)
-
-        (answer,) = await self._all([explained])
-        return answer
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        seconds = ANSWER_SECONDS.value
+        try:
+            return await asyncio.wait_for(future, seconds)
+        except TimeoutError as error:
+            raise DeviceError(
+                f"There was no answer within {seconds} seconds ({ANSWER_SECONDS.variable})."
+            ) from error
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """Return the inputs: an image file's bytes, or the model's own."""
         entry = self.explainer.bundle.manifest.image
-        return [
-            {"name": ENCODED, "datatype": "BYTES", "shape": [1]},
-            {
-                "name": entry.name,
-                "datatype": _DATATYPES[entry.dtype],
-                "shape": list(entry.shape),
-            },
-        ]
+        own = {
+            "name": entry.name,
+            "datatype": _DATATYPES[entry.dtype],
+            "shape": list(entry.shape),
+        }
+        return [{"name": ENCODED, "datatype": "BYTES", "shape": [1]}, own]
 
     def get_output_types(self) -> list[dict[str, Any]]:
         """Return the outputs: the model's own, and what an explanation gives."""
@@ -162,40 +190,49 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
             {"name": "record", "datatype": "BYTES", "shape": [1]},
         ]
 
-    def _targets(self, asked: Asked) -> Targets:
-        return self.explainer.find_targets(asked.as_targets())
+    def _predicted(self, request: Undecoded) -> Answer:
+        body = read_body(request.body)
+        if body.parameters != type(body.parameters)():
+            raise OptionError("':predict' takes no parameters.")
+        entry = self.explainer.bundle.manifest.image
+        found = [self.answers.predictions(read_instance(each, entry)) for each in body.instances]
+        return Answer(as_json({"predictions": found, "provenance": self._provenance}))
 
-    def _predicted(self, instance: Any) -> list[dict[str, Any]]:
-        source = read_instance(instance, self.explainer.bundle.manifest.image)
-        if isinstance(source, ImageFile):
-            found = self.explainer.predict(source)
-        else:
-            found = self.explainer.predict_tensor(source)
-        return [dict(msgspec.to_builtins(each)) for each in found]
+    def _explained(self, request: Undecoded) -> Answer:
+        body = read_body(request.body)
+        asked, count = body.parameters, len(body.instances)
+        targets = self.explainer.find_targets(asked.as_targets())
+        found = []
+        for instance in body.instances:
+            source = read_instance(instance, self.explainer.bundle.manifest.image)
+            explanation = self.answers.explanation(source, targets, count)
+            found.append(self.answers.entry(explanation, asked, count))
+        return Answer(as_json({"explanations": found, "provenance": self._provenance}))
 
-    async def _inferred(self, request: InferRequest) -> InferResponse:
+    def _response(self, request: InferRequest) -> InferResponse:
+        """Return the outputs that a request of the Open Inference Protocol wants."""
         output = self.explainer.bundle.manifest.output
         known = [output, *(name for name in _EXPLAINED if name != output)]
         wanted = [each.name for each in request.request_outputs or ()]
         for name in wanted:
             if name not in known:
                 raise OptionError(f"There is no output '{name}'; there are {', '.join(known)}.")
+        if len(set(wanted)) < len(wanted):
+            raise OptionError("An output is asked for twice.")
         wanted = wanted or [name for name in known if name != _NOT_SENT]
         asked = read_parameters(_plain(request.parameters))
+        source = self._input(request)
         outputs: dict[str, Array] = {}
-
-        def run() -> None:
-            source = self._input(request)
-            if output in wanted:
-                outputs[output] = self._own(source)
-            if set(wanted) - {output}:
-                found = self._answerer.explanation(source, self._targets(asked))
-                for name in set(wanted) - {output}:
-                    outputs[name] = _EXPLAINED[name](found)
-
-        await self._all([run])
+        if output in wanted:
+            shape = self.explainer.bundle.manifest.scores_shape
+            own = self.answers.outputs(source)
+            outputs[output] = own.reshape(shape) if own.size == np.prod(shape) else own
+        if set(wanted) - {output}:
+            targets = self.explainer.find_targets(asked.as_targets())
+            found = self.answers.explanation(source, targets)
+            outputs |= {name: _EXPLAINED[name](found) for name in wanted if name != output}
         return InferResponse(
-            response_id=request.id,
+            response_id=request.id or "",
             model_name=self.name,
             infer_outputs=[_output(name, outputs[name]) for name in wanted],
             use_binary_outputs=request.use_binary_outputs,
@@ -204,17 +241,18 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
 
     def _input(self, request: InferRequest) -> ImageFile | Array:
         entry = self.explainer.bundle.manifest.image
-        if len(request.inputs) != 1 or request.inputs[0].name not in (ENCODED, entry.name):
+        datatypes = {ENCODED: "BYTES", entry.name: _DATATYPES[entry.dtype]}
+        if len(request.inputs) != 1 or request.inputs[0].name not in datatypes:
             raise OptionError(f"A request takes one input: '{ENCODED}' or '{entry.name}'.")
         (given,) = request.inputs
-        values = _values(given)
-        if given.name == entry.name and given.datatype == _DATATYPES[entry.dtype]:
-            return values
-        if given.name == entry.name or given.datatype != "BYTES":
-            wanted = "BYTES" if given.name == ENCODED else _DATATYPES[entry.dtype]
+        wanted = datatypes[given.name]
+        if given.datatype != wanted:
             raise OptionError(
                 f"Input '{given.name}' is of datatype {wanted}, not {given.datatype}."
             )
+        values = _values(given)
+        if given.name == entry.name:
+            return values
         if values.size != 1:
             raise OptionError(f"'{ENCODED}' takes one image, not {values.size}.")
         content = values.reshape(-1)[0]
@@ -222,34 +260,11 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
             return image_from(content)
         return Encoded(str(content)).decoded()  # as JSON holds no bytes
 
-    def _own(self, source: ImageFile | Array) -> Array:
-        shape = self.explainer.bundle.manifest.scores_shape
-        if isinstance(source, ImageFile):
-            found = self.explainer.vector(source)
-        else:
-            found = self.explainer.outputs(source)
-        return found.reshape(shape) if found.size == np.prod(shape) else found
-
-    async def _all(self, calls: list[Callable[[], Result]]) -> list[Result]:
-        """Call in the threads; when one fails, those that have not begun are given up."""
-        loop = asyncio.get_running_loop()
-        futures = [loop.run_in_executor(self._pool, call) for call in calls]
-        seconds = ANSWER_SECONDS.value
-        try:
-            return await asyncio.wait_for(asyncio.gather(*futures), seconds)
-        except TimeoutError as error:
-            raise DeviceError(
-                f"There was no answer within {seconds} seconds ({ANSWER_SECONDS.variable})."
-            ) from error
-        finally:
-            for future in futures:
-                future.cancel()
-
 
 def _values(given: InferInput) -> Array:
     """Return an input's values, of its own shape and datatype."""
     try:
-        return np.asarray(given.as_numpy())
+        return np.require(given.as_numpy(), requirements="W")  # as inference wants memory
     except Exception as error:  # of whatever kind, of what a client sent
         raise OptionError(f"Input '{given.name}' can't be read: {error}.") from error
 
@@ -263,11 +278,16 @@ def _output(name: str, values: Array) -> InferOutput:
 
 def _plain(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a request's parameters as plain values, without those of the protocol itself."""
-    found = {name: _plain_value(value) for name, value in dict(parameters or {}).items()}
+    found = {name: _plain_value(name, each) for name, each in dict(parameters or {}).items()}
     return {name: value for name, value in found.items() if name not in _OF_PROTOCOL}
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(name: str, value: Any) -> Any:
     """Return a parameter's value, which gRPC wraps."""
     which = getattr(value, "WhichOneof", None)
-    return value if which is None else getattr(value, which("parameter_choice"))
+    if which is None:
+        return value
+    choice = which("parameter_choice")
+    if choice is None:
+        raise OptionError(f"Parameter '{name}' has no value.")
+    return getattr(value, choice)

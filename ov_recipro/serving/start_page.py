@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 import jinja2
-import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import UploadFile
 
 from ov_recipro.errors import OptionError, ReciproError, codes_of
-from ov_recipro.explanation import Explanation
 from ov_recipro.images.drawing import DEFAULT
-from ov_recipro.output import as_json
 from ov_recipro.report import card, page, styles
-from ov_recipro.serving.asking import Asked
+from ov_recipro.serving.parameters import Parameters, image_from
 from ov_recipro.serving.served_model import ServedModel
 
 _HEADERS = {
@@ -41,21 +39,25 @@ def register_start_page(app: FastAPI, models: Sequence[ServedModel]) -> None:
         return answered()
 
     async def explain(request: Request) -> Response:
-        form = await request.form()
-        name, targets = str(form.get("model")), str(form.get("targets") or "top3")
-        fields = {"name": name, "targets": targets, "verify": "verify" in form}
-        try:
+        async with request.form(max_files=1, max_fields=8) as form:
+            name, targets = str(form.get("model")), str(form.get("targets") or "top3")
+            fields = {"name": name, "targets": targets, "verify": "verify" in form}
             given = form.get("image")
-            if name not in by_name or not isinstance(given, UploadFile):
-                raise OptionError("Choose an image and one of the models.")
-            asked = Asked(
-                targets=int(targets) if targets.isdecimal() else targets,
+            data = await given.read() if isinstance(given, UploadFile) else b""
+            file = (given.filename if isinstance(given, UploadFile) else None) or "image"
+        above = _rendered("form.html", names=names, error=None, **fields)
+
+        def explained() -> bytes:
+            asked = Parameters(
+                targets=int(targets) if re.fullmatch("[0-9]{1,9}", targets) else targets,
                 include=("verification",) if fields["verify"] else (),
             )
-            model = by_name[name]
-            found, entry = await model.explained_file(await given.read(), asked)
-            above = _rendered("form.html", names=names, error=None, **fields)
-            html = _report(model, found, entry, given.filename or "image", above)
+            return _report(by_name[name], data, asked, file, above)
+
+        try:
+            if name not in by_name or not data:
+                raise OptionError("Choose an image and one of the models.")
+            html = await by_name[name].call(explained)
         except ReciproError as error:
             return answered(codes_of(error)[1], error=str(error), **fields)
         return Response(html, 200, _HEADERS, "text/html")
@@ -64,22 +66,20 @@ def register_start_page(app: FastAPI, models: Sequence[ServedModel]) -> None:
     app.add_api_route("/", explain, methods=["POST"], response_model=None)
 
 
-def _report(
-    model: ServedModel, found: Explanation, entry: dict[str, Any], name: str, above: str
-) -> bytes:
-    """Return the report of one image, with the form above it."""
-    explainer = model.explainer
-    if found.image is None:
-        raise TypeError("an image was explained")
-    record = {**entry, "path": name}
+def _report(model: ServedModel, data: bytes, asked: Parameters, name: str, above: str) -> bytes:
+    """Explain the image in a file's bytes; return its report, with the form above it."""
+    explainer, image = model.explainer, image_from(data)
+    targets = explainer.find_targets(asked.as_targets())
+    found = model.answers.explanation(image, targets)
+    record = {**model.answers.entry(found, asked), "path": name}
     run = {
-        **msgspec.json.decode(as_json(explainer.provenance())),
+        **found.provenance,
         "layer_asked": explainer.bundle.manifest.layer,
         "plan_reason": explainer.plan_reason,
         "images": [record],
         "errors": [],
     }
-    return page(run, [card(record, found.image, found.raw)], DEFAULT, above)
+    return page(run, [card(record, image.pixels, found.raw)], DEFAULT, above)
 
 
 def _rendered(template: str, **values: Any) -> str:

@@ -14,7 +14,7 @@ from ov_recipro.explanation import Target
 from ov_recipro.saliency import Floats, Score, best_classes, target_scores
 from ov_recipro.sources.labels import class_index
 
-RANKED = re.compile(r"top([1-9]\d*)")
+RANKED = re.compile(r"top([1-9][0-9]{0,8})")
 """What names classes by the order of their scores."""
 
 

@@ -84,6 +84,8 @@ class Finder:
             raise OptionError("A region's width and height must be above 0.")
         for name, numbers in (
             ("gamma", [asked.gamma]),
+            ("threshold", [asked.threshold]),
+            ("nms", [asked.nms]),
             ("region", asked.region or ()),
             ("pixel", asked.pixel or ()),
         ):

@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import tritonclient.grpc
 import tritonclient.http
 
 from boxes import make_scenes
+from command import COMMAND, fails
 from ov_recipro import Explainer
 from ov_recipro.images.reading import read_image
 from places import SCENE_DETECTOR
@@ -106,8 +109,9 @@ def test_open_inference_protocol(server: Server, throughput: Explainer, cat: Pat
             tritonclient.http.InferRequestedOutput(each, binary_data=is_binary) for each in wanted
         ]
         asked = {"targets": '["tabby", 5]'}
-        answer = client.infer(NAME, [given], outputs=outputs, parameters=asked, request_id="7")
-        assert answer.get_response()["id"] == "7"
+        number = "7" if is_binary else ""
+        answer = client.infer(NAME, [given], outputs=outputs, parameters=asked, request_id=number)
+        assert answer.get_response()["id"] == number
         assert [each["name"] for each in answer.get_response()["outputs"]] == wanted
         np.testing.assert_array_equal(answer.as_numpy("saliency_map"), own.maps)
         np.testing.assert_array_equal(answer.as_numpy("logits")[0], throughput.outputs(tensor))
@@ -163,13 +167,24 @@ GOOD = {"instances": [{"b64": "PLACE"}]}
         ({"instances": [[1, 2]]}, 422, "shape"),
         ({"instances": [[[1], [2, 3]]]}, 400, "neither"),
         (GOOD | {"parameters": {"targets": "nope"}}, 404, "no class 'nope'"),
-        (GOOD | {"parameters": {"targets": 10**30}}, 400, "targets"),
+        (GOOD | {"parameters": {"targets": 10**30}}, 404, "no class"),
         (GOOD | {"parameters": {"top_k": 0}}, 400, "top_k"),
+        (GOOD | {"parameters": {"targets": "top" + "9" * 5000}}, 404, "no class"),
+        (GOOD | {"parameters": {"similar_to": [{"b64": ""}] * 33}}, 400, "At most 32"),
+        (GOOD | {"parameters": {"similar_to": [{"b64": ""}]}}, 400, "'similar_to' is for an emb"),
+        (GOOD | {"parameters": {"top_k": 1000, "include": ["raw"]}, "more": 1}, 400, "`more`"),
+        (
+            {"instances": [[[[0.0] * 224] * 224] * 3], "parameters": {"include": ["overlay"]}},
+            400,
+            "tensor",
+        ),
+        ({"instances": [{"b64": "PLACE"}] * 32, "parameters": {"top_k": 1000}}, 400, "too large"),
+        (GOOD | {"parameters": {"top_k": 5, "include": ["verification"]}}, 400, "at most 4"),
         (GOOD | {"parameters": {"colour": "red"}}, 400, "colour"),
         (GOOD | {"parameters": {"include": ["everything"]}}, 400, "include"),
         (GOOD | {"parameters": {"box": 1}}, 400, "detector"),
         (GOOD | {"parameters": {"similar_to": "/etc"}}, 400, "similar_to"),
-        (GOOD | {"parameters": {"top_k": 30, "include": ["overlay"]}}, 400, "At most 20"),
+        (GOOD | {"parameters": {"top_k": 33, "include": ["overlay"]}}, 400, "at most 32"),
     ],
 )
 def test_what_clients_get_wrong(
@@ -191,6 +206,10 @@ def test_what_clients_get_wrong(
         (f"v2/models/{NAME}/infer", b'{"inputs": 3}', {}, 400),
         (f"v2/models/{NAME}/infer", b"{}", {"Inference-Header-Content-Length": "-1"}, 400),
         (f"v2/models/{NAME}/infer", b'{"inputs": []}', {}, 400),
+        (f"v2/models/{NAME}/infer", b'{"inputs": [], "id": "\\ud800"}', {}, 400),
+        (f"v2/models/{NAME}/infer", b'{"inputs": [], "outputs": [{"name": "x"}]}', {}, 400),
+        (f"v1/models/{NAME}:predict", b'{"instances": [1], "parameters": {"top_k": 1}}', {}, 400),
+        (f"v1/models/{NAME}:explain", b"[" * 100_000, {}, 400),
         (f"v2/models/{NAME}/versions/7/infer", b'{"inputs": []}', {}, 501),
         (f"v2/repository/models/{NAME}/unload", b"", {}, 501),
         (f"v1/models/{NAME}:explain", bytes(40 << 20), {}, 413),
@@ -224,6 +243,22 @@ def test_clients_that_are_slow_or_leave(server: Server, cat: Path) -> None:
     assert server.post("explain", {"instances": [encoded(cat)]}).status_code == 200
 
 
+def test_answers_have_no_headers_of_requests(server: Server, cat: Path) -> None:
+    """Chunked, of another content type, with headers that are nobody else's business."""
+    body = json.dumps({"instances": [encoded(cat)]}).encode()
+    answer = requests.post(
+        f"{server.url}v1/models/{NAME}:explain",
+        data=iter([body[:1000], body[1000:]]),
+        headers={"content-type": "application/json; charset=utf-8", "authorization": "secret"},
+        timeout=60,
+    )
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert not {"authorization", "transfer-encoding", "host"} & {
+        each.lower() for each in answer.headers
+    }
+
+
 def test_metrics(server: Server, cat: Path) -> None:
     server.post("explain", {"instances": [encoded(cat)]})
     text = requests.get(f"{server.url}metrics", timeout=30).text
@@ -239,16 +274,43 @@ def test_a_killed_worker_is_replaced(server: Server, cat: Path) -> None:
 
 def test_overload_and_recovery(lite0: Path, cat: Path) -> None:
     with serving("-m", lite0, "--workers", "1", "--queue", "1") as server:
-        head = b"POST /v1/models/x:explain HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
-        waiting = [raw(server, head) for _ in range(2)]  # whose bodies are awaited
-        time.sleep(0.5)
-        refused = server.post("explain", {"instances": [encoded(cat)]})
-        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-        assert requests.get(f"{server.url}v2/health/live", timeout=30).status_code == 200
-        for each in waiting:
-            each.close()
-        time.sleep(0.5)
+        slow = {"instances": [encoded(cat)], "parameters": {"include": ["verification"]}}
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(server.post, "explain", slow) for _ in range(2)]
+            time.sleep(1)
+            refused = server.post("explain", {"instances": [encoded(cat)]})
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            assert "try again" in refused.json()["error"]
+            assert requests.get(f"{server.url}v2/health/live", timeout=30).status_code == 200
+            assert [each.result().status_code for each in waiting] == [200, 200]
         assert server.post("explain", {"instances": [encoded(cat)]}).status_code == 200
+
+
+def test_what_kserve_adds_and_ports_that_are_taken(lite0: Path, cat: Path) -> None:
+    added = ("--model_name", "classifier", "--predictor_host", "x.y", "--http_port", "0")
+    with serving("-m", lite0, *added, "--workers", "2") as server:
+        assert server.post("predict", {"instances": [encoded(cat)]}, "classifier").ok
+        port = server.address.split(":")[1]
+        for options in (("--port", port), ("--port", "0", "--grpc-port", port)):
+            done = subprocess.run(
+                [*COMMAND, "serve", "-m", lite0, *options],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            fails(done, f"Can't listen on 127.0.0.1:{port}")
+
+
+def test_without_the_extra(tmp_path: Path, lite0: Path) -> None:
+    (tmp_path / "kserve.py").write_text("raise ImportError('no module')")
+    done = subprocess.run(
+        [*COMMAND, "serve", "-m", lite0],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    fails(done, "pip install 'ov-recipro[serve]'")
 
 
 def test_a_stop_loses_nothing_that_was_accepted(lite0: Path, cat: Path) -> None:

@@ -1,7 +1,7 @@
-"""Requests of the Open Inference Protocol with binary tensors behind their JSON.
+"""Requests of the Open Inference Protocol, with or without binary tensors behind their JSON.
 
-KServe's SDK decodes these, too, but turns tensors into lists and takes bytes for UTF-8, which an
-image file is not.
+KServe's SDK decodes these, too, but it turns tensors into lists, takes bytes for UTF-8, which an
+image file is not, and does so between other requests.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class _Output(msgspec.Struct):
 
 class _Header(msgspec.Struct):
     inputs: list[_Input]
-    id: str | None = None
+    id: str = ""
     parameters: _Parameters = {}
     outputs: list[_Output] = []
 
 
-def binary_request(body: bytes, length: str | None, model_name: str | None) -> InferRequest:
+def read_inference_request(body: bytes, length: str | None, model_name: str) -> InferRequest:
     """Return a request.
 
     Args:
@@ -47,23 +47,32 @@ def binary_request(body: bytes, length: str | None, model_name: str | None) -> I
     Raises:
         OptionError: it is malformed.
     """
-    if length is not None and not (length.isdecimal() and int(length) <= len(body)):
-        raise OptionError(f"The JSON of a request of {len(body):,} bytes can't have {length}.")
+    if length is not None and not (length.isdecimal() and int(length[:12]) <= len(body)):
+        raise OptionError(
+            f"Inference-Header-Content-Length is {length[:12]}, but the body has {len(body)} bytes."
+        )
     end = len(body) if length is None else int(length)
     try:
         header = msgspec.json.decode(body[:end], type=_Header)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        header.id.encode()
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise OptionError(f"The request can't be read: {error}.") from error
     inputs = []
     for each in header.inputs:
-        given = InferInput(each.name, each.shape, each.datatype, each.data, each.parameters)
-        if each.data is None:
-            count = each.parameters.get("binary_data_size")
-            if not isinstance(count, int) or not 0 <= count <= len(body) - end:
-                raise OptionError(f"Input '{each.name}' has neither data nor that many bytes.")
-            given = InferInput(each.name, each.shape, each.datatype, None, each.parameters)
-            given._raw_data = body[end : end + count]  # as the SDK itself keeps it
-            end += count
+        if each.data is not None:
+            inputs.append(
+                InferInput(each.name, each.shape, each.datatype, each.data, each.parameters)
+            )
+            continue
+        count = each.parameters.get("binary_data_size")
+        if not isinstance(count, int) or not 0 <= count <= len(body) - end:
+            raise OptionError(
+                f"Input '{each.name}' has no 'data', and its 'binary_data_size' is not the number "
+                "of bytes behind the JSON."
+            )
+        given = InferInput(each.name, each.shape, each.datatype, None, each.parameters)
+        given._raw_data = body[end : end + count]  # as the SDK itself keeps it
+        end += count
         inputs.append(given)
     return InferRequest(
         model_name=model_name,

@@ -1,10 +1,12 @@
-"""What a request asks of a model: read from what a client sent, and checked."""
+"""What a client asks: read from the bytes of a request, and checked."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -17,8 +19,8 @@ from ov_recipro.limits import SERVED_PIXELS
 from ov_recipro.options import Targets
 from ov_recipro.saliency import Array
 
-INSTANCES = 32
-"""How many images a request may hold."""
+MAX_IMAGES = 32
+"""How many images a request may hold to be explained, and as many to compare them with."""
 
 _NAME = "the image"
 
@@ -45,7 +47,7 @@ class Encoded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return image_from(data)
 
 
-class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The parameters of a request: fields of `options.Targets`, and what the answer holds.
 
     Attributes:
@@ -72,14 +74,16 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include: tuple[Part, ...] = ("maps",)
 
     def as_targets(self) -> Targets:
-        """Return what is asked; its images are decoded.
+        """Return what is asked; its images are decoded one by one, when they are drawn.
 
         Raises:
-            OptionError: 'targets' and 'top_k' contradict each other, or an image is not base64.
-            ImageError: see `Encoded.decoded`.
+            OptionError: parameters contradict each other, or there are too many images.
         """
         if self.top_k is not None and (self.targets is not None or self.top_k < 1):
-            raise OptionError("'top_k' is a number from 1 on, and stands in place of 'targets'.")
+            raise OptionError("'top_k' must be at least 1 and can't be combined with 'targets'.")
+        count = len(self.similar_to) + len(self.unlike) + len(self.centre)
+        if count > MAX_IMAGES:
+            raise OptionError(f"At most {MAX_IMAGES} images can be compared with, not {count}.")
         given = self.targets if self.top_k is None else f"top{self.top_k}"
         if given is None:
             given = list(Targets.classes)
@@ -87,9 +91,9 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             classes=(given,) if isinstance(given, str | int) else tuple(given),
             against=self.against,
             gamma=self.gamma,
-            similar_to=tuple(each.decoded() for each in self.similar_to),
-            unlike=tuple(each.decoded() for each in self.unlike),
-            centre=tuple(each.decoded() for each in self.centre),
+            similar_to=_decoded(self.similar_to),
+            unlike=_decoded(self.unlike),
+            centre=_decoded(self.centre),
             region=self.region,
             pixel=self.pixel,
             position=self.position,
@@ -99,33 +103,38 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class Body(msgspec.Struct, frozen=True):
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request of protocol V1.
 
     Attributes:
         instances: images, each {"b64": ...} or a tensor as nested lists, without the batch axis.
         parameters: what is asked about all of them.
+        signature_name: of the protocol; it says nothing here.
     """
 
     instances: list[Any]
-    parameters: Asked = Asked()
+    parameters: Parameters = Parameters()
+    signature_name: str | None = None
 
 
-def read_body(payload: Any) -> Body:
-    """Return a request of protocol V1.
+def read_body(data: bytes) -> Body:
+    """Return a request of protocol V1 from its JSON.
 
     Raises:
         OptionError: it is not one.
     """
-    body = _converted(payload, Body, "The request")
-    if not 1 <= len(body.instances) <= INSTANCES:
+    try:
+        body = msgspec.json.decode(data, type=Body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise OptionError(f"The request can't be read: {error}.") from error
+    if not 1 <= len(body.instances) <= MAX_IMAGES:
         raise OptionError(
-            f"A request takes 1 to {INSTANCES} instances; this one has {len(body.instances)}."
+            f"A request takes 1 to {MAX_IMAGES} instances; this one has {len(body.instances)}."
         )
     return body
 
 
-def read_parameters(parameters: Mapping[str, Any]) -> Asked:
+def read_parameters(parameters: Mapping[str, Any]) -> Parameters:
     """Return the parameters of a request of the Open Inference Protocol.
 
     Its values are plain: lists are written as JSON.
@@ -140,7 +149,7 @@ def read_parameters(parameters: Mapping[str, Any]) -> Asked:
                 values[name] = msgspec.json.decode(value)
             except msgspec.DecodeError as error:
                 raise OptionError(f"Parameter '{name}' is not valid JSON: {error}.") from error
-    return _converted(values, Asked, "The parameters")
+    return _converted(values, Parameters, "The parameters")
 
 
 def read_instance(instance: Any, entry: ImageInput) -> ImageFile | Array:
@@ -172,6 +181,20 @@ def image_from(data: bytes) -> ImageFile:
         ImageError: it is not an image, a truncated one, or too large.
     """
     return decode_file(data, _NAME, SERVED_PIXELS)
+
+
+def in_parameters(text: str) -> str:
+    """Return an error's text with options of the command line called by their parameters' names."""
+
+    def renamed(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return f"'{name}'" if name in {each.name for each in fields(Targets)} else found[0]
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", renamed, text)
+
+
+def _decoded(images: tuple[Encoded, ...]) -> Iterable[ImageFile]:
+    return map(Encoded.decoded, images) if images else ()
 
 
 def _converted(value: Any, kind: type[Kind], subject: str) -> Kind:
