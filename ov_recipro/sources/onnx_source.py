@@ -384,6 +384,14 @@ def _extract(model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> 
         graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
     except ValueError as error:
         raise ModelError(f"The model can't be cut there: {one_line(error)}") from error
+    # the model's own order: extract() gives another one each time
+    weights = {
+        name: graph.initializers[name]
+        for name in model.graph.initializers
+        if name in graph.initializers
+    }
+    graph.initializers.clear()
+    graph.initializers.update(weights)
     return ir.Model(graph, ir_version=model.ir_version, producer_name="ov-recipro")
 
 

@@ -304,3 +304,15 @@ def test_a_second_explainer_takes_the_bundle_from_the_cache(
     first = Explainer(path).bundle
     monkeypatch.setattr("ov_recipro.splitting.split.split", None)
     assert Explainer(path).bundle == first
+
+
+def test_a_split_is_the_same_bytes_each_time(tmp_path: Path) -> None:
+    """Wherever objects happen to lie in memory."""
+    found = set()
+    kept = []
+    path = LIGHT / "light_squeezenet.onnx"
+    for number in range(4):
+        kept.append([object() for _ in range(1000 * number)])
+        bundle = split(path, tmp_path / str(number))
+        found.add(tuple((bundle.folder / name).read_bytes() for name in ("head.onnx", "tail.onnx")))
+    assert len(found) == 1
