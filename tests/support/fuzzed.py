@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,7 @@ import openvino as ov
 from graphs import Builder, residual
 from ov_recipro import Explainer, ReciproError, split
 from ov_recipro.batch import Batch, find_inputs
-from ov_recipro.cut.bundle import open_bundle
+from ov_recipro.cut.bundle import ImageInput, open_bundle
 from ov_recipro.cut.points import cut_points
 from ov_recipro.faithfulness.datasets import Classes, Sample, read_boxes, read_dataset
 from ov_recipro.faithfulness.evaluation import Record
@@ -24,6 +25,7 @@ from ov_recipro.faithfulness.kept import Ledgers, settings_line
 from ov_recipro.images.drawing import DEFAULT
 from ov_recipro.images.reading import decode_image
 from ov_recipro.report.saved import saved_page
+from ov_recipro.serving.parameters import read_body, read_instance, read_parameters
 from ov_recipro.sources import metadata
 from ov_recipro.sources.labels import checked_labels, read_labels, read_synsets
 from ov_recipro.splitting.split import open_source
@@ -104,6 +106,27 @@ def report(data: bytes, folder: Path) -> None:
     saved_page(folder, DEFAULT)
 
 
+def request_v1(data: bytes, _: Path) -> None:
+    """The body of a request to `:explain`."""
+    body = read_body(data)
+    asked = body.parameters.as_targets()
+    for each in body.instances:
+        read_instance(each, ImageInput("image", (1, 3, 2, 2), "float32", False))
+    list(asked.similar_to)
+
+
+def request_v2(data: bytes, _: Path) -> None:
+    """A request of the Open Inference Protocol; the first line is the length of its JSON."""
+    from ov_recipro.serving.inference_request import read_inference_request
+    from ov_recipro.serving.served_model import _plain, _values
+
+    length, _newline, body = data.partition(b"\n")
+    request = read_inference_request(body, length.decode(errors="replace") or None, "m")
+    read_parameters(_plain(request.parameters)).as_targets()
+    for each in request.inputs:
+        _values(each)
+
+
 TARGETS: dict[str, Target] = {
     "onnx": partial(model, ".onnx"),
     "ir": partial(model, ".xml"),
@@ -119,6 +142,8 @@ TARGETS: dict[str, Target] = {
     "voc": partial(boxes, ".xml"),
     "records": records,
     "report": report,
+    "request-v1": request_v1,
+    "request-v2": request_v2,
 }
 
 
@@ -164,6 +189,7 @@ _MEASURED = {
     "score": 0.5, "explained": 0.4, "drop": 0.1, "increase": False, "coherency": 0.9,
     "complexity": 0.2, "deletion": 0.1, "insertion": 0.6, "flat": False,
 }  # fmt: skip
+_PIXEL = cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes()
 _TEXTS: dict[str, list[str]] = {
     "metadata": [
         "model_info labels\tcat dog cup\nmodel_info mean_values\t1 2 3\n"
@@ -189,6 +215,22 @@ _TEXTS: dict[str, list[str]] = {
     "voc": [
         "<annotation><filename>a.jpg</filename><object><name>cat</name><bndbox><xmin>1</xmin>"
         "<ymin>1</ymin><xmax>5</xmax><ymax>6</ymax></bndbox></object></annotation>",
+    ],
+    "request-v1": [
+        json.dumps({"instances": [{"b64": base64.b64encode(_PIXEL).decode()}],
+                    "parameters": {"targets": ["top1", 3], "include": ["maps", "overlay"]}}),
+        json.dumps({"instances": [[[[0.5, 1], [2, 3]]] * 3],
+                    "parameters": {"top_k": 2, "against": "next", "gamma": 0.5}}),
+        json.dumps({"instances": [1], "parameters": {"similar_to": [{"b64": "AAAA"}],
+                    "region": [1, 2, 3, 4], "pixel": [1, 2], "box": "all", "nms": 0.5}}),
+    ],
+    "request-v2": [
+        "\n" + json.dumps({"inputs": [{"name": "image", "shape": [1, 2], "datatype": "FP32",
+                           "data": [1, 2.5]}], "id": "7", "outputs": [{"name": "targets"}],
+                           "parameters": {"targets": "[1, 2]", "gamma": 0.5}}),
+        (binary := json.dumps({"inputs": [{"name": "encoded_image", "shape": [1],
+                               "datatype": "BYTES", "parameters": {"binary_data_size": 8}}]}))
+        and f"{len(binary)}\n{binary}\4\0\0\0abcd",
     ],
     "records": [
         json.dumps({"image": "a.jpg", "sha256": "0" * 64, "label": None, "index": 3,
