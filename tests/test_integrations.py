@@ -1,9 +1,11 @@
-"""What other tools run of this project: an Action, a pre-commit hook, shell completion."""
+"""What other tools run of this project: an Action, a hook, completion, a notebook, a demo."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command import run
+from command import run, run_python
 from graphs import Builder
 from places import ROOT
 
@@ -80,3 +82,56 @@ def test_completion(
         monkeypatch.setenv(name, value)
     found = run(cwd=tmp_path, _OV_RECIPRO_COMPLETE=f"{shell}_complete")
     assert place in found.stdout
+
+
+NOTEBOOK = """
+import nbformat
+from nbclient import NotebookClient
+
+notebook = nbformat.read(NAME, as_version=4)
+NotebookClient(notebook, timeout=100).execute()
+nbformat.write(notebook, NAME)
+"""
+DEMO = """
+from pathlib import Path
+
+import numpy as np
+import gradio_demo
+import ov_recipro
+from ov_recipro.images.reading import read_image
+
+explainer = ov_recipro.Explainer()
+page = gradio_demo.demo(explainer)
+image = read_image(Path("chelsea.jpg"))
+overlay, scores, _ = page.fn(image[:, :, ::-1], "tabby")
+np.testing.assert_array_equal(overlay[:, :, ::-1], explainer(image, "tabby").overlay())
+assert max(scores, key=scores.get) == "Egyptian cat"
+try:
+    page.fn(image, "unicorn")
+except gradio_demo.gr.Error as error:
+    assert "no class" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> Path:
+    for path in (ROOT / "examples").iterdir():
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_the_notebook(examples: Path) -> None:
+    done = run_python(f"NAME = 'explain.ipynb'{NOTEBOOK}", examples)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((examples / "explain.ipynb").read_text())["cells"]
+    outputs = [each for cell in cells for each in cell.get("outputs", [])]
+    shown = [each["data"] for each in outputs if each["output_type"] == "execute_result"]
+    assert sum("text/html" in each for each in shown) == 3
+    assert "'supported'" in "".join(shown[-1]["text/plain"])
+
+
+def test_the_demo(examples: Path) -> None:
+    done = run_python(f"import sys; sys.path.insert(0, '.'){DEMO}", examples)
+    assert done.returncode == 0, done.stderr
