@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from playwright.sync_api import Browser, Locator, Page
 
+from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from ov_recipro import Explainer, Target
 from ov_recipro.batch import Batch, find_inputs
 from ov_recipro.explanation import Prediction

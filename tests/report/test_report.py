@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from playwright.sync_api import Browser, Page
 
+from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from command import fails, run
 from ov_recipro import Explainer, Target
 from ov_recipro.images.drawing import Style

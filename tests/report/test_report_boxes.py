@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from playwright.sync_api import Browser, Locator, Page
 
+from chromium import opened_browser, wait_until  # noqa: F401 - the fixture `browser`
 from ov_recipro import Explainer, Target
 from ov_recipro.batch import Batch, find_inputs
 from ov_recipro.images.drawing import Style
