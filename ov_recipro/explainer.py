@@ -47,9 +47,9 @@ class Explainer:
     """Explains what a vision model in a file says about images.
 
     Args:
-        model: an ONNX file, an OpenVINO .xml file, a bundle or an openvino.Model; by default the
-            one that `default_model` finds. A model is split on first use and the bundle kept in the
-            user's cache.
+        model: an ONNX file, an OpenVINO .xml file, a bundle, such a file on a hub (see `located`)
+            or an openvino.Model; by default the one that `default_model` finds. A model is split on
+            first use and the bundle kept in the user's cache.
         layer: where to cut, or a whole `ov_recipro.options.Cut`; not for bundles.
         device: what to run on, such as "CPU", or a whole `ov_recipro.options.Running`.
         score: how logits become class scores; by default the model's own closing activation, else

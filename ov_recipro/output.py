@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
@@ -21,14 +22,28 @@ RECORD = "explanations.json"
 REPORT = "report.html"
 _LONGEST_STEM = 180  # bytes; most file systems take names of 255
 
-CacheKind = Literal["bundles", "plans", "compiled"]
-"""Split models, whether the plan `rows` passed its check, and models that OpenVINO compiled."""
+CacheKind = Literal["bundles", "plans", "compiled", "hub"]
+"""Split models, whether the plan `rows` passed its check, models that OpenVINO compiled, and
+models that were fetched from a hub."""
 
 
 def user_cache(kind: CacheKind | None = None) -> Path:
     """Return the user's cache folder, or that of one kind of entries, whether or not it exists."""
     root = platformdirs.user_cache_path("ov-recipro")
     return root if kind is None else root / kind
+
+
+def writable_cache(kind: CacheKind) -> Path:
+    """Return the folder of one kind of entries, or a temporary one where it can't be written."""
+    folder = user_cache(kind)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        own = tempfile.TemporaryDirectory(prefix="ov-recipro-")
+        atexit.register(own.cleanup)
+        return Path(own.name)
 
 
 def open_folder(folder: Path) -> None:

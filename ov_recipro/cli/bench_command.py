@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ov_recipro.cli.option_groups import FILE, methods_of, note, option, options_of
+from ov_recipro.cli.option_groups import FILE, MODEL, methods_of, note, option, options_of
 from ov_recipro.cli.tables import aligned, markdown
 from ov_recipro.options import Cut, Running
 from ov_recipro.output import as_record
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.option("-m", "--model", type=FILE, help="An .onnx or .xml file, or a bundle.")
+@click.option("-m", "--model", type=FILE, help=f"{MODEL}.")
 @option(Running, "device", parameter="devices", multiple=True, default=("CPU",))
 @option(Cut, "layer", parameter="layers", multiple=True, default=("auto",))
 @option(Running, "precision", parameter="precisions", multiple=True, default=("f32",))
@@ -59,9 +59,10 @@ def command(
     """
     from ov_recipro.bench import measure, measure_methods
     from ov_recipro.sources.default_model import default_model
+    from ov_recipro.sources.references import located
     from ov_recipro.splitting.bundle_cache import cached_split
 
-    path = default_model() if model is None else model
+    path = located(default_model() if model is None else model)
     names = methods_of(methods) if methods is not None else []
     rows: list[Row | MethodRow] = []
     for layer, device, precision in product(layers, devices, precisions):

@@ -11,9 +11,9 @@ from ov_recipro.output import as_record
 def command() -> None:
     """Show or clear what is kept from one run to the next.
 
-    These are split models, verdicts on plans and compiled models. All of it can be rebuilt. When a
-    split model is added and the cache exceeds $OV_RECIPRO_MAX_CACHE_BYTES (8 GiB), the entries used
-    least recently are removed.
+    These are split models, verdicts on plans, compiled models and models of the hub. All of it can
+    be rebuilt. When a split model is added and the cache exceeds $OV_RECIPRO_MAX_CACHE_BYTES
+    (8 GiB), the entries used least recently are removed.
     """
 
 

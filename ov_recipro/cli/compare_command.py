@@ -108,8 +108,8 @@ def command(
         _, png = cv2.imencode(".png", side_by_side(left, right))
         write_whole(output / f"{stem}.png", png.tobytes())
     record = {
-        "first": str(first),
-        "second": str(second),
+        "first": one.bundle.manifest.origin or str(first),
+        "second": other.bundle.manifest.origin or str(second),
         "layers": [each.bundle.manifest.cut.tensor for each in (one, other)],
         "images": found,
         "errors": failed,

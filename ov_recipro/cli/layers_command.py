@@ -41,10 +41,11 @@ def command(
     """
     from ov_recipro.cut.points import cut_points
     from ov_recipro.cut.recognition import with_article
+    from ov_recipro.sources.references import located
     from ov_recipro.splitting.costs import costs
     from ov_recipro.splitting.split import open_source
 
-    source = open_source(model, cut)
+    source = open_source(located(model), cut)
     note(f"Taken for {with_article(source.graph.task)}: {source.graph.why}.")
     points = cut_points(source.graph)
     estimates = costs(source, points)

@@ -34,6 +34,7 @@ _OVERRIDES = ("mean", "scale", "channels", "resize", "crop_fraction", "interpola
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
+MODEL = "An .onnx or .xml file, a bundle, or hf://ORGANISATION/NAME[/PATH][@REVISION]"
 Kind: TypeAlias = type[Cut] | type[Running] | type[Targets]
 
 
@@ -256,7 +257,7 @@ def preprocessing_options(function: Function) -> Function:
 
 def model_options(function: Function) -> Function:
     """Add the options that say which model is explained, where it is cut and what goes into it."""
-    model = click.option("-m", "--model", type=FILE, help="An .onnx or .xml file, or a bundle.")
+    model = click.option("-m", "--model", type=FILE, help=f"{MODEL}.")
     return model(cut_options(preprocessing_options(function)))
 
 
@@ -284,9 +285,11 @@ def open_explainer(
     from ov_recipro.explainer import Explainer
     from ov_recipro.sources.default_model import default_model
     from ov_recipro.sources.labels import read_labels
+    from ov_recipro.sources.references import located
 
-    if model is None:
-        model = default_model()
+    named = model is not None
+    model = located(default_model() if model is None else model)
+    if not named:
         note(f"Model: {model}", quiet)
     if not model.is_dir():
         cut = comparing(cut, targets)

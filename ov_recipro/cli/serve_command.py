@@ -11,6 +11,7 @@ import click
 
 from ov_recipro.black_boxes.attribution import METHOD_NAMES
 from ov_recipro.cli.option_groups import (
+    MODEL,
     cut_options,
     note,
     open_explainer,
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     "models",
     multiple=True,
     metavar="[NAME=]PATH",
-    help="An .onnx or .xml file, or a bundle, and its name in addresses; by default the file's. "
-    "Repeatable.",
+    help=f"{MODEL}; and its name in addresses, by default the file's. Repeatable.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -114,10 +114,11 @@ def command(
     from ov_recipro.serving.served_model import ServedModel
     from ov_recipro.serving.server import serve
     from ov_recipro.sources.default_model import default_model
+    from ov_recipro.sources.references import located
 
     named = [_named(each) for each in models]
     if not named:
-        path = default_model()
+        path = located(default_model())
         note(f"Model: {path}", quiet)
         named = [(_name_of(path), path)]
     if model_name is not None and len(named) == 1:
@@ -132,14 +133,19 @@ def command(
 
 
 def _named(text: str) -> tuple[str, Path]:
-    """Return a model's name and path."""
+    """Return a model's name and path; one on the hub is fetched."""
+    from ov_recipro.sources.references import is_on_hub, located
+
+    if is_on_hub(text):
+        fetched = located(text)
+        return _name_of(fetched), fetched
     name, equals, path = text.partition("=")
     if equals and not Path(text).exists():
         if not re.fullmatch(r"[\w.-]+", name):
             raise OptionError(
                 f"A model's name may contain letters, digits, '_', '-' and '.'; '{name}' does not."
             )
-        return name, Path(path)
+        return name, located(path)
     return _name_of(Path(text)), Path(text)
 
 

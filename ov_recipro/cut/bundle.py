@@ -139,6 +139,7 @@ class Manifest:
             embedding's vector [1,D], class scores of pixels [1,K,h,w] or of positions [1,T,K].
         class_axis: its axis of classes.
         boxes: of a detector, how its candidate boxes are laid out.
+        origin: the reference to the source on a hub, with its commit; None for other files.
     """
 
     schema_version: int
@@ -166,12 +167,15 @@ class Manifest:
     scores_shape: tuple[int, ...]
     class_axis: int
     boxes: BoxLayout | None = None
+    origin: str | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What maps depend on: the model, where it is cut, and which output is explained."""
+        origin = {} if self.origin is None else {"source": self.origin}
         return {
             "model": self.source.name,
+            **origin,
             "sha256": self.source.sha256,
             "companions": [
                 {"name": each.name, "sha256": each.sha256} for each in self.source.companions

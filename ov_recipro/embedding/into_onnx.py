@@ -36,6 +36,7 @@ from ov_recipro.output import write_whole
 from ov_recipro.plans.onnx_graph import LEAST_OPSET, Graph, opset_of
 from ov_recipro.saliency import Score
 from ov_recipro.sources.onnx_file import load_again
+from ov_recipro.sources.references import located
 from ov_recipro.splitting.opening import opened
 
 _TO_THE_END = 1 << 62
@@ -45,7 +46,7 @@ _WORTH_SHARING = 1024  # numbers from which sharing a constant pays
 
 
 def embed_onnx(
-    path: Path,
+    path: str | Path,
     *,
     layer: str | Cut = "auto",
     classes: Classes = "all",
@@ -65,6 +66,7 @@ def embed_onnx(
     standard operations only: the sparse plan where it applies, else the tail on batches of
     masked maps in a Scan. Detectors are refused.
     """
+    path = located(path)
     if path.suffix != ".onnx":
         raise OptionError(f"{path} is not an ONNX model, which embedding as ONNX needs.")
     cut = cut_from(layer, options)

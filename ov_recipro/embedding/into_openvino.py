@@ -62,7 +62,8 @@ def embed(
     """Return a model with an added output `saliency_map`; its own outputs stay as they are.
 
     Args:
-        model: an ONNX file, an OpenVINO .xml file or an openvino.Model, which is not changed.
+        model: an ONNX file, an OpenVINO .xml file, either on a hub (see `sources.references`), or
+            an openvino.Model, which is not changed.
         layer: where to cut, or a whole `Cut`.
         classes: what to explain: "all" classes, a number k for the model's own top k, or a list of
             classes by index or name; of a detector not its top k.

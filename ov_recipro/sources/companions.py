@@ -90,7 +90,7 @@ def open_companion(model: Path, name: str) -> BufferedReader:
         path = (model.parent / name).resolve()
         folders = (model.parent.resolve(), model.resolve().parent)
         folder = next((each for each in folders if path.is_relative_to(each)), None)
-        if folder is None or _is_absolute_or_climbs(name):
+        if folder is None or is_absolute_or_climbs(name):
             raise ModelError(
                 f"{model}: its weights '{name}' lie outside the model's folder; refused."
             )
@@ -104,7 +104,8 @@ def open_companion(model: Path, name: str) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def _is_absolute_or_climbs(name: str) -> bool:
+def is_absolute_or_climbs(name: str) -> bool:
+    """Whether a path is absolute, or leads out of its folder, on any system."""
     as_windows = PureWindowsPath(name)
     return Path(name).is_absolute() or as_windows.is_absolute() or ".." in as_windows.parts
 

@@ -91,6 +91,21 @@ def load_again(path: Path, weights: bool = True) -> onnx.ModelProto:
         raise ModelError(f"{path}: {error.strerror or error}.") from error
 
 
+def external_names(path: Path) -> tuple[str, ...]:
+    """Return the weights files that an ONNX file names, each once, as it names them.
+
+    Raises:
+        ModelError: the file can't be read.
+    """
+    found: dict[str, None] = {}
+    for message in _messages(_parsed(path)):
+        if isinstance(message, onnx.TensorProto):
+            for entry in message.external_data:
+                if entry.key == "location":
+                    found[entry.value] = None
+    return tuple(found)
+
+
 def one_line(error: BaseException) -> str:
     """Return the first line of an error's message."""
     lines = str(error).split("\n")

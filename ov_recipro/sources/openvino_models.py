@@ -19,6 +19,7 @@ from ov_recipro.options import Hint, Precision, thread_limit
 from ov_recipro.output import user_cache
 from ov_recipro.saliency import Array
 from ov_recipro.sources.companions import open_companion
+from ov_recipro.sources.references import located
 
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 """From a model's inputs to its outputs, in order."""
@@ -81,9 +82,9 @@ def ports(model: ov.Model) -> Iterable[tuple[ov.Node, ov.Output]]:
 
 @contextmanager
 def as_file(model: str | Path | ov.Model) -> Iterator[Path]:
-    """Give a model as a file: its own, or a temporary one for a model in memory."""
+    """Give a model as a file: its own, one fetched, or a temporary one for a model in memory."""
     if isinstance(model, str | Path):
-        yield Path(model)
+        yield located(model)
         return
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import functools
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,11 +18,13 @@ from ov_recipro.cut.bundle import SCHEMA_VERSION, SUFFIX, Bundle, Companion, ope
 from ov_recipro.errors import ReciproError
 from ov_recipro.limits import CACHE_BYTES
 from ov_recipro.options import Cut
-from ov_recipro.output import CacheKind, discard, shortened, user_cache
+from ov_recipro.output import CacheKind, discard, shortened, user_cache, writable_cache
 from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import read_sidecar
+from ov_recipro.sources.references import origin_of
 from ov_recipro.splitting.split import check_is_file, model_sha256, split
 
+_BOUNDED: tuple[CacheKind, ...] = ("bundles", "compiled", "hub")
 _IN_USE = 3600.0  # seconds after its last use before which an entry is not removed
 
 
@@ -42,6 +42,7 @@ def cached_split(model: Path, cut: Cut = Cut()) -> Bundle:
     normalised = dataclasses.replace(cut, constants=dict(sorted(cut.constants.items())))
     arguments = (normalised, SCHEMA_VERSION, version("ov-recipro"))
     digest.update(repr(arguments).encode())
+    digest.update((origin_of(model) or "").encode())  # the manifest records it
     folder = bundles() / f"{shortened(model.stem)}-{digest.hexdigest()[:24]}{SUFFIX}"
 
     def make() -> Bundle:
@@ -116,15 +117,7 @@ class Entry:
 @functools.cache
 def bundles() -> Path:
     """Return the folder of bundles, or a temporary one where that can't be written."""
-    folder = user_cache("bundles")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        own = tempfile.TemporaryDirectory(prefix="ov-recipro-")
-        atexit.register(own.cleanup)
-        return Path(own.name)
+    return writable_cache("bundles")
 
 
 def mark_used(path: Path) -> None:
@@ -151,7 +144,8 @@ def prune() -> None:
     Entries used within the last hour stay: another process may be about to read them.
     Verdicts stay too; they are small.
     """
-    kept = sorted([*entries("bundles"), *entries("compiled")], key=lambda entry: entry.used)
+    kept = [entry for kind in _BOUNDED for entry in entries(kind)]
+    kept.sort(key=lambda entry: entry.used)
     excess = sum(entry.size for entry in kept) - CACHE_BYTES.value
     for entry in kept:
         if excess <= 0 or time.time() - entry.used < _IN_USE:

@@ -35,6 +35,7 @@ from ov_recipro.sources import metadata
 from ov_recipro.sources.companions import open_companion, stamp
 from ov_recipro.sources.family_preprocessing import family_preprocessing
 from ov_recipro.sources.labels import checked_labels
+from ov_recipro.sources.references import located, origin_of
 from ov_recipro.sources.source import Source
 from ov_recipro.splitting.costs import costs
 from ov_recipro.splitting.places import prove_places
@@ -59,7 +60,7 @@ def split(
     the whole model: a bundle that exists is complete and proven.
 
     Args:
-        model: an .onnx or .xml file.
+        model: an .onnx or .xml file, or a reference to one (see `sources.references.located`).
         output_folder: the bundle to write; by default "<model's stem>.recipro" in the working
             directory.
         layer: where to cut, or a whole `Cut`.
@@ -77,7 +78,7 @@ def split(
             model by more than rounding.
         OptionError: an option does not fit the model, or the folder exists.
     """
-    path = Path(model)
+    path = located(model)
     folder = Path(f"{path.stem}{SUFFIX}") if output_folder is None else Path(output_folder)
     asked = cut_from(layer, options)
     check_is_file(path)
@@ -138,6 +139,7 @@ def split(
             scores_shape=scores,
             class_axis=axis,
             boxes=boxes,
+            origin=origin_of(path),
         )
         if before != _stamp(path) or beside != [_stamp(each) for each in source.companions]:
             raise ModelError(f"{path} or its weights changed while the model was split.")

@@ -29,6 +29,7 @@ from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.onnx_file import load
 from ov_recipro.sources.openvino_models import name_of, read, reason
 from ov_recipro.sources.openvino_source import metadata_of
+from ov_recipro.sources.references import origin_of
 from ov_recipro.splitting.split import check_is_file, model_sha256
 
 
@@ -83,6 +84,7 @@ def whole_bundle(path: Path, cut: Cut) -> Bundle:
         scores_shape=(1, layout.values),
         class_axis=1,
         boxes=layout,
+        origin=origin_of(path),
     )
     return Bundle(path.parent, manifest, whole=True)
 
