@@ -59,6 +59,7 @@ RAISED_OTHERWISE = {
     # Functions that return an error, which they make from a text of their own.
     ("cut/outputs.py", "self._refusal"),
     ("embedding/detector_branch.py", "_refused"),
+    ("sources/hub.py", "self._unreachable"),
     ("sources/onnx_file.py", "_unreadable"),
     # The class is a limit's own: a site like any other.
     ("limits.py", "self.error"),
