@@ -18,6 +18,7 @@ from ov_recipro.cli.option_groups import (
     preprocessing_options,
     score_option,
 )
+from ov_recipro.errors import OptionError
 from ov_recipro.options import Cut, Targets
 from ov_recipro.variants import VARIANTS
 
@@ -82,6 +83,8 @@ def command(
     """
     from ov_recipro.sources.labels import read_labels
 
+    if output.suffix not in (".xml", ".onnx"):
+        raise OptionError(f"{output}: the new model's file name must end in .xml or .onnx.")
     arguments: dict[str, Any] = {
         "layer": comparing(cut, asked),
         "targets": asked,

@@ -241,6 +241,9 @@ def test_saved_and_read_again(
         after["saliency_map"].astype(int), before["saliency_map"], atol=3 if compress else 0
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+    written = (tmp_path / "m.xml").read_bytes()
+    save(embed(lite0, classes=5), tmp_path / "m.xml", force=True)
+    assert (tmp_path / "m.xml").read_bytes() == written  # in another process, after other work
 
 
 def test_the_file_grows_little(tmp_path: Path) -> None:
@@ -337,7 +340,7 @@ def test_the_command(tmp_path: Path, lite0: Path) -> None:
     (tmp_path / "m.xml").write_text("mine")
     fails(run("embed", lite0, "-o", "m.xml", cwd=tmp_path), "m.xml exists; --force replaces it")
     assert (tmp_path / "m.xml").read_text() == "mine"
-    fails(run("embed", lite0, "-o", "m.bin", cwd=tmp_path), "must end in .xml")
+    fails(run("embed", lite0, "-o", "m.bin", cwd=tmp_path), "must end in .xml or .onnx")
     fails(run("embed", lite0, "-o", "m.xml", "-t", "top5", "-t", "3", cwd=tmp_path),
           "can't be combined", code=2)  # fmt: skip
     done = run("embed", lite0, "-o", "m.xml", "--force", "-t", "top5", cwd=tmp_path)
