@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -134,4 +136,24 @@ def test_the_notebook(examples: Path) -> None:
 
 def test_the_demo(examples: Path) -> None:
     done = run_python(f"import sys; sys.path.insert(0, '.'){DEMO}", examples)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["mlflow", "wandb", "fiftyone"])
+def test_recipes(package: str, tmp_path: Path, lite0: Path, cat: Path) -> None:
+    """Where the package is installed; none is among the tests' own."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    shutil.copy(lite0, tmp_path / "model.onnx")
+    for name in ("image.jpg", "cat.jpg"):
+        shutil.copy(cat, tmp_path / name)
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    (code,) = (
+        c for c in re.findall(r"```python\n(.*?)```", page, re.S) if f"import {package}" in c
+    )
+    settings = (
+        "import os; os.environ |= {'WANDB_MODE': 'offline', 'MLFLOW_ALLOW_FILE_STORE': 'true',"
+        " 'MLFLOW_TRACKING_URI': 'file:runs'}"
+    )
+    done = run_python(f"{settings}\n{code}", tmp_path)
     assert done.returncode == 0, done.stderr
