@@ -41,9 +41,9 @@ def check_method(method: str, task: str) -> None:
     """
     is_detector = task == "detector"
     if method in VARIANTS and task != "classifier":
-        raise OptionError(f"Method '{method}' explains classes alone; this model has none.")
+        raise OptionError(f"Method '{method}' explains only classes; this model has none.")
     if method in ("d-rise", "votes") and not is_detector:
-        raise OptionError(f"Method '{method}' explains boxes alone; this model has none.")
+        raise OptionError(f"Method '{method}' explains only boxes; this model has none.")
     if method == "rise" and is_detector:
         raise OptionError("Method 'rise' does not explain boxes; 'd-rise' does.")
 

@@ -218,7 +218,7 @@ def _check_task(manifest: Manifest, engine: Engine) -> None:
     if manifest.task not in _OF_TASK:
         raise OptionError(f"evaluate measures classifiers and detectors; {what}")
     if manifest.task == "detector" and engine.is_ray:
-        raise OptionError(f"--engine ray measures classifiers alone; {what}")
+        raise OptionError(f"--engine ray measures only classifiers; {what}")
     context = click.get_current_context()
     for task, names in _OF_TASK.items():
         for name in names:
@@ -258,7 +258,7 @@ def _of_classes(
     samples = spread(found, limit)
     others = companions(samples) if how["mosaics"] else None
     if others is not None and not others:
-        raise OptionError("--mosaics needs four images at least, of other classes.")
+        raise OptionError("--mosaics needs at least four images of different classes.")
     if engine.is_ray and others is not None:
         raise OptionError("--mosaics is for runs without --engine ray.")
     measuring = Measuring(Subject(explainer), methods, how["profile"], how["step"], around, others)

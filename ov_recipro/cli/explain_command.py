@@ -162,7 +162,7 @@ def command(
     engine = engine_of(options)
     if engine.is_ray and (signed or targets != _classes_or_boxes(targets)):
         raise click.UsageError(
-            "With --engine ray, classes or boxes alone are explained, without --signed."
+            "With --engine ray, only classes or boxes are explained, without --signed."
         )
     if engine.is_ray and (report or save_maps or as_json or sharp):
         raise click.UsageError(
@@ -173,7 +173,7 @@ def command(
         raise click.UsageError("--sharp does not draw signed maps.")
     is_black_box = options["method"] in BLACK_BOXES
     if engine.is_ray and is_black_box:
-        raise click.UsageError("--engine ray explains by recipro and its variants alone.")
+        raise click.UsageError("--engine ray explains only by recipro and its variants.")
     if options["method"] != "recipro" and (signed or options["mask"] is not None):
         raise click.UsageError("--mask and --signed are for --method recipro.")
     files.open_folder(output)

@@ -234,7 +234,9 @@ def open_bundle(folder: str | Path) -> Bundle:
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except OSError as error:
-        raise ModelError(f"{folder} is not a bundle: {MANIFEST}: {error.strerror}.") from error
+        raise ModelError(
+            f"{folder} is not a bundle: {MANIFEST}: {error.strerror or error}."
+        ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is malformed: {error}.") from error
     boxes = manifest.boxes
@@ -268,7 +270,7 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise ReciproError(f"{target} can't be written: {error.strerror}.") from error
+        raise ReciproError(f"{target} can't be written: {error.strerror or error}.") from error
     try:
         yield work
         work.chmod(0o755)

@@ -225,7 +225,9 @@ class _Ledger(Generic[Kind]):
             self._file.write(as_json(record) + b"\n")
             self._file.flush()
         except OSError as error:
-            raise ReciproError(f"{self.path} can't be written: {error.strerror}.") from error
+            raise ReciproError(
+                f"{self.path} can't be written: {error.strerror or error}."
+            ) from error
         self.records[record.image] = record
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from ov_recipro.targets.base import ScoredTarget, scores_of
 from ov_recipro.targets.classes import ClassTarget
 from ov_recipro.targets.contrast import NEXT
 
-_ISOLATED = "an isolated model shows its outputs alone"
+_ISOLATED = "an isolated model shows only its outputs"
 
 AnyTarget: TypeAlias = int | ScoredTarget
 """A class, or any other target."""
@@ -47,7 +47,7 @@ def class_of(target: AnyTarget) -> int:
     if isinstance(target, int):
         return target
     if not isinstance(target, ClassTarget):
-        raise NotApplicable("it explains classes alone")
+        raise NotApplicable("it explains only classes")
     return target.index
 
 

@@ -64,7 +64,7 @@ class PairRuntime:
         if not runs_on_openvino(running.device):
             raise OptionError("Method 'recipro-pair' needs an OpenVINO device.")
         if running.precision != "f32" or running.plan not in ("auto", "rows"):
-            raise OptionError("Method 'recipro-pair' runs in float32 and by plan 'rows' alone.")
+            raise OptionError("Method 'recipro-pair' runs only in float32 and by plan 'rows'.")
         check_device(running.device)
         self.versions = {"openvino": version("openvino")}
         graph = pair_graph(bundle, running.batch_memory, running.max_cost)

@@ -73,7 +73,7 @@ def _outputs(bundle: Bundle, running: Running) -> Callable[[Array], Floats]:
     """Compile a model's own outputs; their numbers follow each other in a row."""
     if not runs_on_openvino(running.device):
         raise OptionError(
-            f"'{running.device}' can't be used: a model that can't be split runs on OpenVINO alone."
+            f"'{running.device}' can't be used: a model that can't be split runs only on OpenVINO."
         )
     check_device(running.device)
     manifest = bundle.manifest

@@ -248,7 +248,7 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
         wanted = datatypes[given.name]
         if given.datatype != wanted:
             raise OptionError(
-                f"Input '{given.name}' is of datatype {wanted}, not {given.datatype}."
+                f"Input '{given.name}' must be of datatype {wanted}; {given.datatype} was sent."
             )
         values = _values(given)
         if given.name == entry.name:

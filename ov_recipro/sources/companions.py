@@ -66,7 +66,9 @@ def read_sidecar(path: Path) -> bytes | None:
         with path.open("rb") as file:
             data = file.read(_LARGEST_SIDECAR + 1)
     except OSError as error:
-        raise ModelError(f"{path} beside the model can't be read: {error.strerror}.") from error
+        raise ModelError(
+            f"{path} beside the model can't be read: {error.strerror or error}."
+        ) from error
     if len(data) > _LARGEST_SIDECAR:
         raise ModelError(f"{path} beside the model has more than {_LARGEST_SIDECAR:,} bytes.")
     return data

@@ -169,7 +169,10 @@ def _from_hugging_face(config: dict[str, Any], path: Path, size: tuple[int, int]
     shortest = wanted if isinstance(wanted, int) else wanted.get("shortest_edge")
     crops = config.get("do_center_crop", False)
     if not config.get("do_resize", True):
-        raise ModelError(f"{path}: do_resize is false; give the preprocessing with options.")
+        raise ModelError(
+            f"{path}: do_resize is false, which is not supported; move this file away and give "
+            "--mean, --scale and --resize."
+        )
     rescale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     normalise = config.get("do_normalize", True)
     mean = config.get("image_mean", [0.0] * 3) if normalise else [0.0] * 3

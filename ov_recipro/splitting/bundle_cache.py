@@ -170,7 +170,9 @@ def clear() -> int:
             except FileNotFoundError:
                 continue  # another process was first
             except OSError as error:
-                raise ReciproError(f"{entry.path} can't be removed: {error.strerror}.") from error
+                raise ReciproError(
+                    f"{entry.path} can't be removed: {error.strerror or error}."
+                ) from error
             freed += entry.size
     return freed
 

@@ -41,7 +41,7 @@ def opened(path: Path, cut: Cut, is_cut: bool = True) -> Bundle:
             raise error from None
         if is_cut:
             raise ModelError(
-                f"{error} --method occlusion (in evaluate, --methods) explains it all the same, "
+                f"{error} --method occlusion (in evaluate, --methods) can still explain it, "
                 "from its image alone."
             ) from error
         return found

@@ -145,7 +145,9 @@ def _check_candidates(source: Source, got: Sequence[Array], expected: Sequence[A
         raise ModelError(f"{source.path} gives NaN or infinite boxes for a random image.")
     parity, largest = _largest_error(got, expected)
     if parity == np.inf:
-        raise ModelError(f"{source.path}: head and tail give another number of boxes.")
+        raise ModelError(
+            f"{source.path}: head and tail give a different number of boxes from the model."
+        )
     least = _LEAST_SCALE * min(1.0, largest)
     for ours, theirs in zip(got, expected, strict=True):
         kinds = zip(_by_kind(source.graph, ours), _by_kind(source.graph, theirs), strict=True)

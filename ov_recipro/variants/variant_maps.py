@@ -65,7 +65,7 @@ def variant_maps(
     """
     classes = [target.index for target in targets if isinstance(target, ClassTarget)]
     if len(classes) < len(targets):
-        raise OptionError("Methods 'recipro-pair' and 'recipro-aumann' explain classes alone.")
+        raise OptionError("Methods 'recipro-pair' and 'recipro-aumann' explain only classes.")
     logits = np.concatenate([logits for logits, _ in inference.masked(None)])
     if isinstance(inference, PooledInference):
         shares = aumann(logits, inference.empty, classes, score)

@@ -165,7 +165,7 @@ def test_a_detector_that_can_not_be_cut(tmp_path: Path, photographs: Path) -> No
         (("scenes", "--methods", "cam"), "There is no method 'cam'; the methods are: recipro"),
         (("scenes", "--step", "3"), "--step is for a classifier; this model is a detector"),
         (("scenes", "--profile", "poppi"), "--profile is for a classifier"),
-        (("scenes", "--engine", "ray"), "--engine ray measures classifiers alone"),
+        (("scenes", "--engine", "ray"), "--engine ray measures only classifiers"),
         (("scenes", "--methods", "random", "--threshold", "1"), "No image has a box that scores"),
         (("scenes", "--threshold", "-1"), "--threshold and --nms"),
         (("scenes", "--methods", "all", "--layer", "nowhere"), "nowhere"),
