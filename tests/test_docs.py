@@ -205,7 +205,7 @@ def python_in(name: str) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S))
 
 
-RUN_ELSEWHERE = ("docs/hub.md", "docs/pipelines.md", "docs/serving.md")
+RUN_ELSEWHERE = {f"docs/{name}.md" for name in ("hub", "pipelines", "recipes", "serving")}
 SCRIPTS = [
     name
     for name in (path.relative_to(ROOT).as_posix() for path in PAGES)
