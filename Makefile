@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types check lite1 fuzz wheel clean
+.PHONY: demo test lint types check lite1 fuzz site wheel clean
 
 demo: $(VENV)/installed ## explain the sample image on the bundled model
 	$(BIN)/ov-recipro explain examples/chelsea.jpg
@@ -27,6 +27,9 @@ fuzz: $(VENV)/developing ## fuzz what reads files; SECONDS for each target, or T
 	$(BIN)/python -m pip install --quiet 'atheris>=3'
 	$(BIN)/python tools/fuzz.py $(TARGET) --seconds $(or $(SECONDS),60)
 
+site: build/site-env/ready ## the documentation as a site, build/site/index.html
+	NO_MKDOCS_2_WARNING=1 build/site-env/bin/python -m mkdocs build --quiet
+
 wheel: $(VENV)/developing
 	$(BIN)/python -m build --outdir dist
 
@@ -48,6 +51,13 @@ build/export-env/ready:
 	$(PYTHON) -m venv build/export-env
 	build/export-env/bin/python -m pip install --quiet --upgrade pip
 	build/export-env/bin/python -m pip install --quiet --requirement tools/export-requirements.txt
+	@touch $@
+
+# The site's tools, and the package, whose commands it describes.
+build/site-env/ready: pyproject.toml
+	$(PYTHON) -m venv build/site-env
+	build/site-env/bin/python -m pip install --quiet --upgrade pip
+	build/site-env/bin/python -m pip install --quiet --editable . --group site
 	@touch $@
 
 build/efficientnet-lite1/efficientnet-lite1.onnx: build/export-env/ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import onnx
 import pytest
 
 from boxes import make_scenes, tool
@@ -18,8 +20,10 @@ from command import run, run_python
 from ov_recipro.images.reading import read_image
 from places import ROOT, SCENE_DETECTOR, SCENE_VIT
 from served import serving
+from transformers import Form
+from transformers import save as save_transformer
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = sorted(
     {
         command
@@ -45,7 +49,13 @@ def folder(
     shutil.copy(models["float"], folder / "float.onnx")
     shutil.copy(SCENE_VIT / "textures.onnx", folder / "vit.onnx")
     shutil.copy(models["qdq"], folder / "int8.onnx")
-    shutil.copy(SCENE_DETECTOR / "model.onnx", folder / "detector.onnx")
+    for name in ("detector.onnx", "yolo11n.onnx"):  # Ultralytics' layout and metadata
+        shutil.copy(SCENE_DETECTOR / "model.onnx", folder / name)
+    save_as_ultralytics(lite0, folder / "yolo11n-cls.onnx")
+    save_as_optimum(folder / "vit")
+    for name, form in (("model", "ir"), ("int8", "ir8")):
+        for suffix in (".xml", ".bin"):
+            shutil.copy(models[form].with_suffix(suffix), folder / f"{name}{suffix}")
     cv2.imwrite(str(folder / "scene.png"), scene_with("ring"))
     for name in ("image.jpg", "cat.jpg", "photos/n02124075/cat.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +83,32 @@ def folder(
         writer.write(frame)
     writer.release()
     return folder
+
+
+def save_as_ultralytics(model: Path, path: Path) -> None:
+    """Write a classifier with what Ultralytics' exports say of themselves."""
+    loaded = onnx.load(model)
+    del loaded.metadata_props[:]
+    names = {index: f"class {index}" for index in range(1000)}
+    for key, value in (("task", "classify"), ("imgsz", [224, 224]), ("names", names)):
+        loaded.metadata_props.add(key=key, value=str(value))
+    onnx.save(loaded, path)
+
+
+def save_as_optimum(folder: Path) -> None:
+    """Write a transformer with open axes, and the files that Optimum puts beside it."""
+    folder.mkdir()
+    form = Form(grid=(14, 14), patch=16, blocks=8)
+    model = onnx.load(save_transformer(folder / "model.onnx", form))
+    (given,) = model.graph.input
+    names = ("batch_size", "num_channels", "height", "width")
+    for dimension, name in zip(given.type.tensor_type.shape.dim, names, strict=True):
+        dimension.dim_param = name
+    onnx.save(model, folder / "model.onnx")
+    prepared = {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(prepared | {"image_std": [0.5] * 3, "resample": 2})
+    )
 
 
 def scene_with(name: str) -> Any:
@@ -169,10 +205,15 @@ def python_in(name: str) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["README.md", "docs/python.md", "docs/faithfulness.md", "docs/scale.md", "docs/targets.md"],
-)
+RUN_ELSEWHERE = {f"docs/{name}.md" for name in ("hub", "pipelines", "recipes", "serving")}
+SCRIPTS = [
+    name
+    for name in (path.relative_to(ROOT).as_posix() for path in PAGES)
+    if python_in(name) and name not in RUN_ELSEWHERE
+]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_python(name: str, folder: Path, request: pytest.FixtureRequest) -> None:
     if name == "docs/scale.md":
         shutil.rmtree(folder / "audit", ignore_errors=True)
@@ -180,7 +221,8 @@ def test_python(name: str, folder: Path, request: pytest.FixtureRequest) -> None
         environment = request.getfixturevalue("cluster")
         assert run("explain", "photos", *words, cwd=folder, **environment).returncode == 0
     given = (
-        "import cv2, numpy as np, openvino, shutil; frames = [cv2.imread('image.jpg')] * 3;"
+        "import cv2, numpy as np, openvino, ov_recipro, shutil;"
+        "frames = [cv2.imread('image.jpg')] * 3;"
         "x = np.zeros((1, 3, 224, 224), np.float32);"
         "ov_model = openvino.Core().read_model('model.onnx');"
         "shutil.rmtree('model.recipro', ignore_errors=True)"

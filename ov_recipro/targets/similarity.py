@@ -52,7 +52,7 @@ class Similarity(Target):
     Attributes:
         references: what the image is compared with; unlike: what counts against.
         centre: what is subtracted from all vectors first.
-        cosines: the scores of the cells [H][W].
+        cosines: the scores of the cells, H rows of W each.
     """
 
     references: tuple[Source, ...] = ()
