@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ov_recipro.cut.bundle import Bundle, open_bundle
     from ov_recipro.embedding import embed
     from ov_recipro.errors import (
+        CrashError,
         DeviceError,
         ImageError,
         ModelError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle",
+    "CrashError",
     "Cut",
     "DeviceError",
     "Explainer",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CrashError": "errors",
     "Cut": "options",
     "DeviceError": "errors",
     "ImageError": "errors",

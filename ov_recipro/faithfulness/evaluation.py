@@ -180,7 +180,7 @@ class Evaluation:
             "step": how.step,
             "probability": how.subject.probability,
             "boxes": boxes if how.boxes else None,
-            "companions": grids if how.companions else None,
+            "mosaics": grids if how.companions else None,
         }
         if method is not None:
             settings["method"] = method

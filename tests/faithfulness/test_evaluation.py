@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 
 from command import COMMAND, fails, run
 from graphs import Builder
 from ov_recipro import Explainer, ReciproError
-from ov_recipro.faithfulness.datasets import classes_of, read_boxes, read_dataset, spread
+from ov_recipro.faithfulness.datasets import Classes, classes_of, read_boxes, read_dataset, spread
 from ov_recipro.faithfulness.evaluation import Evaluation, Measuring
 from ov_recipro.faithfulness.measure import Profile
 from ov_recipro.methods import METHODS, Subject
@@ -203,6 +204,24 @@ def test_other_settings_begin_afresh(tmp_path: Path, folders: Path) -> None:
         "evaluate", folders, "--step", "25088", "--methods", "random", "-o", "out", cwd=tmp_path
     )
     assert "2 of 2 measurements are kept" in again.stderr
+
+
+def test_changed_weights_begin_afresh(tmp_path: Path, cat: Path) -> None:
+    """With and without mosaics, whose hash once took the place of the weights'."""
+    b = Builder(shape=(1, 3, 16, 16))
+    b.head(b.conv("image", 4))
+    ov.save_model(ov.convert_model(b.save(tmp_path / "m.onnx")), tmp_path / "m.xml")
+    samples = read_dataset(cat.parent, Classes(5, None, None))
+    found = []
+    for change in (0, 1):
+        data = bytearray((tmp_path / "m.bin").read_bytes())
+        data[-1] ^= change
+        (tmp_path / "m.bin").write_bytes(data)
+        subject = Subject(Explainer(tmp_path / "m.xml"))
+        for companions in (None, {"a": ["b"]}):
+            measuring = Measuring(subject, ["random"], "poppi", 256, companions=companions)
+            found.append(Evaluation(measuring, samples, tmp_path / "o").settings())
+    assert len({json.dumps(each) for each in found}) == 4
 
 
 def test_a_changed_image_is_measured_anew(
