@@ -1,5 +1,5 @@
-# A server on CPUs: docker build -t ov-recipro . && docker run -p 8080:8080 ov-recipro
-# For another model: docker run -p 8080:8080 -v /path/of/models:/models:ro ov-recipro -m /models/model.onnx
+# A server on CPUs: docker build -t ov-recipro . && docker run -p 127.0.0.1:8080:8080 ov-recipro
+# For another model: docker run -p 127.0.0.1:8080:8080 -v /path/of/models:/models:ro ov-recipro -m /models/model.onnx
 FROM python:3.12-slim AS wheel
 WORKDIR /source
 RUN pip install --no-cache-dir build
@@ -9,9 +9,8 @@ COPY models models
 RUN python -m build --wheel --outdir /dist
 
 FROM python:3.12-slim
-COPY --from=wheel /dist/*.whl /tmp/
-RUN set -- /tmp/*.whl && pip install --no-cache-dir "$1[serve]" && rm /tmp/*.whl \
-    && useradd --create-home --uid 10001 explainer
+RUN --mount=from=wheel,source=/dist,target=/dist set -- /dist/*.whl \
+    && pip install --no-cache-dir "$1[serve]" && useradd --create-home --uid 10001 explainer
 USER 10001
 WORKDIR /home/explainer
 EXPOSE 8080

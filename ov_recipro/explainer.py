@@ -349,7 +349,7 @@ class Explainer:
         return self._inferred(tensor, lambda inference: np.array(inference.logits, np.float32))
 
     def predict(self, image: str | Path | ImageFile | Image) -> tuple[Prediction, ...]:
-        """Return what `Explanation.predictions` would list for an image, without explaining it."""
+        """Return an image's `Explanation.predictions`; in plan `rows` at the cost of maps."""
         pixels, _, _ = pixels_of(image)
         return self._predictions(*self._prepared(pixels))
 

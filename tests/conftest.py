@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from at_length import is_at_length
 from forms import float_lite0, models  # noqa: F401 - fixtures
 from ov_recipro.explainer import Explainer
 from ov_recipro.sources.default_model import bundled_model
@@ -25,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=2,
         help="images on which maps are compared with the slow oracle",
     )
+    parser.addoption("--thorough", action="store_true", help="leave out none (see at_length.py)")
     parser.addoption("--large", action="store_true", help="run tests that write gigabytes")
 
 
@@ -32,8 +34,12 @@ LONGEST = ("test_docs.py", "test_cluster.py", "test_embedding.py", "test_cli.py"
 """Files of tests that take long, which must not be the last to begin."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; all others stay in their order."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first; leave out what `at_length` lists, unless it is asked for."""
+    if not config.getoption("--thorough"):
+        left_out = [item for item in items if is_at_length(item.nodeid)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not is_at_length(item.nodeid)]
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
@@ -59,7 +65,7 @@ def lite1() -> Path:
         deadline = time.monotonic() + 600
         while not Path(coming).exists() and time.monotonic() < deadline:
             time.sleep(1)
-        assert LITE1.is_file(), "its export has failed"
+        assert Path(coming).read_text().strip() == "0", "its export has failed"
     if not LITE1.is_file():
         pytest.skip(f"{LITE1.relative_to(ROOT)} is not there; 'make lite1' exports it")
     return LITE1

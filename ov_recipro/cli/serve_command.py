@@ -121,8 +121,10 @@ def command(
         path = located(default_model())
         note(f"Model: {path}", quiet)
         named = [(_name_of(path), path)]
-    if model_name is not None and len(named) == 1:
-        named = [(model_name, named[0][1])]
+    if model_name is not None:
+        if len(named) > 1:
+            raise OptionError("--model_name names the only model; there are several.")
+        named = [(_checked_name(model_name), named[0][1])]
     if len({name for name, _ in named}) < len(named):
         raise OptionError("Two models have the same name; give others: --model NAME=PATH.")
     served = []
@@ -141,12 +143,16 @@ def _named(text: str) -> tuple[str, Path]:
         return _name_of(fetched), fetched
     name, equals, path = text.partition("=")
     if equals and not Path(text).exists():
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise OptionError(
-                f"A model's name may contain letters, digits, '_', '-' and '.'; '{name}' does not."
-            )
-        return name, located(path)
+        return _checked_name(name), located(path)
     return _name_of(Path(text)), Path(text)
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise OptionError(
+            f"A model's name may contain only letters, digits, '_', '-' and '.', unlike '{name}'."
+        )
+    return name
 
 
 def _name_of(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -135,23 +134,12 @@ def save(model: ov.Model, path: Path, force: bool = False, compress_to_fp16: boo
     try:
         with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
             work = Path(folder) / path.name
-            _name_anew(model)
             ov.save_model(model, work, compress_to_fp16=compress_to_fp16)
             work.with_suffix(".bin").replace(path.with_suffix(".bin"))
             work.replace(path)
     except (OSError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or reason(error)
         raise ReciproError(f"{path} can't be written: {why}.") from error
-
-
-def _name_anew(model: ov.Model) -> None:
-    """Give nodes without a name of their own the same one in each process.
-
-    OpenVINO counts all nodes that a process makes: files would depend on what else it did.
-    """
-    for number, node in enumerate(model.get_ordered_ops()):
-        if re.fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):
-            node.set_friendly_name(f"explained/{node.get_type_name()}_{number}")
 
 
 def _boundary(manifest: Manifest) -> tuple[str, ...]:

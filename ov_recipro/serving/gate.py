@@ -50,7 +50,7 @@ class Gate:
         self._held = 0  # bytes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve a request; others than POST pass at once, without a body."""
+        """Serve a request; GET and HEAD pass at once, without a body."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
@@ -61,13 +61,15 @@ class Gate:
                 if not await self._read(scope, receive, parts):
                     return
                 self._check_room()
+                body = b"".join(parts)
+                parts[:] = [body]  # not twice
             except _Refused as refused:
                 await _drain(receive)
                 await _refuse(send, refused)
                 return
             self._inside += 1
             try:
-                await self._app(scope, _replayed(b"".join(parts), receive), send)
+                await self._app(scope, _replayed(body, receive), send)
             finally:
                 self._inside -= 1
         finally:

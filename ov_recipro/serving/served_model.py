@@ -103,6 +103,7 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
         self.explainer, self.workers = explainer, workers
         self.answers = Answers(explainer)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._free = asyncio.Semaphore(workers)  # so that nothing waits in the pool itself
         self._provenance = msgspec.Raw(as_json(explainer.provenance()))
         self.ready = True
 
@@ -156,12 +157,15 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
         """Do work in one of the model's threads.
 
         Raises:
-            DeviceError: it takes too long. Work that has not begun is given up.
+            DeviceError: it takes too long. What has begun runs on and keeps its thread.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         seconds = ANSWER_SECONDS.value
         try:
-            return await asyncio.wait_for(future, seconds)
+            async with asyncio.timeout(seconds):
+                await self._free.acquire()
+                future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+                future.add_done_callback(lambda _: self._free.release())
+                return await asyncio.shield(future)
         except TimeoutError as error:
             raise DeviceError(
                 f"There was no answer within {seconds} seconds ({ANSWER_SECONDS.variable})."
@@ -194,6 +198,11 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
         body = read_body(request.body)
         if body.parameters != type(body.parameters)():
             raise OptionError("':predict' takes no parameters.")
+        if self.explainer.bundle.manifest.task == "embedding":
+            raise OptionError(
+                "An embedding predicts nothing; its vector is an output of the Open Inference "
+                "Protocol."
+            )
         entry = self.explainer.bundle.manifest.image
         found = [self.answers.predictions(read_instance(each, entry)) for each in body.instances]
         return Answer(as_json({"predictions": found, "provenance": self._provenance}))

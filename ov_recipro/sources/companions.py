@@ -109,7 +109,8 @@ def open_companion(model: Path, name: str) -> BufferedReader:
 def is_absolute_or_climbs(name: str) -> bool:
     """Whether a path is absolute, or leads out of its folder, on any system."""
     as_windows = PureWindowsPath(name)
-    return Path(name).is_absolute() or as_windows.is_absolute() or ".." in as_windows.parts
+    is_rooted = bool(as_windows.drive or as_windows.root)
+    return Path(name).is_absolute() or is_rooted or ".." in as_windows.parts
 
 
 def _open(folder: Path, parts: tuple[str, ...]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from ov_recipro.limits import TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
 from ov_recipro.sources.metadata import count_labels, find_kind
-from ov_recipro.sources.onnx_file import load, one_line, tensors
+from ov_recipro.sources.onnx_file import load, tensors
 from ov_recipro.sources.openvino_models import core, reason
 from ov_recipro.sources.rewriting import shaping
+from ov_recipro.sources.rewriting.extracting import extracted
 from ov_recipro.sources.rewriting.float32 import Rewritten, to_float32
 from ov_recipro.sources.rewriting.joining import join_in_onnx
 from ov_recipro.sources.source import SplitFiles
@@ -78,7 +79,7 @@ class OnnxSource:
     @_own_errors()
     def outline(self) -> tuple[ov.Model, dict[str, ov.Output]]:
         """Describe the model to OpenVINO (see `Source.outline`)."""
-        model = _extract(self.model, [self.graph.image], [self.graph.scores])
+        model = extracted(self.model, [self.graph.image], [self.graph.scores])
         for name, value in list(model.graph.initializers.items()):
             if value.const_value is not None and value.const_value.nbytes > _OUTLINED:
                 if _is_idle_mask(value):
@@ -123,8 +124,8 @@ class OnnxSource:
             head_outputs.append(scores)
         elif differs:
             head_outputs.append(_as_float32(deployed, scores, self.rewritten, self.model))
-        _save(_extract(deployed, [image], head_outputs), folder / "head.onnx")
-        tail = _extract(self.model, boundary, [scores])
+        _save(extracted(deployed, [image], head_outputs), folder / "head.onnx")
+        tail = extracted(self.model, boundary, [scores])
         shaping.free_batch(tail.graph, point.tensor, self.graph.shapes)
         _save(tail, folder / "tail.onnx")
         reference: tuple[ModelFile, ...] = ()
@@ -134,8 +135,8 @@ class OnnxSource:
             ends = (*boundary, scores, self.graph.output)
             reference = (ModelFile("reference.onnx", (image,), ends),)
         for piece in reference:
-            extracted = _extract(self.model, piece.inputs, dict.fromkeys(piece.outputs))
-            _save(extracted, folder / piece.file)
+            part = extracted(self.model, piece.inputs, dict.fromkeys(piece.outputs))
+            _save(part, folder / piece.file)
         return SplitFiles(
             head=ModelFile("head.onnx", (image,), tuple(head_outputs)),
             tail=ModelFile("tail.onnx", boundary, (scores,)),
@@ -376,23 +377,6 @@ def _as_float32(model: ir.Model, name: str, rewritten: Rewritten, widened: ir.Mo
     node.outputs[0].dtype = ir.DataType.FLOAT
     model.graph.append(node)
     return f"{name}/float32"
-
-
-def _extract(model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> ir.Model:
-    """Return the part of `model` between `inputs` and `outputs` as a model of its own."""
-    try:
-        graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
-    except ValueError as error:
-        raise ModelError(f"The model can't be cut there: {one_line(error)}") from error
-    # the model's own order: extract() gives another one each time
-    weights = {
-        name: graph.initializers[name]
-        for name in model.graph.initializers
-        if name in graph.initializers
-    }
-    graph.initializers.clear()
-    graph.initializers.update(weights)
-    return ir.Model(graph, ir_version=model.ir_version, producer_name="ov-recipro")
 
 
 def _save(model: ir.Model, path: Path) -> None:

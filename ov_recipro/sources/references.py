@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def origin_of(model: Path) -> str | None:
 
     It shows in the path: both caches, the hub's own and this tool's, are laid out like that.
     """
-    match = _SNAPSHOT.fullmatch(model.absolute().as_posix())
+    match = _SNAPSHOT.fullmatch(os.path.normpath(model.absolute()).replace(os.sep, "/"))
     if match is None:
         return None
     organisation, name, commit, path = match.groups()

@@ -241,9 +241,6 @@ def test_saved_and_read_again(
         after["saliency_map"].astype(int), before["saliency_map"], atol=3 if compress else 0
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
-    written = (tmp_path / "m.xml").read_bytes()
-    save(embed(lite0, classes=5), tmp_path / "m.xml", force=True)
-    assert (tmp_path / "m.xml").read_bytes() == written  # in another process, after other work
 
 
 def test_the_file_grows_little(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def network(folder: Path, kinds: list[str], tail: str, seed: int) -> Path:
 
 
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

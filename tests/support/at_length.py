@@ -1,0 +1,29 @@
+"""Tests that run with --thorough alone, as before a release: others beside them stand for them."""
+
+from __future__ import annotations
+
+import re
+
+_PATTERNS = (
+    r"plans/test_rows.py::test_every_rule_is_exact\[(?!1x1|average|depthwise|instance|residual).*-pool\]",
+    r"plans/test_maps.py::test_bundled_model_equals_the_oracle\[14x14-stream\]",
+    r"plans/test_onnx_emission.py::test_an_operation\[.*-(17|18)\]",
+    r"plans/test_tokens_plan.py::test_trained_models_equal_the_oracle\[(textures-blocks.-1|shapes.*)\]",
+    r"embedding/.*::test_maps_are_the_explainers\[blocks.11.*\]",
+    r"embedding/.*::test_model_api_on_other_forms\[ir(8|16)\]",
+    r"embedding/.*::test_a_pair_that_is_sure\[sigmoid\]",
+    r"embedding/.*::test_onnx_of_fewer_bits\[(dynamic|qoperator)\]",
+    r"embedding/.*::test_onnx_gives_the_same_to_onnx_runtime\[.*-21\]",
+    r"sources/test_formats.py::test_models_in_low_precision.*\[/blocks.12.*-(dynamic|qoperator|float16)\]",
+    r"sources/test_formats.py::test_an_ir_gives_the_maps_of_its_onnx_model\[blocks.12.*\]",
+    r"splitting/test_split.py::test_light_models_split_at_auto\[(?!squeezenet|densenet121|shufflenet).*\]",
+    r"faithfulness/test_mosaics.py::test_the_command_plays_it",
+    r"test_odd_places.py::test_any_name_of_a_model\[name[1-9]\]",
+    r"test_measure_boxes.py::test_a_table_that_resumes",
+    r"test_scene_boxes.py::test_maps_point_at_the_right_object",
+)
+
+
+def is_at_length(node: str) -> bool:
+    """Whether a test, by its id, is one of them."""
+    return any(re.search(pattern, node) for pattern in _PATTERNS)
