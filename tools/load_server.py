@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import http.client
 import json
 import re
 import socket
@@ -43,16 +44,20 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=400, help="requests to time, of 8 clients")
     parser.add_argument("--turns", type=int, default=3, help="turns of server and stream")
     arguments = parser.parse_args()
+    with serving("--no-isolate") as (url, pid):
+        print("without isolation:")
+        time_requests(url, arguments.timed, arguments.turns, is_isolated=False)
     with serving() as (url, pid):
-        time_requests(url, arguments.timed, arguments.turns)
+        print("isolated:")
+        time_requests(url, arguments.timed, arguments.turns, is_isolated=True)
         mix(url, pid, arguments.requests)
         overload(url)
 
 
 @contextmanager
-def serving() -> Iterator[tuple[str, int]]:
+def serving(*more: str) -> Iterator[tuple[str, int]]:
     """Start a server; yield its address and its process."""
-    words = ["-c", "from ov_recipro.cli import main; main()", "serve", "--port", "0", "-q"]
+    words = ["-c", "from ov_recipro.cli import main; main()", "serve", "--port", "0", "-q", *more]
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)  # noqa: S603
     try:
         found = re.search(r"http://\S+", process.stdout.readline())
@@ -67,22 +72,22 @@ def body_of(image: Path, **parameters: Any) -> dict[str, Any]:
     return {"instances": [{"b64": data}], "parameters": parameters}
 
 
-def time_requests(url: str, count: int, turns: int) -> None:
-    """Compare the server at 8 clients with a stream in this process, in turns."""
-    explainer = Explainer(hint="throughput")
+def time_requests(url: str, count: int, turns: int, is_isolated: bool) -> None:
+    """Compare the server at 8 clients with a stream of such an explainer, in turns."""
+    explainer = Explainer(hint="throughput", isolate=is_isolated)
     list(explainer.stream(IMAGES * 20))  # warms up
     bodies = [json.dumps(body_of(image)) for image in IMAGES]
     ratios, waits = [], []
 
     def ask(number: int) -> float:
         started = time.perf_counter()
-        answer = session().post(
-            f"{url}v1/models/{NAME}:explain",
-            data=bodies[number % 2],
-            headers={"content-type": "application/json"},
-            timeout=120,
-        )
-        answer.raise_for_status()
+        connection = light_connection(url)
+        headers = {"content-type": "application/json"}
+        connection.request("POST", f"/v1/models/{NAME}:explain", bodies[number % 2], headers)
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"answered by {answer.status}")
         return time.perf_counter() - started
 
     for _ in range(turns):
@@ -103,6 +108,13 @@ def time_requests(url: str, count: int, turns: int) -> None:
 
 
 _local = threading.local()
+
+
+def light_connection(url: str) -> http.client.HTTPConnection:
+    """Return a thread's connection of the standard library, which takes less time than others."""
+    if not hasattr(_local, "connection"):
+        _local.connection = http.client.HTTPConnection(address_of(url), timeout=120)
+    return _local.connection
 
 
 def session() -> requests.Session:
@@ -188,8 +200,12 @@ def left(url: str) -> str:
     return "closed connection: nothing awaited"
 
 
+def address_of(url: str) -> str:
+    return url.removeprefix("http://").rstrip("/")
+
+
 def connected(url: str, length: int) -> socket.socket:
-    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    host, port = address_of(url).split(":")
     connection = socket.create_connection((host, int(port)), timeout=120)
     head = f"POST /v1/models/{NAME}:explain HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
     connection.sendall(head.encode())

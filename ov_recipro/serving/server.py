@@ -17,6 +17,7 @@ from ov_recipro.errors import OptionError
 from ov_recipro.limits import ANSWER_SECONDS, REQUEST_BYTES, REQUEST_SECONDS, SERVED_PIXELS
 from ov_recipro.serving.application import application, protocols_of
 from ov_recipro.serving.grpc_server import open_grpc
+from ov_recipro.serving.http_protocol import BoundedHttp
 from ov_recipro.serving.served_model import ServedModel
 
 _CONNECTIONS = 1024
@@ -69,7 +70,7 @@ def serve(
     with _listening(host, port) as listening:
         config = uvicorn.Config(
             application(protocols, max_requests, lifespan),
-            http="h11",  # which limits the size of headers
+            http=BoundedHttp,
             log_config=None,
             access_log=False,
             server_header=False,

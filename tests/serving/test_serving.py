@@ -285,6 +285,13 @@ def test_answers_have_no_headers_of_requests(server: Server, cat: Path) -> None:
     }
 
 
+def test_endless_headers(server: Server) -> None:
+    with raw(server, b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Long: ") as connection:
+        with pytest.raises(OSError):  # noqa: PT011 - broken pipe or reset
+            connection.sendall(bytes(64 << 20))
+        assert requests.get(f"{server.url}v2/health/live", timeout=30).ok
+
+
 def test_metrics(server: Server, cat: Path) -> None:
     server.post("explain", {"instances": [encoded(cat)]})
     text = requests.get(f"{server.url}metrics", timeout=30).text
