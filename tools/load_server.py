@@ -41,15 +41,16 @@ CLIENTS = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=2000, help="mixed ones")
-    parser.add_argument("--timed", type=int, default=400, help="requests to time, of 8 clients")
+    parser.add_argument("--timed", type=int, default=400, help="images to time, of 8 clients")
+    parser.add_argument("--images", type=int, default=1, help="of a request that is timed")
     parser.add_argument("--turns", type=int, default=3, help="turns of server and stream")
     arguments = parser.parse_args()
     with serving("--no-isolate") as (url, pid):
         print("without isolation:")
-        time_requests(url, arguments.timed, arguments.turns, is_isolated=False)
+        time_requests(url, arguments.timed, arguments.turns, False, arguments.images)
     with serving() as (url, pid):
         print("isolated:")
-        time_requests(url, arguments.timed, arguments.turns, is_isolated=True)
+        time_requests(url, arguments.timed, arguments.turns, True, arguments.images)
         mix(url, pid, arguments.requests)
         overload(url)
 
@@ -67,16 +68,16 @@ def serving(*more: str) -> Iterator[tuple[str, int]]:
         print(f"stopped by SIGTERM: exit code {process.wait(60)}")
 
 
-def body_of(image: Path, **parameters: Any) -> dict[str, Any]:
+def body_of(image: Path, times: int = 1, **parameters: Any) -> dict[str, Any]:
     data = base64.b64encode(image.read_bytes()).decode()
-    return {"instances": [{"b64": data}], "parameters": parameters}
+    return {"instances": [{"b64": data}] * times, "parameters": parameters}
 
 
-def time_requests(url: str, count: int, turns: int, is_isolated: bool) -> None:
+def time_requests(url: str, count: int, turns: int, is_isolated: bool, images: int) -> None:
     """Compare the server at 8 clients with a stream of such an explainer, in turns."""
     explainer = Explainer(hint="throughput", isolate=is_isolated)
     list(explainer.stream(IMAGES * 20))  # warms up
-    bodies = [json.dumps(body_of(image)) for image in IMAGES]
+    bodies = [json.dumps(body_of(image, images)) for image in IMAGES]
     ratios, waits = [], []
 
     def ask(number: int) -> float:
@@ -98,7 +99,7 @@ def time_requests(url: str, count: int, turns: int, is_isolated: bool) -> None:
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(ask, range(2 * CLIENTS)))
             started = time.perf_counter()
-            waits += list(pool.map(ask, range(count)))
+            waits += list(pool.map(ask, range(count // images)))
             served = count / (time.perf_counter() - started)
         ratios.append(served / stream)
         print(f"stream {stream:.1f} images/s, server {served:.1f} images/s: {ratios[-1]:.2f}")
