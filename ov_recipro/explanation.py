@@ -12,7 +12,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -306,7 +305,7 @@ class Explanation:
         names = []
         for position, target in enumerate(self.targets):
             names.append(f"{stem}.png" if position == 0 else f"{stem}.{target.name}.png")
-            write_whole(folder / names[-1], _png(self.overlay_of(position, style)))
+            write_whole(folder / names[-1], draw.as_png(self.overlay_of(position, style)))
         return names
 
     def save_maps(self, folder: Path, stem: str) -> str:
@@ -380,7 +379,7 @@ class Explanation:
         return "".join(figures)
 
     def _thumbnail(self, target: Target) -> bytes:
-        return _png(draw.shrink(self.overlay(target.index), _NOTEBOOK_SIDE))
+        return draw.as_png(draw.shrink(self.overlay(target.index), _NOTEBOOK_SIDE))
 
     def _position(self, target: str | int | None) -> int:
         if target is None:
@@ -391,8 +390,3 @@ class Explanation:
         if target not in indices:
             raise TargetError(f"Class {target} was not explained; these were: {indices}.")
         return indices.index(target)
-
-
-def _png(image: Image) -> bytes:
-    _, data = cv2.imencode(".png", image)
-    return data.tobytes()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import cv2
 
 from ov_recipro.cli.option_groups import (
     FILE,
@@ -84,6 +83,7 @@ def command(
     does a box that B misses.
     """
     from ov_recipro.faithfulness.comparison import check_comparable, compare, side_by_side
+    from ov_recipro.images.drawing import as_png
     from ov_recipro.images.reading import find_images
     from ov_recipro.output import as_record, file_stems, open_folder, write_whole
 
@@ -105,8 +105,7 @@ def command(
             note(f"Error: {error}")
             continue
         found.append(comparison)
-        _, png = cv2.imencode(".png", side_by_side(left, right))
-        write_whole(output / f"{stem}.png", png.tobytes())
+        write_whole(output / f"{stem}.png", as_png(side_by_side(left, right)))
     record = {
         "first": one.bundle.manifest.origin or str(first),
         "second": other.bundle.manifest.origin or str(second),

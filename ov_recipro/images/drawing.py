@@ -132,6 +132,12 @@ def softened(scores: Floats) -> Floats:
     return np.asarray(soft, np.float32)
 
 
+def as_png(image: Image) -> bytes:
+    """Return an image as the bytes of a PNG file."""
+    _, data = cv2.imencode(".png", image)
+    return data.tobytes()
+
+
 def shrink(image: Image, longest: int) -> Image:
     """Return an image, made smaller if its longer side has more than `longest` pixels."""
     height, width = image.shape[:2]

@@ -134,13 +134,7 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style, above: str
         style: colours and opacity that the page opens with, and whether its heat is signed.
         above: HTML to stand before the images.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_part),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(__name__)
     environment.filters["stem"] = lambda name: PurePath(name).name
     script = _part("page.js")
     shown = [_shown(each, run) for each in cards]
@@ -168,6 +162,19 @@ def page(run: Mapping[str, Any], cards: Sequence[Card], style: Style, above: str
         verdicts=[v for v in VERDICTS if any(v in _verdicts(each) for each in cards)],
     )
     return text.encode("utf-8", "backslashreplace")  # names of files need not be UTF-8
+
+
+def templates(package: str) -> jinja2.Environment:
+    """Return the environment of the HTML templates that a package holds as files."""
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(
+            lambda name: files(package).joinpath(name).read_text(encoding="utf-8")
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def styles() -> str:

@@ -49,7 +49,7 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
 def saved_page(folder: Path, style: Style) -> tuple[bytes | None, list[str]]:
     """Return the page of what `explain` wrote to a folder, and what is missing from it and why.
 
-    If there is no image to show, None takes the place of the page.
+    The page is None where there is no image to show.
 
     Raises:
         OptionError: see `read_cards`.

@@ -6,13 +6,13 @@ import base64
 from threading import Lock
 from typing import Any
 
-import cv2
 import msgspec
 
 from ov_recipro.errors import OptionError
 from ov_recipro.explainer import Explainer
 from ov_recipro.explanation import Explanation, Prediction
 from ov_recipro.faithfulness.verification import verify
+from ov_recipro.images.drawing import as_png
 from ov_recipro.images.reading import ImageFile
 from ov_recipro.methods import Subject
 from ov_recipro.options import Targets
@@ -100,7 +100,8 @@ class Answers:
             if "raw" in include:
                 target["raw"] = found.raw[position].tolist()
             if "overlay" in include:
-                target["overlay"] = {"b64": _png(found, position)}
+                drawn = found.overlay_of(position)
+                target["overlay"] = {"b64": base64.b64encode(as_png(drawn)).decode()}
             if verified:
                 target["verification"] = verified[position]
         return record
@@ -110,8 +111,3 @@ class Answers:
             if self._subject is None:
                 self._subject = Subject(self.explainer)
         return [dict(msgspec.to_builtins(each)) for each in verify(self._subject, found)]
-
-
-def _png(found: Explanation, position: int) -> str:
-    _, data = cv2.imencode(".png", found.overlay_of(position))
-    return base64.b64encode(data.tobytes()).decode()

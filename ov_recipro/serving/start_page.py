@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import UploadFile
 
 from ov_recipro.errors import OptionError, ReciproError, codes_of
 from ov_recipro.images.drawing import DEFAULT
-from ov_recipro.report import card, page, styles
+from ov_recipro.report import card, page, styles, templates
 from ov_recipro.serving.parameters import Parameters, image_from
 from ov_recipro.serving.served_model import ServedModel
 
+_TEMPLATES = templates(__package__)
 _HEADERS = {
     "content-security-policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -83,13 +82,4 @@ def _report(model: ServedModel, data: bytes, asked: Parameters, name: str, above
 
 
 def _rendered(template: str, **values: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(
-            lambda each: files(__package__).joinpath(each).read_text(encoding="utf-8")
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values)
+    return _TEMPLATES.get_template(template).render(**values)
