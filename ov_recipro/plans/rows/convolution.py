@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from math import prod
 
 import numpy as np
 from openvino import opset13 as ops
 
-from ov_recipro.plans.nodes import Array, constant, gather, reshape
+from ov_recipro.plans.nodes import Array, Port, constant, gather, reshape
 from ov_recipro.plans.rows.backgrounds import Background
-from ov_recipro.plans.rows.tensors import Rows, differences, plus_background
+from ov_recipro.plans.rows.tensors import (
+    Rows,
+    aligned,
+    differences,
+    plus_background,
+    with_background,
+)
 from ov_recipro.plans.rows.windows import Window
+
+_CLEARLY_LESS = 0.9  # share of the multiplications from which on parts are multiplied apart
 
 
 def convolution_macs(read: int, written: int, window: Window, weight: list[int]) -> int:
@@ -21,6 +31,23 @@ def convolution_macs(read: int, written: int, window: Window, weight: list[int])
         window: its geometry; weight: the weight's shape.
     """
     return (written if window.kernel == (1, 1) else read) * prod(weight)
+
+
+def apart(parts: Sequence[tuple[int, int]], count: int, pixels: int) -> int:
+    """Return how many numbers a 1x1 convolution of joined tensors reads, each multiplied by itself.
+
+    Where a part has no active pixel and the whole has one, the part's product is the background's.
+
+    Args:
+        parts: the active pixels and channels of each.
+        count: active pixels of the whole; pixels: those of one map.
+
+    Returns:
+        The number; 0 where that is not clearly less than the whole has.
+    """
+    read = sum((own + pixels * (own < count)) * channels for own, channels in parts)
+    whole = count * sum(channels for _, channels in parts)
+    return read if read < _CLEARLY_LESS * whole else 0
 
 
 def convolution(rows: Rows, window: Window, weight: Array, background: Background) -> Rows:
@@ -35,10 +62,15 @@ def convolution(rows: Rows, window: Window, weight: Array, background: Backgroun
     active = window.reached(rows.active)
     if window.kernel == (1, 1):
         numbers = window.pick(rows.lookup, next(window.taps()), -1)[active]
-        source = rows.port
-        if len(numbers) != rows.count or (numbers != np.arange(rows.count)).any():
-            source = gather(source, numbers)
-        product = ops.matmul(source, constant(weight.reshape(outputs, channels)), False, True)
+        matrix = constant(weight.reshape(outputs, channels))
+        if len(numbers) == rows.count and (numbers == np.arange(rows.count)).all():
+            sizes = [(part.count, part.channels) for part in rows.parts]
+            if apart(sizes, rows.count, active[0].size):
+                return Rows(_sum_of_products(rows, matrix), active, background)
+            source = rows.port
+        else:
+            source = gather(rows.port, numbers)
+        product = ops.matmul(source, matrix, False, True)
         return Rows(product.output(0), active, background)
     taps = window.kernel[0] * window.kernel[1]
     # transposed in the graph, so that a model with the same weights can share them
@@ -54,3 +86,15 @@ def convolution(rows: Rows, window: Window, weight: Array, background: Backgroun
         products, constant(bags, np.int32), constant(offsets, np.int32)
     ).output(0)
     return Rows(plus_background(sums, background, active), active, background)
+
+
+def _sum_of_products(rows: Rows, matrix: Port) -> Port:
+    """Return the product [P,O] of joined rows and a matrix [O,C], summed over their parts."""
+    lengths = constant([part.channels for part in rows.parts], np.int64)
+    matrices = ops.variadic_split(matrix, constant(1, np.int64), lengths).outputs()
+    products = []
+    for part, own in zip(rows.parts, matrices, strict=True):
+        table = part.port if part.count == rows.count else with_background(part)
+        product = ops.matmul(table, own, False, True).output(0)
+        products.append(aligned(part, rows.active, product))
+    return reduce(lambda one, other: ops.add(one, other).output(0), products)

@@ -48,7 +48,7 @@ def concatenated(values: list[Rows], background: Background) -> Rows:
     """Lower a Concat over channels."""
     active = reduce(np.logical_or, (value.active for value in values))
     port = ops.concat([aligned(value, active) for value in values], 1).output(0)
-    return Rows(port, active, background)
+    return Rows(port, active, background, tuple(values))
 
 
 def split(node: ov.Node, rows: Rows, backgrounds: list[Background]) -> list[Rows]:

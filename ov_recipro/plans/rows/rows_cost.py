@@ -18,7 +18,7 @@ from ov_recipro.plans.nodes import ELEMENTWISE, Key, key_of, macs_of, sources_of
 from ov_recipro.plans.rows import patches, pooling
 from ov_recipro.plans.rows.anchor_rules import FOLDS, RULES
 from ov_recipro.plans.rows.blocks import Block
-from ov_recipro.plans.rows.convolution import convolution_macs
+from ov_recipro.plans.rows.convolution import apart, convolution_macs
 from ov_recipro.plans.rows.resampling import Resampling, reached_lines, resampling_of
 from ov_recipro.plans.rows.tensors import Mask
 from ov_recipro.plans.rows.windows import fused_pad, padded, window_of
@@ -159,6 +159,7 @@ class _Walk:
     reached: dict[Key, Reach]
     to_the_end: bool
     dense: set[Key] = field(default_factory=set)
+    joined: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
     macs: int = 0
     largest: int = 0
     dense_from: str | None = None
@@ -208,7 +209,12 @@ class _Walk:
             return _union(reached)
         if kind == "Concat":
             full = len(reached) == len(node.inputs()) and len(node.output(0).shape) == 4
-            return _union(reached) if full and node.get_attributes()["axis"] % 4 == 1 else None
+            if not full or node.get_attributes()["axis"] % 4 != 1:
+                return None
+            channels = [int(port.shape[1]) for port in sources_of(node)]
+            counts = [each.count for each in reached]
+            self.joined[step.outputs[0]] = list(zip(counts, channels, strict=True))
+            return _union(reached)
         if kind in ("Split", "VariadicSplit"):
             return first if len(node.output(0).shape) == 4 else None
         if kind == "Interpolate" and self.to_the_end:
@@ -238,7 +244,12 @@ class _Walk:
         )
         if not by_windows:
             shape = list(node.input_value(1).shape)
-            self.macs += convolution_macs(first.count, output.count, window, shape)
+            parts = self.joined.get(step.inputs[0], [])
+            read = apart(parts, first.count, first.pixels)
+            if read and window.kernel == (1, 1) and output.count == first.count:
+                self.macs += read * shape[0]
+            else:
+                self.macs += convolution_macs(first.count, output.count, window, shape)
             return output
         if not self.to_the_end and patches.is_saturated(
             size, window, first.count, first.cells * first.pixels

@@ -25,11 +25,13 @@ class Rows:
         port: [P,C], the values at the active pixels, ordered by cell, row and column.
         active: [N,H,W], P of which are true.
         background: the values [C,H,W] at all other pixels.
+        parts: the tensors that it joins along channels, where it was made by joining some.
     """
 
     port: Port
     active: Mask
     background: Background
+    parts: tuple[Rows, ...] = ()
 
     @cached_property
     def positions(self) -> tuple[Indices, Indices]:
@@ -69,15 +71,19 @@ class PerCell:
     whole: bool = False
 
 
-def aligned(rows: Rows, active: Mask) -> Port:
-    """Return [P',C] for a wider set of active pixels, with background where `rows` has none."""
+def aligned(rows: Rows, active: Mask, table: Port | None = None) -> Port:
+    """Return [P',C] for a wider set of active pixels, with background where `rows` has none.
+
+    Args:
+        rows: the tensor; active: [N,H,W], a superset of its active pixels.
+        table: what to take them from, if not `with_background(rows)`: a row for each of its rows.
+    """
     if np.array_equal(rows.active, active):
-        return rows.port
-    numbers = rows.lookup[active]
-    if (numbers >= 0).all():
-        return gather(rows.port, numbers)
+        return rows.port if table is None else table
     pixels = np.flatnonzero(active) % (active.shape[1] * active.shape[2])
-    return gather(with_background(rows), np.where(numbers >= 0, numbers, rows.count + pixels))
+    numbers = rows.lookup[active]
+    numbers = np.where(numbers >= 0, numbers, rows.count + pixels)
+    return gather(with_background(rows) if table is None else table, numbers)
 
 
 def with_background(rows: Rows) -> Port:
