@@ -43,6 +43,11 @@ def sources_of(node: ov.Node) -> list[Port]:
     return [port.get_source_output() for port in node.inputs()]
 
 
+def sizes_of(port: Port) -> list[int]:
+    """Return a tensor's sizes, -1 for those that are open."""
+    return [size.get_length() if size.is_static else -1 for size in port.get_partial_shape()]
+
+
 def macs_of(node: ov.Node) -> int:
     """Return the multiply-accumulates of a convolution, product or attention at its shapes."""
     kind = node.get_type_name()

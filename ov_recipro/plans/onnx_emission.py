@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from onnx import TensorProto
 
-from ov_recipro.plans.nodes import Key, sources_of
+from ov_recipro.plans.nodes import Key, sizes_of, sources_of
 from ov_recipro.plans.onnx_graph import Graph
 from ov_recipro.plans.onnx_images import convolution, number_of, pool, resize
 from ov_recipro.plans.verdict import PlanRefused
@@ -87,8 +87,7 @@ def _emitted(graph: Graph, node: ov.Node, inputs: list[str]) -> list[str]:
     if kind in _SAME:
         return [graph.add(_SAME[kind], *inputs)]
     if kind in _RESHAPES:
-        shape = [int(size) for size in node.output(0).shape]
-        return [graph.add("Reshape", inputs[0], graph.constant(shape))]
+        return [graph.add("Reshape", inputs[0], graph.constant(sizes_of(node.output(0))))]
     if kind in _REDUCTIONS:
         axes = [int(axis) for axis in number_of(node, 1).reshape(-1)]
         keep = bool(node.get_attributes()["keep_dims"])
@@ -125,7 +124,7 @@ def _product(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 def _turned(graph: Graph, name: str, port: ov.Output) -> str:
     """Append a tensor's transposition: its last two axes change places."""
-    order = list(range(len(port.shape)))
+    order = list(range(len(sizes_of(port))))
     order[-2:] = order[:-3:-1]
     return graph.add("Transpose", name, perm=order)
 
@@ -139,7 +138,7 @@ def _slice(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 def _split(graph: Graph, node: ov.Node, inputs: list[str]) -> list[str]:
     axis = int(number_of(node, 1).reshape(-1)[0])
-    sizes = graph.constant([int(port.shape[axis]) for port in node.outputs()])
+    sizes = graph.constant([sizes_of(port)[axis] for port in node.outputs()])
     return graph.add_several("Split", len(node.outputs()), inputs[0], sizes, axis=axis)
 
 
@@ -161,8 +160,7 @@ def _clamp(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 
 def _prelu(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
-    slope = [int(size) for size in node.input_value(1).shape]
-    rank = len(node.input_value(0).shape)
+    slope, rank = sizes_of(node.input_value(1)), len(sizes_of(node.input_value(0)))
     if slope not in ([], [1]) and len(slope) == 1:  # by channel, the second axis
         inputs = [
             inputs[0],

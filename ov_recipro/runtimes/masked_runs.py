@@ -138,7 +138,7 @@ def joint_runs(
         macs: multiply-accumulates of that plan.
         demanded: the plan for some values at a time, if there is one.
     """
-    count = len(model.inputs) - sum(len(pieces) for pieces in scattered.rows)
+    count = len(model.inputs) - scattered.inputs
 
     def make() -> MaskedOf:
         request = model.create_infer_request()

@@ -12,7 +12,7 @@ import pytest
 from openvino import opset13 as ops
 
 from ov_recipro.cut.cells import Cells
-from ov_recipro.plans.rows import Scattered, build_joint, patches
+from ov_recipro.plans.rows import Scattered, build_joint, convolution, patches
 from ov_recipro.plans.rows.anchors import Anchors
 from ov_recipro.plans.rows.tensors import Rows
 from ov_recipro.plans.stream import Mask
@@ -85,6 +85,11 @@ def max_pool(x: Any) -> Any:
 
 def depthwise(x: Any) -> Any:
     return ops.group_convolution(x, weights(4, 1, 1, 5, 5), [1, 1], [2, 2], [2, 2], [1, 1])
+
+
+def joined(a: Any, b: Any) -> Any:
+    """Maps of which a cell reaches more and more."""
+    return ops.concat([b, conv(b, 4), resize(a, (8, 6)), conv(conv(b, 3), 4)], 1)
 
 
 def by_floor(a: Any, b: Any) -> Any:
@@ -172,6 +177,7 @@ def classes_last(a: Any, b: Any) -> Any:
 RULES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "levels": lambda a, b, c: [rows_of(conv(a, 3)), rows_of(conv(b, 3)), rows_of(conv(c, 3))],
     "1x1 and strided": both(lambda a, b: flat(conv(ops.concat([conv(b, 5, 3, 2), a], 1), 4, 1))),
+    "parts": both(lambda a, b: flat(conv(joined(a, b), 5, 1))),
     "nearest": both(lambda a, b: flat(conv(ops.concat([resize(a, (8, 6)), b], 1), 4))),
     "nearest, by floor": both(by_floor),
     "nearest, smaller": one(lambda b: flat(resize(ops.relu(b), (3, 5)))),
@@ -300,6 +306,19 @@ def test_windows_and_products_give_the_same(mask: Mask, monkeypatch: pytest.Monk
         np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("mask", MASKS)
+def test_parts_are_multiplied_apart(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for share in (0.9, 0):
+        monkeypatch.setattr(convolution, "_CLEARLY_LESS", share)
+        tail = tail_of(RULES["parts"])
+        plan = build_joint(tail.clone(), CELLS, core(), 64 << 20, 10**12, mask)[2]
+        found.append((plan.macs, rows_values(tail, mask)[0]))
+    (apart, one), (together, other) = found
+    assert apart < together
+    np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
 def test_some_values_of_some_cells() -> None:
     model, scattered, _ = build_joint(
         tail_of(RULES["priors"]), CELLS, core(), 64 << 20, 10**12, "drop"
@@ -313,13 +332,14 @@ def test_some_values_of_some_cells() -> None:
 
     every = scattered.select(run, np.arange(scattered.values))
     columns = np.random.default_rng(0).permutation(scattered.values)[:40]
-    np.testing.assert_array_equal(scattered.select(run, columns), every[:, columns])
+    atol = 1e-5 * np.abs(every).max()
+    np.testing.assert_allclose(scattered.select(run, columns), every[:, columns], atol=atol)
     some = scattered.select(run, columns, np.array([0, 5, 11]))
-    np.testing.assert_array_equal(some, every[[0, 5, 11]][:, columns])
+    np.testing.assert_allclose(some, every[[0, 5, 11]][:, columns], atol=atol)
     assert sizes[2] < sizes[1] < sizes[0]
     batches = list(scattered.batches(run, 4 * 4 * scattered.values))
     assert [len(each) for each in batches] == [4, 4, 4]
-    np.testing.assert_array_equal(np.concatenate(batches), every)
+    np.testing.assert_allclose(np.concatenate(batches), every, atol=atol)
 
 
 def gated(b: Any) -> Any:

@@ -16,6 +16,7 @@ from ov_recipro.cut.cut_point import CutPoint
 from ov_recipro.plans.nodes import Port, prepared
 from ov_recipro.plans.rows.compiler import Lowered, lower
 from ov_recipro.plans.rows.joint_compiler import lower_joint
+from ov_recipro.plans.rows.narrowing import narrowed
 from ov_recipro.plans.rows.scattered import Scattered, selecting
 from ov_recipro.plans.stream import Mask
 from ov_recipro.plans.verdict import PlanRefused
@@ -89,8 +90,8 @@ def build_joint(
     """Compile a detector's tail at batch 1 (see `joint_compiler`).
 
     Returns:
-        A model from the tail's inputs [1,C,h,w], and which numbers are wanted (see
-        `scattered.selecting`), to these numbers and, last, the values [V] without a mask; how they
+        A model from the tail's inputs [1,C,h,w], and which rows and numbers are wanted (see
+        `Scattered.select`), to these numbers and, last, the values [V] without a mask; how they
         become values under masks; and the plan.
 
     Raises:
@@ -103,9 +104,10 @@ def build_joint(
     ports = [feature.output(0) for feature in features]
     with _failures():
         lowered = lower_joint(prepared(tail), ports, cells, core, memory, plain_macs, mask)
-    asked, given = selecting(lowered.pieces)
+    chosen, pieces = narrowed(lowered.pieces, lowered.scattered.groups)
+    asked, given = selecting(pieces)
     results = [ops.result(port) for port in (*given, lowered.plain)]
-    model = ov.Model(results, [*features, *asked], "rows")
+    model = ov.Model(results, [*features, *chosen, *asked], "rows")
     return model, lowered.scattered, RowsPlan(cells.count, lowered.macs, plain_macs, None)
 
 

@@ -19,7 +19,7 @@ from ov_recipro.plans.rows.tensors import Indices, Mask
 
 Numbers: TypeAlias = npt.NDArray[np.int32]
 Run: TypeAlias = Callable[[list[Numbers]], list[Array]]
-"""From which numbers of each array of rows are wanted to these, and, last, the plain values [V]."""
+"""From what `Scattered.select` asks for to its numbers and, last, the plain values [V]."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,24 @@ class Scattered:
         return cls(count, int(np.prod(end.shape)), elements, elsewhere, cells, rows)
 
     @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """The group of each array of rows (see `narrowing.narrowed`), block by block."""
+        found, tables = list[int](), list[Numbers]()
+        for of_block in self.rows:
+            start = len(tables)
+            for rows in of_block:
+                same = (n for n in range(start, len(tables)) if tables[n] is rows)
+                if (group := next(same, len(tables))) == len(tables):
+                    tables.append(rows)
+                found.append(group)
+        return tuple(found)
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs the model has behind the feature maps."""
+        return max(self.groups) + 1 + len(self.groups)
+
+    @cached_property
     def _owners(self) -> tuple[Numbers, Numbers, Numbers]:
         """The piece, pixel and column of each value, int32 [V] each; -1 where there is none."""
         owners, places, numbers = (np.full(self.values, -1, np.int32) for _ in range(3))
@@ -88,7 +106,8 @@ class Scattered:
         """Return some of the values under the masks of some cells.
 
         Args:
-            run: the model that `selecting` completes.
+            run: the model that `narrowing.narrowed` and `selecting` complete. It takes the rows
+                that are wanted of each group, and the places of the wanted numbers in these.
             columns: int64 [n], which of the V values are wanted.
             cells: int64 [m], of which cells, in ascending order; of all by default.
 
@@ -97,30 +116,50 @@ class Scattered:
         """
         cells = np.arange(self.count) if cells is None else cells
         owners, pixels, numbers = (table[columns] for table in self._owners)
-        asked: list[Numbers] = []
+        wanted: list[tuple[Indices, Indices]] = []
         found: list[tuple[Indices, Indices]] = []
         for of_block, rows in zip(self.cells, self.rows, strict=True):
             inside, lines = np.nonzero(of_block[:, None] == cells)
-            for piece, elements in enumerate(self.elements):
+            for piece in range(len(self.elements)):
                 chosen = np.flatnonzero(owners == piece)
                 places = rows[piece][inside[:, None], pixels[chosen]]
                 cell, which = np.nonzero(places >= 0)
-                first = places[cell, which] * elements.shape[1]
-                asked.append(np.asarray(first + numbers[chosen[which]], np.int32))
+                wanted.append((places[cell, which], numbers[chosen[which]]))
                 found.append((lines[cell], chosen[which]))
         # a dimension of 0 is not for every device
-        *arrays, plain = run([each if len(each) else np.zeros(1, np.int32) for each in asked])
+        *arrays, plain = run([_filled(each) for each in self._asked(wanted)])
         elsewhere = plain if self.elsewhere is None else self.elsewhere
         result = np.repeat(np.asarray(elsewhere[columns], np.float32)[None], len(cells), axis=0)
         for (line, column), values in zip(found, arrays, strict=True):
             result[line, column] = values[: len(line)]
         return result
 
+    def _asked(self, wanted: Sequence[tuple[Indices, Indices]]) -> list[Indices]:
+        """Return the rows of each group and, for each array, places in these, flattened.
+
+        Args:
+            wanted: for each array the row and the column of each number.
+        """
+        tables = [table for of_block in self.rows for table in of_block]
+        used = {
+            group: np.zeros(table.max() + 1, bool)
+            for group, table in zip(self.groups, tables, strict=True)
+        }
+        for group, (rows, _) in zip(self.groups, wanted, strict=True):
+            used[group][rows] = True
+        places = {group: np.cumsum(each) - 1 for group, each in used.items()}
+        widths = [elements.shape[1] for elements in self.elements] * len(self.cells)
+        asked = [
+            places[group][rows] * width + columns
+            for group, width, (rows, columns) in zip(self.groups, widths, wanted, strict=True)
+        ]
+        return [*(np.flatnonzero(each) for each in used.values()), *asked]
+
     def batches(self, run: Run, memory: int) -> Iterator[npt.NDArray[np.float32]]:
         """Yield all values under the masks of the next cells, float32 [b,V].
 
         Args:
-            run: the model that `selecting` completes; it runs anew for each batch.
+            run: see `select`; it runs anew for each batch.
             memory: bytes for one of them.
         """
         size = max(1, memory // (4 * self.values))
@@ -129,13 +168,22 @@ class Scattered:
             yield self.select(run, np.arange(self.values), cells)
 
 
+def _filled(places: Indices) -> Numbers:
+    """Fill up with zeros to one of few lengths: a device prepares itself for each that it meets."""
+    count = max(len(places), 1)
+    step = 1 << max(count.bit_length() - 3, 0)
+    filled = np.zeros(-(-count // step) * step, np.int32)
+    filled[: len(places)] = places
+    return filled
+
+
 def selecting(pieces: Sequence[Port]) -> tuple[list[ov.Node], list[Port]]:
     """Return what makes a model of rows give only those of their numbers that are asked for.
 
     All of them together take more memory than the rest of the model.
 
     Args:
-        pieces: the rows [P,Q] of all pieces of the first block, then of the next.
+        pieces: rows [P,Q].
 
     Returns:
         For each an input int32 [k], places in the rows, flattened, and an output [k].
