@@ -13,8 +13,8 @@ from ov_recipro.plans.nodes import Array, Port, constant, gather, reshape
 from ov_recipro.plans.rows.backgrounds import Background
 from ov_recipro.plans.rows.tensors import (
     Rows,
-    aligned,
     differences,
+    places_in,
     plus_background,
     with_background,
 )
@@ -96,5 +96,7 @@ def _sum_of_products(rows: Rows, matrix: Port) -> Port:
     for part, own in zip(rows.parts, matrices, strict=True):
         table = part.port if part.count == rows.count else with_background(part)
         product = ops.matmul(table, own, False, True).output(0)
-        products.append(aligned(part, rows.active, product))
+        # even where that moves nothing: OpenVINO 2026.4 can make an addition part of a product,
+        # and then fails to compile some graphs
+        products.append(gather(product, places_in(part, rows.active)))
     return reduce(lambda one, other: ops.add(one, other).output(0), products)

@@ -71,19 +71,18 @@ class PerCell:
     whole: bool = False
 
 
-def aligned(rows: Rows, active: Mask, table: Port | None = None) -> Port:
-    """Return [P',C] for a wider set of active pixels, with background where `rows` has none.
-
-    Args:
-        rows: the tensor; active: [N,H,W], a superset of its active pixels.
-        table: what to take them from, if not `with_background(rows)`: a row for each of its rows.
-    """
+def aligned(rows: Rows, active: Mask) -> Port:
+    """Return [P',C] for a wider set of active pixels, with background where `rows` has none."""
     if np.array_equal(rows.active, active):
-        return rows.port if table is None else table
+        return rows.port
+    return gather(with_background(rows), places_in(rows, active))
+
+
+def places_in(rows: Rows, active: Mask) -> Indices:
+    """Return where in `with_background` each pixel of a wider set of active pixels is, [P']."""
     pixels = np.flatnonzero(active) % (active.shape[1] * active.shape[2])
     numbers = rows.lookup[active]
-    numbers = np.where(numbers >= 0, numbers, rows.count + pixels)
-    return gather(with_background(rows) if table is None else table, numbers)
+    return np.where(numbers >= 0, numbers, rows.count + pixels)
 
 
 def with_background(rows: Rows) -> Port:
