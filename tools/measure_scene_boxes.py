@@ -4,9 +4,9 @@ Each object that the detector finds is explained. *Box*: the brightest pixel lie
 box. *Instance*: it lies on the object or up to an eighth of its sides beside it (half a patch of
 occlusion), or on its cue, and not on another object. *Other*: it lies on another object. *Part*: of
 plates, it lies on the dot that decides the class; only those are taken whose dot is away from the
-middle of the box, where a Gaussian has its maximum. *Cue*: of pods, the brightest cell that does
-not touch the box lies on the cue that decides the class. Up to a quarter of a cell of the default
-grid beside a dot or a cue counts as on it.
+middle of the box, where a Gaussian has its maximum. *Cue*: of pods, the brightest of the cells that
+see nothing of the box touches the cue that decides the class; only those are taken whose cue such
+a cell touches. Up to a quarter of a cell of the default grid beside a dot counts as on it.
 
     python tools/measure_scene_boxes.py tests/assets/scene-detector/model.onnx
 """
@@ -31,6 +31,7 @@ from ov_recipro.metrics import inside, interval, resampled_means, upsampled
 from ov_recipro.targets.boxes import BoxTarget
 from ov_recipro.targets.candidates import iou
 
+SEEN = 6  # pixels beside a cell that the detector's backbone sees, at each level
 FOUND = 0.5  # IoU from which on a box is that of an object
 EVERY = BoxLimits(max_boxes=100, smallest=0, largest=1)
 METHODS = ("recipro", "occlusion", "votes", "gauss-in-box", "random")
@@ -83,8 +84,12 @@ def judge(saliency: np.ndarray, found: Found, margin: float) -> Hits:
     if thing.part is not None and not is_on(middle, thing.part, margin):
         part = is_on(point, thing.part, margin)
     if thing.context is not None:
-        far = np.where(touches(saliency.shape, box), -np.inf, saliency)
-        cue = is_on(brightest(far), thing.context, margin)
+        left, top, right, bottom = box
+        seeing = (left - SEEN, top - SEEN, right + SEEN, bottom + SEEN)
+        far = ~touches(saliency.shape, seeing)
+        on_cue = touches(saliency.shape, thing.context)
+        if (on_cue & far).any():
+            cue = bool(on_cue.flat[np.argmax(np.where(far, saliency, -np.inf))])
     return Hits(is_on(point, box, 0), own and not other, other, part, cue)
 
 
