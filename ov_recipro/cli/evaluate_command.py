@@ -36,9 +36,10 @@ from ov_recipro.options import Cut, Running, Targets
 if TYPE_CHECKING:
     from ov_recipro.cut.bundle import Manifest
     from ov_recipro.explainer import Explainer
-    from ov_recipro.faithfulness.box_evaluation import BoxEvaluation, BoxOutcome
+    from ov_recipro.faithfulness.box_evaluation import BoxEvaluation, BoxRecord
     from ov_recipro.faithfulness.box_measure import BoxLimits
-    from ov_recipro.faithfulness.evaluation import Evaluation, Outcome
+    from ov_recipro.faithfulness.evaluation import Evaluation, Record
+    from ov_recipro.faithfulness.kept import Outcome
 
 RESULT = "evaluation"
 _OF_TASK = {
@@ -191,7 +192,7 @@ class _Run:
     """
 
     evaluation: Evaluation | BoxEvaluation
-    outcomes: Iterator[Outcome] | Iterator[BoxOutcome]
+    outcomes: Iterator[Outcome[Record]] | Iterator[Outcome[BoxRecord]]
     tables: Callable[[], Results | None]
     nothing: str = "No image could be measured."
 

@@ -16,7 +16,8 @@ from ov_recipro.cluster.pool import Pool
 from ov_recipro.cluster.recipe import Recipe, recipe_of
 from ov_recipro.errors import OptionError
 from ov_recipro.faithfulness.datasets import Classes, Sample, in_folders
-from ov_recipro.faithfulness.evaluation import Evaluation, Measuring, Outcome, Task
+from ov_recipro.faithfulness.evaluation import Evaluation, Measuring, Record
+from ov_recipro.faithfulness.kept import Outcome, Task
 from ov_recipro.methods import Subject
 from ov_recipro.ordered import in_order
 
@@ -39,7 +40,9 @@ def read_dataset(url: str, classes: Classes) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.name)
 
 
-def measure(actors: Pool, evaluation: Evaluation, root: str, workers: int) -> Iterator[Outcome]:
+def measure(
+    actors: Pool, evaluation: Evaluation, root: str, workers: int
+) -> Iterator[Outcome[Record]]:
     """Measure what is not yet measured; yield each image's outcome, in any order.
 
     Args:
@@ -64,10 +67,10 @@ def measure(actors: Pool, evaluation: Evaluation, root: str, workers: int) -> It
         workers,
     )
 
-    def outcomes() -> Iterator[Outcome]:
+    def outcomes() -> Iterator[Outcome[Record]]:
         for done in pool.stream(actors, rows, _Actor, (how,), _MOST):
             for data in done["outcome"].to_pylist():
-                yield msgspec.json.decode(data, type=Outcome)
+                yield msgspec.json.decode(data, type=Outcome[Record])
 
     yield from evaluation.collect(outcomes())
 

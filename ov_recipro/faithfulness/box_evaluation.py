@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ov_recipro.errors import OF_ONE_IMAGE, OptionError
+from ov_recipro.errors import OptionError
 from ov_recipro.faithfulness.box_measure import (
     INNER_STEPS,
     STEPS,
@@ -21,9 +21,9 @@ from ov_recipro.faithfulness.box_measure import (
 )
 from ov_recipro.faithfulness.box_tally import BoxDifference, BoxSummary, above, summary
 from ov_recipro.faithfulness.datasets import Sample
-from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Task
+from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Outcome, Task, measured
 from ov_recipro.images.reading import decode_image, find_images
-from ov_recipro.methods import BOX_METHODS, NotApplicable, Subject
+from ov_recipro.methods import BOX_METHODS, Subject
 from ov_recipro.methods.box_methods import CONTROLS
 from ov_recipro.metrics import INTERVAL
 from ov_recipro.output import as_record
@@ -54,16 +54,6 @@ class BoxRecord:
 
 
 @dataclass(frozen=True)
-class BoxOutcome:
-    """What became of a photograph; see `evaluation.Outcome`."""
-
-    image: str
-    records: Mapping[str, BoxRecord]
-    refused: Mapping[str, str]
-    error: str | None = None
-
-
-@dataclass(frozen=True)
 class BoxRow:
     """A method's line of the table: its summary, or why it does not apply to the model.
 
@@ -91,40 +81,27 @@ class BoxMeasuring:
         self.methods = list(dict.fromkeys([*methods, *CONTROLS]))
         self.limits = limits
 
-    def __call__(self, task: Task, read: Callable[[], bytes]) -> BoxOutcome:
-        """Measure a photograph by the methods that have not measured it before.
+    def __call__(self, task: Task, read: Callable[[], bytes]) -> Outcome[BoxRecord]:
+        """Measure a photograph; see `kept.measured`."""
+        return measured(task, read, self.methods, partial(self._of_photograph, task.sample))
 
-        Args:
-            task: the photograph.
-            read: gives the file's bytes; may raise ReciproError.
-        """
-        try:
-            return self._measured(task, read())
-        except OF_ONE_IMAGE as error:
-            return BoxOutcome(task.sample.name, {}, {}, str(error))
-
-    def _measured(self, task: Task, data: bytes) -> BoxOutcome:
-        name, digest = task.sample.name, hashlib.sha256(data).hexdigest()
-        missing = [method for method in self.methods if task.kept.get(method) != digest]
-        if not missing:
-            return BoxOutcome(name, {}, {})
-        image, window = self.subject.prepare(decode_image(data, task.sample.path))
+    def _of_photograph(
+        self, sample: Sample, data: bytes, digest: str
+    ) -> Callable[[str], BoxRecord]:
+        image, window = self.subject.prepare(decode_image(data, sample.path))
         targets = chosen_boxes(self.subject, image, window, self.limits)
         curves = [BoxCurves(self.subject, image, target) for target in targets]
         boxes = tuple(target.edges for target in targets)
         classes = tuple(target.index for target in targets)
-        records, refused = {}, {}
-        for method in missing:
-            try:
-                maps = BOX_METHODS[method](self.subject, image, targets) if targets else []
-            except NotApplicable as refusal:
-                refused[method] = str(refusal)
-                continue
-            measured = tuple(
+
+        def by_method(method: str) -> BoxRecord:
+            maps = BOX_METHODS[method](self.subject, image, targets) if targets else []
+            found = tuple(
                 curve.measure(saliency) for curve, saliency in zip(curves, maps, strict=True)
             )
-            records[method] = BoxRecord(name, digest, boxes, classes, measured)
-        return BoxOutcome(name, records, refused)
+            return BoxRecord(sample.name, digest, boxes, classes, found)
+
+        return by_method
 
 
 class BoxEvaluation:
@@ -166,7 +143,7 @@ class BoxEvaluation:
             settings["method"] = method
         return dict(msgspec.to_builtins(settings))
 
-    def run(self, workers: int) -> Iterator[BoxOutcome]:
+    def run(self, workers: int) -> Iterator[Outcome[BoxRecord]]:
         """Measure what is not yet measured, `workers` images at once; yield them in order.
 
         Raises:
@@ -176,18 +153,18 @@ class BoxEvaluation:
 
     def rows(self) -> list[BoxRow]:
         """Return the table of what is measured so far on these photographs, if any has a box."""
-        measured = {
+        known = {
             method: {each.image: each.measured for each in self._ledgers.records(method)}
             for method in self.measuring.methods
         }
         rows = []
-        for method, ours in measured.items():
+        for method, ours in known.items():
             found = summary(ours)
             if found is not None:
                 others = [name for name in CONTROLS if name != method]
-                found_above = {name: above(ours, measured[name]) for name in others}
-                known = {name: each for name, each in found_above.items() if each is not None}
-                rows.append(BoxRow(method, found, None, known))
+                differences = {name: above(ours, known[name]) for name in others}
+                shared = {name: each for name, each in differences.items() if each is not None}
+                rows.append(BoxRow(method, found, None, shared))
             elif method in self._ledgers.refused:
                 rows.append(BoxRow(method, None, self._ledgers.refused[method], {}))
         return rows

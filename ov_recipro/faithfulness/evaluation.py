@@ -6,24 +6,25 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ov_recipro.errors import OF_ONE_IMAGE, OptionError
+from ov_recipro.errors import OptionError
 from ov_recipro.faithfulness.datasets import Boxes, Sample
-from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Task
+from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Outcome, Task, measured
 from ov_recipro.faithfulness.measure import Profile, measure
 from ov_recipro.faithfulness.mosaics import mosaic
 from ov_recipro.faithfulness.tally import Difference, Summary, Tally
 from ov_recipro.images.preprocess import Window
 from ov_recipro.images.reading import decode_image
-from ov_recipro.methods import METHODS, NotApplicable, Subject
+from ov_recipro.methods import METHODS, Subject
 from ov_recipro.metrics import INTERVAL, Box, Mean, Measurement
 from ov_recipro.output import as_record
 
-__all__ = ["Evaluation", "Measuring", "Outcome", "Record", "Row", "Task"]
+__all__ = ["Evaluation", "Measuring", "Record", "Row"]
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,6 @@ class Record:
     label: int | None
     index: int
     measured: Measurement
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an image.
-
-    Attributes:
-        image: the sample's name.
-        records: the new measurements, by method.
-        refused: why methods do not apply to the model, by method.
-        error: why the image could not be measured; None where it could.
-    """
-
-    image: str
-    records: Mapping[str, Record]
-    refused: Mapping[str, str]
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,23 +86,11 @@ class Measuring:
         self.boxes: Boxes = boxes or {}
         self.companions = companions or {}
 
-    def __call__(self, task: Task, read: Callable[[], bytes]) -> Outcome:
-        """Measure an image by the methods that have not measured it before.
+    def __call__(self, task: Task, read: Callable[[], bytes]) -> Outcome[Record]:
+        """Measure an image; see `kept.measured`."""
+        return measured(task, read, self.methods, partial(self._of_image, task.sample))
 
-        Args:
-            task: the image.
-            read: gives the file's bytes; may raise ReciproError.
-        """
-        try:
-            return self._measured(task, read())
-        except OF_ONE_IMAGE as error:
-            return Outcome(task.sample.name, {}, {}, str(error))
-
-    def _measured(self, task: Task, data: bytes) -> Outcome:
-        sample, digest = task.sample, hashlib.sha256(data).hexdigest()
-        missing = [method for method in self.methods if task.kept.get(method) != digest]
-        if not missing:
-            return Outcome(sample.name, {}, {})
+    def _of_image(self, sample: Sample, data: bytes, digest: str) -> Callable[[str], Record]:
         image, window = self.subject.prepare(decode_image(data, sample.path))
         if self.profile == "byun" and sample.label is not None:
             index = sample.label
@@ -129,15 +101,12 @@ class Measuring:
         others = self.companions.get(sample.name)
         grid = mosaic(self.subject, image, index, others) if others else None
         how = (self.profile, self.step, boxes, grid)
-        records, refused = {}, {}
-        for method in missing:
-            try:
-                measured = measure(self.subject, METHODS[method], image, index, *how)
-            except NotApplicable as refusal:
-                refused[method] = str(refusal)
-                continue
-            records[method] = Record(sample.name, digest, sample.label, index, measured)
-        return Outcome(sample.name, records, refused)
+
+        def by_method(method: str) -> Record:
+            found = measure(self.subject, METHODS[method], image, index, *how)
+            return Record(sample.name, digest, sample.label, index, found)
+
+        return by_method
 
 
 class Evaluation:
@@ -190,7 +159,7 @@ class Evaluation:
         """Return the images, each with what is already measured."""
         return self._ledgers.tasks()
 
-    def run(self, workers: int) -> Iterator[Outcome]:
+    def run(self, workers: int) -> Iterator[Outcome[Record]]:
         """Measure what is not yet measured, `workers` images at once; yield them in order.
 
         Raises:
@@ -198,7 +167,7 @@ class Evaluation:
         """
         return self._ledgers.run(self.measuring, self.measuring.subject.stopped, workers)
 
-    def collect(self, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    def collect(self, outcomes: Iterator[Outcome[Record]]) -> Iterator[Outcome[Record]]:
         """Keep each outcome, wherever it was measured, and pass it on.
 
         Raises:

@@ -11,9 +11,10 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import msgspec
 
-from ov_recipro.errors import OptionError, ReciproError
+from ov_recipro.errors import OF_ONE_IMAGE, OptionError, ReciproError
 from ov_recipro.faithfulness.datasets import Sample
 from ov_recipro.images.reading import read_bytes
+from ov_recipro.methods import NotApplicable
 from ov_recipro.ordered import in_order
 from ov_recipro.output import as_json
 
@@ -53,27 +54,55 @@ class Task:
     kept: Mapping[str, str]
 
 
-class Finished(Protocol):
-    """What became of an image; see `evaluation.Outcome`."""
+@dataclass(frozen=True)
+class Outcome(Generic[Kind]):
+    """What became of an image.
 
-    @property
-    def image(self) -> str:
-        """The sample's name."""
+    Attributes:
+        image: the sample's name.
+        records: the new measurements, by method.
+        refused: why methods do not apply to the model, by method.
+        error: why the image could not be measured; None where it could.
+    """
 
-    @property
-    def records(self) -> Mapping[str, Any]:
-        """The new measurements, by method."""
-
-    @property
-    def refused(self) -> Mapping[str, str]:
-        """Why methods do not apply to the model, by method."""
-
-    @property
-    def error(self) -> str | None:
-        """Why the image could not be measured; None where it could."""
+    image: str
+    records: Mapping[str, Kind]
+    refused: Mapping[str, str]
+    error: str | None = None
 
 
-Done = TypeVar("Done", bound=Finished)
+def measured(
+    task: Task,
+    read: Callable[[], bytes],
+    methods: Sequence[str],
+    of_image: Callable[[bytes, str], Callable[[str], Kind]],
+) -> Outcome[Kind]:
+    """Measure an image by the methods that have not measured it before.
+
+    Args:
+        task: the image.
+        read: gives the file's bytes; may raise ReciproError.
+        methods: their names.
+        of_image: makes of a file's bytes and their SHA-256 what measures it by a method of a name,
+            which raises NotApplicable where the method does not apply to the model.
+    """
+    name = task.sample.name
+    records, refused = dict[str, Kind](), dict[str, str]()
+    try:
+        data = read()
+        digest = hashlib.sha256(data).hexdigest()
+        missing = [method for method in methods if task.kept.get(method) != digest]
+        if not missing:
+            return Outcome(name, records, refused)
+        by_method = of_image(data, digest)
+        for method in missing:
+            try:
+                records[method] = by_method(method)
+            except NotApplicable as refusal:
+                refused[method] = str(refusal)
+    except OF_ONE_IMAGE as error:
+        return Outcome(name, {}, {}, str(error))
+    return Outcome(name, records, refused)
 
 
 class Ledgers(Generic[Kind]):
@@ -131,8 +160,11 @@ class Ledgers(Generic[Kind]):
         ]
 
     def run(
-        self, measuring: Callable[[Task, Callable[[], bytes]], Done], stopped: Event, workers: int
-    ) -> Iterator[Done]:
+        self,
+        measuring: Callable[[Task, Callable[[], bytes]], Outcome[Kind]],
+        stopped: Event,
+        workers: int,
+    ) -> Iterator[Outcome[Kind]]:
         """Measure what is not yet measured, `workers` images at once; yield them in order.
 
         Args:
@@ -145,12 +177,12 @@ class Ledgers(Generic[Kind]):
         """
         stopped.clear()
 
-        def measured(task: Task) -> Done:
+        def outcome(task: Task) -> Outcome[Kind]:
             return measuring(task, lambda: read_bytes(Path(task.sample.path)))
 
-        yield from self.collect(in_order(measured, self.tasks(), workers, stopped.set))
+        yield from self.collect(in_order(outcome, self.tasks(), workers, stopped.set))
 
-    def collect(self, outcomes: Iterator[Done]) -> Iterator[Done]:
+    def collect(self, outcomes: Iterator[Outcome[Kind]]) -> Iterator[Outcome[Kind]]:
         """Keep each outcome, wherever it was measured, and pass it on.
 
         Raises:
