@@ -27,7 +27,7 @@ from ov_recipro.sources.openvino_models import compiled, core
 MaskedOf: TypeAlias = Callable[[list[Array]], MaskedRuns]
 """From what `model_graphs.whole_model` gives for an image to its `Inference.masked`."""
 
-_CLEARLY_LESS = 0.4  # of all cells' cost; what is on demand takes longer for as many operations
+_CLEARLY_LESS = 0.3  # of all cells' cost; what is on demand takes longer for as many operations
 
 
 @dataclass(frozen=True)
