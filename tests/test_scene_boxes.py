@@ -62,11 +62,20 @@ def test_judging() -> None:
     def judged(x: int, y: int, far: tuple[int, int]) -> Any:
         saliency = np.zeros((20, 20), np.float32)
         saliency[far[1], far[0]], saliency[y, x] = 0.5, 1
-        return measure_scene_boxes.judge(saliency, found, 4)
+        return measure_scene_boxes.judge(saliency, found, (10, 10))
 
-    assert judged(7, 7, (13, 5)) == measure_scene_boxes.Hits(True, True, False, None, True)
-    assert judged(13, 5, (7, 7)) == measure_scene_boxes.Hits(False, True, False, None, True)
-    assert judged(2, 14, (7, 7)) == measure_scene_boxes.Hits(False, False, True, None, False)
+    chance = 4 / (400 - 7 * 7)  # cells that touch the cue, of those beside the box
+    for (x, y, far), expected in {
+        (7, 7, (13, 5)): (True, True, False, None, True),
+        (13, 5, (7, 7)): (False, True, False, None, True),
+        (2, 14, (7, 7)): (False, False, True, None, False),
+        (10, 7, (13, 5)): (False, True, False, None, True),  # the brightest sees the box
+        (11, 7, (13, 5)): (False, False, False, None, False),
+    }.items():
+        assert judged(x, y, far) == measure_scene_boxes.Hits(*expected, pytest.approx(chance))
+    hidden = scenes.SceneObject(4, (40, 40, 80, 80), context=(82, 40, 88, 50))
+    found = measure_scene_boxes.Found(hidden, (other,), target)
+    assert judged(7, 7, (13, 5)).cue is None
     plate = scenes.SceneObject(2, (40, 40, 80, 80), part=(44, 44, 54, 54))
     found = measure_scene_boxes.Found(plate, (), target)
     assert judged(6, 6, (0, 0)).part

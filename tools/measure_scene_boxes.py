@@ -4,9 +4,10 @@ Each object that the detector finds is explained. *Box*: the brightest pixel lie
 box. *Instance*: it lies on the object or up to an eighth of its sides beside it (half a patch of
 occlusion), or on its cue, and not on another object. *Other*: it lies on another object. *Part*: of
 plates, it lies on the dot that decides the class; only those are taken whose dot is away from the
-middle of the box, where a Gaussian has its maximum. *Cue*: of pods, the brightest of the cells that
-see nothing of the box touches the cue that decides the class; only those are taken whose cue such
-a cell touches. Up to a quarter of a cell of the default grid beside a dot counts as on it.
+middle of the box, where a Gaussian has its maximum. *Cue*: of pods, the brightest of the cells
+whose features are of pixels beside the box touches the cue that decides the class; *chance*: the
+share of these cells that do. Only pods are taken whose cue such a cell of the default grid touches.
+Up to a quarter of a cell of the default grid beside a dot counts as on it.
 
     python tools/measure_scene_boxes.py tests/assets/scene-detector/model.onnx
 """
@@ -31,7 +32,7 @@ from ov_recipro.metrics import inside, interval, resampled_means, upsampled
 from ov_recipro.targets.boxes import BoxTarget
 from ov_recipro.targets.candidates import iou
 
-SEEN = 6  # pixels beside a cell that the detector's backbone sees, at each level
+BEFORE, AFTER = 8, 4  # pixels around a cell that its features are of, in the two finer levels
 FOUND = 0.5  # IoU from which on a box is that of an object
 EVERY = BoxLimits(max_boxes=100, smallest=0, largest=1)
 METHODS = ("recipro", "occlusion", "votes", "gauss-in-box", "random")
@@ -47,6 +48,7 @@ class Hits:
     other: bool
     part: bool | None
     cue: bool | None
+    chance: float | None
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,37 @@ def found_objects(subject: Subject, scene: Scene) -> tuple[np.ndarray, list[Foun
     return image, found
 
 
-def judge(saliency: np.ndarray, found: Found, margin: float) -> Hits:
-    """Compare a map [h,w] with the place of its object, its evidence and the other objects."""
+def judge(saliency: np.ndarray, found: Found, grid: tuple[int, int]) -> Hits:
+    """Compare a map [h,w] with the place of its object, its evidence and the other objects.
+
+    Args:
+        saliency: the map.
+        found: the object.
+        grid: the default cells.
+    """
+    margin = IMAGE_SIZE / grid[0] / 4
     thing, box = found.thing, found.target.edges
     point = brightest(upsampled(saliency, (IMAGE_SIZE, IMAGE_SIZE), "bilinear"))
     other = any(is_on(point, each.box, 0) for each in found.others)
     own = is_on(point, widened(thing.box), 0)
     own = own or (thing.context is not None and is_on(point, thing.context, margin))
     middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    part = cue = None
+    part = cue = chance = None
     if thing.part is not None and not is_on(middle, thing.part, margin):
         part = is_on(point, thing.part, margin)
-    if thing.context is not None:
-        left, top, right, bottom = box
-        seeing = (left - SEEN, top - SEEN, right + SEEN, bottom + SEEN)
-        far = ~touches(saliency.shape, seeing)
-        on_cue = touches(saliency.shape, thing.context)
-        if (on_cue & far).any():
-            cue = bool(on_cue.flat[np.argmax(np.where(far, saliency, -np.inf))])
-    return Hits(is_on(point, box, 0), own and not other, other, part, cue)
+    if thing.context is not None and (of_cue(grid, thing.context, box) > 0).any():
+        on_cue = of_cue(saliency.shape, thing.context, box)
+        far = np.where(on_cue < 0, -np.inf, saliency)
+        cue = bool(on_cue.flat[np.argmax(far)] > 0)
+        chance = float((on_cue > 0).sum() / (on_cue >= 0).sum())
+    return Hits(is_on(point, box, 0), own and not other, other, part, cue, chance)
+
+
+def of_cue(shape: tuple[int, ...], cue: Box, box: tuple[float, ...]) -> np.ndarray:
+    """Return which cells of a map [h,w] touch a cue: 1; 0 for others, -1 for those of the box."""
+    left, top, right, bottom = box
+    of_box = touches(shape, (left - AFTER, top - AFTER, right + BEFORE, bottom + BEFORE))
+    return np.where(of_box, -1, touches(shape, cue))
 
 
 def widened(box: Box) -> tuple[float, ...]:
@@ -153,14 +167,13 @@ def judged(
     subject: Subject, maps: Mapping[str, Maps], scenes: Sequence[Scene]
 ) -> Iterator[dict[str, list[Hits]]]:
     """Yield where each map of each scene's objects points, by the maps' names."""
-    height = subject.explainer.bundle.manifest.image.size[0]
-    margin = height / subject.explainer.bundle.manifest.cut.grid[0] / 4
+    grid = subject.explainer.bundle.manifest.cut.grid
     for scene in scenes:
         image, found = found_objects(subject, scene)
         targets = [each.target for each in found]
         yield {
             name: [
-                judge(saliency, each, margin)
+                judge(saliency, each, grid)
                 for saliency, each in zip(made(image, targets), found, strict=True)
             ]
             for name, made in maps.items()

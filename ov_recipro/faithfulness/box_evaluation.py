@@ -21,7 +21,7 @@ from ov_recipro.faithfulness.box_measure import (
 )
 from ov_recipro.faithfulness.box_tally import BoxDifference, BoxSummary, above, summary
 from ov_recipro.faithfulness.datasets import Sample
-from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Outcome, Task, measured
+from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Outcome, Task, measure_missing
 from ov_recipro.images.reading import decode_image, find_images
 from ov_recipro.methods import BOX_METHODS, Subject
 from ov_recipro.methods.box_methods import CONTROLS
@@ -82,12 +82,10 @@ class BoxMeasuring:
         self.limits = limits
 
     def __call__(self, task: Task, read: Callable[[], bytes]) -> Outcome[BoxRecord]:
-        """Measure a photograph; see `kept.measured`."""
-        return measured(task, read, self.methods, partial(self._of_photograph, task.sample))
+        """Measure a photograph; see `kept.measure_missing`."""
+        return measure_missing(task, read, self.methods, partial(self._prepare, task.sample))
 
-    def _of_photograph(
-        self, sample: Sample, data: bytes, digest: str
-    ) -> Callable[[str], BoxRecord]:
+    def _prepare(self, sample: Sample, data: bytes, digest: str) -> Callable[[str], BoxRecord]:
         image, window = self.subject.prepare(decode_image(data, sample.path))
         targets = chosen_boxes(self.subject, image, window, self.limits)
         curves = [BoxCurves(self.subject, image, target) for target in targets]

@@ -14,7 +14,7 @@ import msgspec
 
 from ov_recipro.errors import OptionError
 from ov_recipro.faithfulness.datasets import Boxes, Sample
-from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Outcome, Task, measured
+from ov_recipro.faithfulness.kept import SCHEMA_VERSION, Ledgers, Outcome, Task, measure_missing
 from ov_recipro.faithfulness.measure import Profile, measure
 from ov_recipro.faithfulness.mosaics import mosaic
 from ov_recipro.faithfulness.tally import Difference, Summary, Tally
@@ -87,10 +87,10 @@ class Measuring:
         self.companions = companions or {}
 
     def __call__(self, task: Task, read: Callable[[], bytes]) -> Outcome[Record]:
-        """Measure an image; see `kept.measured`."""
-        return measured(task, read, self.methods, partial(self._of_image, task.sample))
+        """Measure an image; see `kept.measure_missing`."""
+        return measure_missing(task, read, self.methods, partial(self._prepare, task.sample))
 
-    def _of_image(self, sample: Sample, data: bytes, digest: str) -> Callable[[str], Record]:
+    def _prepare(self, sample: Sample, data: bytes, digest: str) -> Callable[[str], Record]:
         image, window = self.subject.prepare(decode_image(data, sample.path))
         if self.profile == "byun" and sample.label is not None:
             index = sample.label

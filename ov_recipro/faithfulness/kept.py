@@ -71,20 +71,21 @@ class Outcome(Generic[Kind]):
     error: str | None = None
 
 
-def measured(
+def measure_missing(
     task: Task,
     read: Callable[[], bytes],
     methods: Sequence[str],
-    of_image: Callable[[bytes, str], Callable[[str], Kind]],
+    prepare: Callable[[bytes, str], Callable[[str], Kind]],
 ) -> Outcome[Kind]:
     """Measure an image by the methods that have not measured it before.
 
     Args:
         task: the image.
         read: gives the file's bytes; may raise ReciproError.
-        methods: their names.
-        of_image: makes of a file's bytes and their SHA-256 what measures it by a method of a name,
-            which raises NotApplicable where the method does not apply to the model.
+        methods: the methods' names.
+        prepare: takes the file's bytes and their SHA-256; returns a function that measures the
+            image by the method of a name, and raises NotApplicable where the method does not apply
+            to the model.
     """
     name = task.sample.name
     records, refused = dict[str, Kind](), dict[str, str]()
@@ -93,8 +94,8 @@ def measured(
         digest = hashlib.sha256(data).hexdigest()
         missing = [method for method in methods if task.kept.get(method) != digest]
         if not missing:
-            return Outcome(name, records, refused)
-        by_method = of_image(data, digest)
+            return Outcome(name, {}, {})
+        by_method = prepare(data, digest)
         for method in missing:
             try:
                 records[method] = by_method(method)

@@ -43,11 +43,6 @@ def sources_of(node: ov.Node) -> list[Port]:
     return [port.get_source_output() for port in node.inputs()]
 
 
-def sizes_of(port: Port) -> list[int]:
-    """Return a tensor's sizes, -1 for those that are open."""
-    return [size.get_length() if size.is_static else -1 for size in port.get_partial_shape()]
-
-
 def macs_of(node: ov.Node) -> int:
     """Return the multiply-accumulates of a convolution, product or attention at its shapes."""
     kind = node.get_type_name()
@@ -80,7 +75,12 @@ def reshape(port: Port, shape: list[int]) -> Port:
     return ops.reshape(port, constant(shape, np.int64), False).output(0)
 
 
-def rebuild(node: ov.Node, inputs: list[Port]) -> Port:
+def rebuilt(node: ov.Node, inputs: list[Port]) -> ov.Node:
     """Return the same operation on other inputs."""
     factory = NodeFactory(node.get_type_info().version_id)
-    return factory.create(node.get_type_name(), inputs, node.get_attributes()).output(0)
+    return factory.create(node.get_type_name(), inputs, node.get_attributes())
+
+
+def rebuild(node: ov.Node, inputs: list[Port]) -> Port:
+    """Return the first output of the same operation on other inputs."""
+    return rebuilt(node, inputs).output(0)

@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from onnx import TensorProto
 
-from ov_recipro.plans.nodes import Key, sizes_of, sources_of
+from ov_recipro.plans.nodes import Key, sources_of
 from ov_recipro.plans.onnx_graph import Graph
 from ov_recipro.plans.onnx_images import convolution, number_of, pool, resize
 from ov_recipro.plans.verdict import PlanRefused
@@ -42,7 +42,7 @@ _READ = {
 
 
 def emit(graph: Graph, model: ov.Model, sources: Sequence[str]) -> list[str]:
-    """Append an OpenVINO model of static shapes to an ONNX graph.
+    """Append an OpenVINO model, of whose tensors only the first axis may be open, to an ONNX graph.
 
     Args:
         graph: what is added to.
@@ -76,6 +76,11 @@ def emit(graph: Graph, model: ov.Model, sources: Sequence[str]) -> list[str]:
     return [name_of(result.input_value(0)) for result in model.get_results()]
 
 
+def _shape(port: ov.Output) -> list[int]:
+    """Return a tensor's sizes, -1 for those that are open."""
+    return [size.get_length() if size.is_static else -1 for size in port.get_partial_shape()]
+
+
 def _key_of(port: ov.Output) -> Key:
     """Return what identifies a tensor where copies of an operation share its name."""
     return port.get_node().get_name(), port.get_index()
@@ -87,7 +92,10 @@ def _emitted(graph: Graph, node: ov.Node, inputs: list[str]) -> list[str]:
     if kind in _SAME:
         return [graph.add(_SAME[kind], *inputs)]
     if kind in _RESHAPES:
-        return [graph.add("Reshape", inputs[0], graph.constant(sizes_of(node.output(0))))]
+        shape = _shape(node.output(0))
+        if shape.count(-1) > 1:
+            raise PlanRefused("ONNX can't reshape to several open sizes")
+        return [graph.add("Reshape", inputs[0], graph.constant(shape))]
     if kind in _REDUCTIONS:
         axes = [int(axis) for axis in number_of(node, 1).reshape(-1)]
         keep = bool(node.get_attributes()["keep_dims"])
@@ -124,7 +132,7 @@ def _product(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 def _turned(graph: Graph, name: str, port: ov.Output) -> str:
     """Append a tensor's transposition: its last two axes change places."""
-    order = list(range(len(sizes_of(port))))
+    order = list(range(len(_shape(port))))
     order[-2:] = order[:-3:-1]
     return graph.add("Transpose", name, perm=order)
 
@@ -138,7 +146,7 @@ def _slice(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 def _split(graph: Graph, node: ov.Node, inputs: list[str]) -> list[str]:
     axis = int(number_of(node, 1).reshape(-1)[0])
-    sizes = graph.constant([sizes_of(port)[axis] for port in node.outputs()])
+    sizes = graph.constant([_shape(port)[axis] for port in node.outputs()])
     return graph.add_several("Split", len(node.outputs()), inputs[0], sizes, axis=axis)
 
 
@@ -160,7 +168,7 @@ def _clamp(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
 
 
 def _prelu(graph: Graph, node: ov.Node, inputs: list[str]) -> str:
-    slope, rank = sizes_of(node.input_value(1)), len(sizes_of(node.input_value(0)))
+    slope, rank = _shape(node.input_value(1)), len(_shape(node.input_value(0)))
     if slope not in ([], [1]) and len(slope) == 1:  # by channel, the second axis
         inputs = [
             inputs[0],

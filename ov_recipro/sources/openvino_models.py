@@ -63,6 +63,14 @@ def read(path: Path, shapes: Sequence[Sequence[int]] | None = None) -> ov.Model:
     return model
 
 
+def sizes_of(port: ov.Output) -> list[int | None] | None:
+    """Return a tensor's sizes, None for those that are open, or None where their number is."""
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return None
+    return [None if size.is_dynamic else size.get_length() for size in shape]
+
+
 def name_of(port: ov.Output) -> str:
     """Return the one name used for a tensor: its shortest, or its node's where it has none."""
     if names := port.get_names():

@@ -23,7 +23,7 @@ from ov_recipro.limits import NODES, TENSOR_BYTES
 from ov_recipro.options import Constants, Cut
 from ov_recipro.sources import inputs
 from ov_recipro.sources.metadata import count_labels, find_kind
-from ov_recipro.sources.openvino_models import name_of, ports, read_model_file, reason
+from ov_recipro.sources.openvino_models import name_of, ports, read_model_file, reason, sizes_of
 from ov_recipro.sources.rewriting.joining import join_in_openvino
 from ov_recipro.sources.rewriting.openvino_float32 import hand_over, to_float32
 from ov_recipro.sources.source import SplitFiles
@@ -172,7 +172,7 @@ def _at_batch_1(
 ) -> tuple[ov.Model, ov.Output]:
     """Fix the image's shape at batch 1 and the other inputs' values; make ShapeOf a constant."""
     entries = list(model.inputs)
-    found = [inputs.Input(name_of(port), _dimensions(port)) for port in entries]
+    found = [inputs.Input(name_of(port), sizes_of(port)) for port in entries]
     chosen = inputs.choose_image(found, constants, path)
     shape = inputs.image_shape(found[chosen], image_shape, path, metadata_of(model))
     for index, port in enumerate(entries):
@@ -198,13 +198,6 @@ def _at_batch_1(
             size = math.prod(port.shape) * port.get_element_type().size
             TENSOR_BYTES.check(size, f"{path}: tensor '{name_of(port)}'")
     return model, model.inputs[0]
-
-
-def _dimensions(port: ov.Output) -> list[int | None] | None:
-    shape = port.get_partial_shape()
-    if shape.rank.is_dynamic:
-        return None
-    return [None if size.is_dynamic else size.get_length() for size in shape]
 
 
 def _has_shape(port: ov.Output) -> bool:

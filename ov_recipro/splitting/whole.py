@@ -27,7 +27,7 @@ from ov_recipro.sources import inputs, metadata
 from ov_recipro.sources.family_preprocessing import family_preprocessing
 from ov_recipro.sources.labels import checked_labels
 from ov_recipro.sources.onnx_file import load
-from ov_recipro.sources.openvino_models import name_of, read, reason
+from ov_recipro.sources.openvino_models import name_of, read, reason, sizes_of
 from ov_recipro.sources.openvino_source import metadata_of
 from ov_recipro.sources.references import origin_of
 from ov_recipro.splitting.split import check_is_file, model_sha256
@@ -91,7 +91,7 @@ def whole_bundle(path: Path, cut: Cut) -> Bundle:
 
 def _image(model: ov.Model, path: Path, cut: Cut, entries: Mapping[str, str]) -> ImageInput:
     """Fix the shape of the model's image; return its description."""
-    found = [inputs.Input(name_of(port), _sizes(port)) for port in model.inputs]
+    found = [inputs.Input(name_of(port), sizes_of(port)) for port in model.inputs]
     if len(found) > 1:
         names = ", ".join(each.name for each in found)
         raise ModelError(f"{path} has several inputs ({names}); only an image can be explained.")
@@ -106,19 +106,12 @@ def _image(model: ov.Model, path: Path, cut: Cut, entries: Mapping[str, str]) ->
     return ImageInput(found[0].name, tuple(shape), dtype, shape[1] != 3)
 
 
-def _sizes(port: ov.Output) -> list[int | None] | None:
-    shape = port.get_partial_shape()
-    if shape.rank.is_dynamic:
-        return None
-    return [None if size.is_dynamic else size.get_length() for size in shape]
-
-
 def _layout(
     model: ov.Model, image: ImageInput, labels: tuple[str, ...] | None, path: Path
 ) -> BoxLayout:
     shapes = {}
     for port in model.outputs:
-        sizes = _sizes(port)
+        sizes = sizes_of(port)
         if sizes is not None and name_of(port) not in OWN_OUTPUTS:
             shapes[name_of(port)] = tuple(size or 0 for size in sizes)
     layout = find_layout(shapes, image.size, classes=len(labels) if labels else None)

@@ -51,7 +51,8 @@ def noise(bundle: Bundle) -> npt.NDArray[Any]:
 def close(got: Floats, expected: Floats) -> None:
     """Compare values [N,V], each by its own size, and each kind's spread."""
     scale = np.ptp(expected, axis=0) + np.abs(expected).max(axis=0)
-    assert (np.abs(got - expected).max(axis=0) <= 1e-4 * scale + 1e-6).all()  # in scores of 0..1
+    rounding = 2e-7  # of a score, which ONNX Runtime's sigmoid gives to so much
+    assert (np.abs(got - expected).max(axis=0) <= 1e-4 * scale + rounding).all()
 
 
 @pytest.mark.parametrize("device", ["CPU", "ort-cpu"])

@@ -12,7 +12,7 @@ import pytest
 from openvino import opset13 as ops
 
 from ov_recipro.cut.cells import Cells
-from ov_recipro.plans.rows import Scattered, build_joint, convolution, patches
+from ov_recipro.plans.rows import Scattered, build_joint, convolution, patches, scattered
 from ov_recipro.plans.rows.anchors import Anchors
 from ov_recipro.plans.rows.tensors import Rows
 from ov_recipro.plans.stream import Mask
@@ -92,6 +92,20 @@ def joined(a: Any, b: Any) -> Any:
     return ops.concat([b, conv(b, 4), resize(a, (8, 6)), conv(conv(b, 3), 4)], 1)
 
 
+def padded(x: Any) -> Any:
+    weight = weights(5, shape_of(x)[1], 1, 1)
+    return ops.convolution(x, weight, [1, 1], [1, 1], [1, 1], [1, 1])
+
+
+def turned(x: Any) -> Any:
+    """Channels in another order, as ShuffleNet has them."""
+    _, channels, height, width = shape_of(x)
+    pairs = ops.reshape(x, int64(1, 2, channels // 2, height, width), False)
+    return ops.reshape(
+        ops.transpose(pairs, int64(0, 2, 1, 3, 4)), int64(1, channels, height, width), False
+    )
+
+
 def by_floor(a: Any, b: Any) -> Any:
     how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     return flat(ops.add(resize(conv(a, 4), (8, 6), **how), b))
@@ -153,9 +167,7 @@ def objectness(a: Any, b: Any) -> Any:
 
 def shuffled(a: Any, b: Any) -> Any:
     """Channels shuffled as ShuffleNet does, and a convolution behind."""
-    pairs = ops.reshape(conv(b, 6), int64(1, 2, 3, 8, 6), False)
-    x = ops.reshape(ops.transpose(pairs, int64(0, 2, 1, 3, 4)), int64(1, 6, 8, 6), False)
-    return ops.concat([flat(conv(x, 3)), flat(conv(a, 3))], 2)
+    return ops.concat([flat(conv(turned(conv(b, 6)), 3)), flat(conv(a, 3))], 2)
 
 
 def products(a: Any, b: Any) -> Any:
@@ -178,6 +190,8 @@ RULES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "levels": lambda a, b, c: [rows_of(conv(a, 3)), rows_of(conv(b, 3)), rows_of(conv(c, 3))],
     "1x1 and strided": both(lambda a, b: flat(conv(ops.concat([conv(b, 5, 3, 2), a], 1), 4, 1))),
     "parts": both(lambda a, b: flat(conv(joined(a, b), 5, 1))),
+    "parts, padded": both(lambda a, b: flat(padded(joined(a, b)))),
+    "parts, shuffled": one(lambda b: flat(conv(ops.concat([b, turned(conv(b, 8))], 1), 5, 1))),
     "nearest": both(lambda a, b: flat(conv(ops.concat([resize(a, (8, 6)), b], 1), 4))),
     "nearest, by floor": both(by_floor),
     "nearest, smaller": one(lambda b: flat(resize(ops.relu(b), (3, 5)))),
@@ -247,7 +261,7 @@ def rows_values(
     plain_macs: int = 10**12,
 ) -> tuple[Floats, Floats, Scattered]:
     """Return the same by rows."""
-    model, scattered, plan = build_joint(tail, cells, core(), memory, plain_macs, mask)
+    model, places, plan = build_joint(tail, cells, core(), memory, plain_macs, mask)
     assert plan.dense_from is None
     compiled = runner(model)
     plain: list[Floats] = []
@@ -257,7 +271,7 @@ def rows_values(
         plain.append(outputs[-1])
         return outputs
 
-    return scattered.select(run, np.arange(scattered.values)), plain[0], scattered
+    return places.select(run, np.arange(places.values)), plain[0], places
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -291,9 +305,9 @@ def test_blocks_of_cells_give_the_same(mask: Mask, monkeypatch: pytest.MonkeyPat
     expected, _ = expected_of(tail.clone(), mask, cells)
     monkeypatch.setattr("ov_recipro.plans.rows.rows_cost.CHEAP", 1e12)
     for memory, count in ((64 << 20, 4), (20_000, 5)):
-        got, _, scattered = rows_values(tail.clone(), mask, memory, cells, plain_macs=1)
-        assert len(scattered.cells) == count
-        assert sorted(np.concatenate(scattered.cells).tolist()) == list(range(48))
+        got, _, places = rows_values(tail.clone(), mask, memory, cells, plain_macs=1)
+        assert len(places.cells) == count
+        assert sorted(np.concatenate(places.cells).tolist()) == list(range(48))
         np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -309,18 +323,20 @@ def test_windows_and_products_give_the_same(mask: Mask, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("mask", MASKS)
 def test_parts_are_multiplied_apart(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for share in (0.9, 0):
+    for share in (0.75, 0):
         monkeypatch.setattr(convolution, "_CLEARLY_LESS", share)
         tail = tail_of(RULES["parts"])
-        plan = build_joint(tail.clone(), CELLS, core(), 64 << 20, 10**12, mask)[2]
-        found.append((plan.macs, rows_values(tail, mask)[0]))
-    (apart, one), (together, other) = found
+        model, _, plan = build_joint(tail.clone(), CELLS, core(), 64 << 20, 10**12, mask)
+        products = [each for each in model.get_ordered_ops() if each.get_type_name() == "MatMul"]
+        found.append((plan.macs, len(products), rows_values(tail, mask)[0]))
+    (apart, several, one), (together, single, other) = found
     assert apart < together
+    assert several == single + 3  # four maps are joined
     np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
 def test_some_values_of_some_cells() -> None:
-    model, scattered, _ = build_joint(
+    model, places, _ = build_joint(
         tail_of(RULES["priors"]), CELLS, core(), 64 << 20, 10**12, "drop"
     )
     compiled = runner(model)
@@ -330,16 +346,43 @@ def test_some_values_of_some_cells() -> None:
         sizes.append(sum(len(each) for each in wanted))
         return compiled([*features(), *wanted])
 
-    every = scattered.select(run, np.arange(scattered.values))
-    columns = np.random.default_rng(0).permutation(scattered.values)[:40]
+    every = places.select(run, np.arange(places.values))
+    columns = np.random.default_rng(0).permutation(places.values)[:40]
     atol = 1e-5 * np.abs(every).max()
-    np.testing.assert_allclose(scattered.select(run, columns), every[:, columns], atol=atol)
-    some = scattered.select(run, columns, np.array([0, 5, 11]))
+    np.testing.assert_allclose(places.select(run, columns), every[:, columns], atol=atol)
+    some = places.select(run, columns, np.array([0, 5, 11]))
     np.testing.assert_allclose(some, every[[0, 5, 11]][:, columns], atol=atol)
     assert sizes[2] < sizes[1] < sizes[0]
-    batches = list(scattered.batches(run, 4 * 4 * scattered.values))
+    batches = list(places.batches(run, 4 * 4 * places.values))
     assert [len(each) for each in batches] == [4, 4, 4]
     np.testing.assert_allclose(np.concatenate(batches), every, atol=atol)
+
+
+def test_a_tail_that_no_cell_changes() -> None:
+    """Its last tensor is in no piece: every value is the image's own."""
+    tail = tail_of(RULES["levels"])
+    end = tail.get_results()[0]
+    own = ops.constant(np.ones((1, 5), np.float32))
+    joined = ops.concat([end.input_value(0), own], 1)
+    size = shape_of(joined)[1]
+    end.input(0).replace_source_output(
+        ops.slice(joined, int64(size - 5), int64(size), int64(1), int64(1)).output(0)
+    )
+    tail.validate_nodes_and_infer_types()
+    got, plain, _ = rows_values(tail, "drop")
+    np.testing.assert_array_equal(got, np.ones((CELLS.count, 5)))
+    np.testing.assert_array_equal(plain, np.ones(5))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 33, 1000])
+def test_places_fill_one_of_few_lengths(count: int) -> None:
+    places = np.arange(count) + 7
+    filled = scattered._filled(places)
+    np.testing.assert_array_equal(filled[:count], places)
+    assert max(count, 1) <= len(filled) <= max(1.25 * count, 1)
+    assert not filled[count:].any()
+    assert len(scattered._filled(places, count)) == max(count, 1)
+    assert len({len(scattered._filled(np.arange(n))) for n in range(1000)}) < 40
 
 
 def gated(b: Any) -> Any:

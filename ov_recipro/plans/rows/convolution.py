@@ -20,7 +20,7 @@ from ov_recipro.plans.rows.tensors import (
 )
 from ov_recipro.plans.rows.windows import Window
 
-_CLEARLY_LESS = 0.9  # share of the multiplications from which on parts are multiplied apart
+_CLEARLY_LESS = 0.75  # share of the multiplications below which parts are multiplied apart
 
 
 def convolution_macs(read: int, written: int, window: Window, weight: list[int]) -> int:
@@ -34,16 +34,17 @@ def convolution_macs(read: int, written: int, window: Window, weight: list[int])
 
 
 def apart(parts: Sequence[tuple[int, int]], count: int, pixels: int) -> int:
-    """Return how many numbers a 1x1 convolution of joined tensors reads, each multiplied by itself.
+    """Return how many numbers a 1x1 convolution reads if it multiplies joined tensors one by one.
 
-    Where a part has no active pixel and the whole has one, the part's product is the background's.
+    A part is multiplied at its own active pixels. Where it has none but the whole has some, its
+    background is multiplied instead, once for all cells.
 
     Args:
         parts: the active pixels and channels of each.
         count: active pixels of the whole; pixels: those of one map.
 
     Returns:
-        The number; 0 where that is not clearly less than the whole has.
+        The number; 0 if that is not clearly less than the whole has.
     """
     read = sum((own + pixels * (own < count)) * channels for own, channels in parts)
     whole = count * sum(channels for _, channels in parts)
@@ -65,7 +66,7 @@ def convolution(rows: Rows, window: Window, weight: Array, background: Backgroun
         matrix = constant(weight.reshape(outputs, channels))
         if len(numbers) == rows.count and (numbers == np.arange(rows.count)).all():
             sizes = [(part.count, part.channels) for part in rows.parts]
-            if apart(sizes, rows.count, active[0].size):
+            if apart(sizes, rows.count, rows.active[0].size):
                 return Rows(_sum_of_products(rows, matrix), active, background)
             source = rows.port
         else:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
-from openvino.utils.node_factory import NodeFactory
 
-from ov_recipro.plans.nodes import ELEMENTWISE, Key, Port, constant, key_of, sources_of
+from ov_recipro.plans.nodes import ELEMENTWISE, Key, Port, constant, key_of, rebuilt, sources_of
 
 _AXIS_AS_ATTRIBUTE = frozenset({"Concat", "LogSoftmax", "Softmax"})
 _AXIS_AS_INPUT = {
@@ -33,13 +32,13 @@ def narrowed(pieces: Sequence[Port], groups: Sequence[int]) -> tuple[list[ov.Nod
     Returns:
         For each group an input int32 [r], and for each piece its rows [r,Q].
     """
-    chosen = [ops.parameter(ov.PartialShape([-1]), np.int32) for _ in range(max(groups) + 1)]
-    walks = {
-        group: _Walk(int(port.shape[0]), chosen[group].output(0))
-        for port, group in zip(pieces, groups, strict=True)
-    }
+    members: dict[int, list[Port]] = {}
+    for port, group in zip(pieces, groups, strict=True):
+        members.setdefault(group, []).append(port)
+    chosen = {group: ops.parameter(ov.PartialShape([-1]), np.int32) for group in sorted(members)}
+    walks = {group: _Walk.of(ports, chosen[group].output(0)) for group, ports in members.items()}
     found = [walks[group].at(port) for port, group in zip(pieces, groups, strict=True)]
-    return chosen, found
+    return list(chosen.values()), found
 
 
 @dataclass
@@ -47,68 +46,94 @@ class _Walk:
     """From the last tensors up to the first operation that does not work row by row.
 
     Attributes:
-        count: P, the rows of each tensor on the way.
-        chosen: int32 [r], which of them are wanted.
+        chosen: int32 [r], which of the P rows are wanted.
+        narrow: the names of the operations that run on these alone.
         known: the tensors that were made at these rows.
     """
 
-    count: int
     chosen: Port
+    narrow: frozenset[str]
     known: dict[Key, Port] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ends: Sequence[Port], chosen: Port) -> _Walk:
+        """Find the operations that work row by row and that nothing else reads.
+
+        What is needed whole anyway is not computed a second time.
+        """
+        order: list[ov.Node] = []
+        left, seen = [(port.get_node(), False) for port in ends], set[str]()
+        while left:
+            node, done = left.pop()
+            name = node.get_friendly_name()
+            if done:
+                order.append(node)
+            elif name not in seen:
+                seen.add(name)
+                left.append((node, True))
+                read = zip(sources_of(node), _by_row(node) or (), strict=False)
+                left += [(port.get_node(), False) for port, by_row in read if by_row]
+        narrow = set[str]()
+        for node in reversed(order):
+            readers = [each for port in node.outputs() for each in port.get_target_inputs()]
+            names = {each.get_node().get_friendly_name() for each in readers}
+            if names <= narrow and _by_row(node) is not None:
+                narrow.add(node.get_friendly_name())
+        return cls(chosen, frozenset(narrow))
 
     def at(self, port: Port) -> Port:
         """Return the chosen rows of a tensor [P,...]."""
         key = key_of(port)
-        if key not in self.known:
-            node = port.get_node()
-            inputs = self._inputs(node)
-            if inputs is None:
-                self.known[key] = self._taken(port)
-            else:
-                factory = NodeFactory(node.get_type_info().version_id)
-                made = factory.create(node.get_type_name(), inputs, node.get_attributes())
-                for old, new in zip(node.outputs(), made.outputs(), strict=True):
-                    self.known[key_of(old)] = new
+        if key in self.known:
+            return self.known[key]
+        node = port.get_node()
+        by_row = _by_row(node) if node.get_friendly_name() in self.narrow else None
+        if by_row is None:
+            self.known[key] = self._taken(port)
+            return self.known[key]
+        inputs = [
+            self.at(source) if chosen else source
+            for source, chosen in zip(sources_of(node), by_row, strict=True)
+        ]
+        if node.get_type_name() == "Reshape":
+            inputs[1] = constant([-1, *list(port.shape)[1:]], np.int64)
+        made = rebuilt(node, inputs)
+        self.known |= {key_of(old): made.output(old.get_index()) for old in node.outputs()}
         return self.known[key]
 
     def _taken(self, port: Port) -> Port:
-        """Return the chosen rows of a tensor that must be there whole."""
+        """Return the chosen rows of a tensor that is there whole."""
         node, rows = port.get_node(), self.chosen
         if node.get_type_name() == "Gather" and _axes(node) == {0}:
-            port, places = sources_of(node)[:2]
-            rows = _gathered(places, rows)
+            table, places = sources_of(node)[:2]
+            if len(places.shape) == 1:
+                port, rows = table, _gathered(places, rows)
         return _gathered(port, rows)
 
-    def _inputs(self, node: ov.Node) -> list[Port] | None:
-        """Return what a node reads at the chosen rows; None where it works on rows together."""
-        kind, sources = node.get_type_name(), sources_of(node)
-        if not all(self._has_rows(port) for port in node.outputs()):
-            return None
-        rank = len(node.output(0).shape)
-        if kind in ELEMENTWISE:
-            return [
-                self.at(port) if len(port.shape) == rank and self._has_rows(port) else port
-                for port in sources
-            ]
-        if not sources or not self._has_rows(sources[0]):
-            return None
-        if kind == "MatMul":
-            turned = node.get_attributes()["transpose_a"]
-            by_row = not turned and len(sources[0].shape) > 1 and len(sources[1].shape) <= 2
-        elif kind == "Reshape":
-            sources[1] = constant([-1, *list(node.output(0).shape)[1:]], np.int64)
-            by_row = True
-        else:
-            by_row = bool(axes := _axes(node)) and 0 not in axes
-        if not by_row:
-            return None
-        if kind == "Concat":
-            return [self.at(port) for port in sources]
-        return [self.at(sources[0]), *sources[1:]]
 
-    def _has_rows(self, port: Port) -> bool:
-        shape = list(port.shape)
-        return bool(shape) and int(shape[0]) == self.count
+def _by_row(node: ov.Node) -> list[bool] | None:
+    """Tell which inputs a node reads row by row; None where it works on rows together."""
+    kind, sources = node.get_type_name(), sources_of(node)
+    if not sources or not list(node.output(0).shape):
+        return None
+    rows, rank = int(node.output(0).shape[0]), len(node.output(0).shape)
+    has_rows = [bool(list(port.shape)) and int(port.shape[0]) == rows for port in sources]
+    if any(int(port.shape[0]) != rows for port in node.outputs()):
+        return None
+    if kind in ELEMENTWISE:
+        return [
+            has and len(port.shape) == rank for port, has in zip(sources, has_rows, strict=True)
+        ]
+    if kind == "MatMul":
+        turned = node.get_attributes()["transpose_a"]
+        separate = not turned and len(sources[0].shape) > 1 and len(sources[1].shape) <= 2
+    elif kind == "Reshape":
+        separate = True
+    else:
+        separate = bool(axes := _axes(node)) and 0 not in axes
+    if not separate or not has_rows[0]:
+        return None
+    return [kind == "Concat" or index == 0 for index in range(len(sources))]
 
 
 def _axes(node: ov.Node) -> set[int]:

@@ -159,6 +159,7 @@ class _Walk:
     reached: dict[Key, Reach]
     to_the_end: bool
     dense: set[Key] = field(default_factory=set)
+    laid_out: set[Key] = field(default_factory=set)
     joined: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
     macs: int = 0
     largest: int = 0
@@ -175,6 +176,7 @@ class _Walk:
             output = self._spatial(step, reached)
             if output is None and self.to_the_end and step.macs == 0 and kind in RULES - set(FOLDS):
                 output = _laid_out(reached)
+                self.laid_out.update(step.outputs)
         if output is not None:
             self.reached |= dict.fromkeys(step.outputs, output)
             self.largest = max(self.largest, self._bytes(step))
@@ -211,9 +213,10 @@ class _Walk:
             full = len(reached) == len(node.inputs()) and len(node.output(0).shape) == 4
             if not full or node.get_attributes()["axis"] % 4 != 1:
                 return None
-            channels = [int(port.shape[1]) for port in sources_of(node)]
-            counts = [each.count for each in reached]
-            self.joined[step.outputs[0]] = list(zip(counts, channels, strict=True))
+            if self.laid_out.isdisjoint(step.inputs):
+                channels = [int(port.shape[1]) for port in sources_of(node)]
+                counts = [each.count for each in reached]
+                self.joined[step.outputs[0]] = list(zip(counts, channels, strict=True))
             return _union(reached)
         if kind in ("Split", "VariadicSplit"):
             return first if len(node.output(0).shape) == 4 else None
@@ -248,6 +251,8 @@ class _Walk:
             read = apart(parts, first.count, first.pixels)
             if read and window.kernel == (1, 1) and output.count == first.count:
                 self.macs += read * shape[0]
+                products = (len(parts) + 1) * first.count * shape[0]
+                self.largest = max(self.largest, 4 * products)
             else:
                 self.macs += convolution_macs(first.count, output.count, window, shape)
             return output

@@ -104,7 +104,7 @@ def build_joint(
     ports = [feature.output(0) for feature in features]
     with _failures():
         lowered = lower_joint(prepared(tail), ports, cells, core, memory, plain_macs, mask)
-    chosen, pieces = narrowed(lowered.pieces, lowered.scattered.groups)
+        chosen, pieces = narrowed(lowered.pieces, lowered.scattered.groups)
     asked, given = selecting(pieces)
     results = [ops.result(port) for port in (*given, lowered.plain)]
     model = ov.Model(results, [*features, *chosen, *asked], "rows")

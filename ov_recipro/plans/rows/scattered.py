@@ -37,7 +37,7 @@ class Scattered:
         elsewhere: [V], the values that a cell does not change; None where they are the image's own.
         cells: for each block of cells their numbers, [n].
         rows: for each block, for each piece, the row of each cell's pixels, int32 [n,h*w]; -1 where
-            a cell does not change the pixel.
+            a cell does not change the pixel. Pieces of a block with the same rows share one array.
     """
 
     count: int
@@ -88,7 +88,14 @@ class Scattered:
     @property
     def inputs(self) -> int:
         """How many inputs the model has behind the feature maps."""
-        return max(self.groups) + 1 + len(self.groups)
+        return len(self._counts) + len(self.groups)
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        """The number of rows of each group."""
+        tables = [table for of_block in self.rows for table in of_block]
+        known = dict(zip(self.groups, tables, strict=True))
+        return tuple(int(known[group].max()) + 1 for group in sorted(known))
 
     @cached_property
     def _owners(self) -> tuple[Numbers, Numbers, Numbers]:
@@ -126,34 +133,30 @@ class Scattered:
                 cell, which = np.nonzero(places >= 0)
                 wanted.append((places[cell, which], numbers[chosen[which]]))
                 found.append((lines[cell], chosen[which]))
-        # a dimension of 0 is not for every device
-        *arrays, plain = run([_filled(each) for each in self._asked(wanted)])
+        *arrays, plain = run(self._asked(wanted))
         elsewhere = plain if self.elsewhere is None else self.elsewhere
         result = np.repeat(np.asarray(elsewhere[columns], np.float32)[None], len(cells), axis=0)
         for (line, column), values in zip(found, arrays, strict=True):
             result[line, column] = values[: len(line)]
         return result
 
-    def _asked(self, wanted: Sequence[tuple[Indices, Indices]]) -> list[Indices]:
+    def _asked(self, wanted: Sequence[tuple[Indices, Indices]]) -> list[Numbers]:
         """Return the rows of each group and, for each array, places in these, flattened.
 
         Args:
             wanted: for each array the row and the column of each number.
         """
-        tables = [table for of_block in self.rows for table in of_block]
-        used = {
-            group: np.zeros(table.max() + 1, bool)
-            for group, table in zip(self.groups, tables, strict=True)
-        }
+        used = [np.zeros(count, bool) for count in self._counts]
         for group, (rows, _) in zip(self.groups, wanted, strict=True):
             used[group][rows] = True
-        places = {group: np.cumsum(each) - 1 for group, each in used.items()}
+        places = [np.cumsum(each) - 1 for each in used]
         widths = [elements.shape[1] for elements in self.elements] * len(self.cells)
         asked = [
             places[group][rows] * width + columns
             for group, width, (rows, columns) in zip(self.groups, widths, wanted, strict=True)
         ]
-        return [*(np.flatnonzero(each) for each in used.values()), *asked]
+        chosen = [_filled(np.flatnonzero(each), len(each)) for each in used]
+        return [*chosen, *(_filled(each) for each in asked)]
 
     def batches(self, run: Run, memory: int) -> Iterator[npt.NDArray[np.float32]]:
         """Yield all values under the masks of the next cells, float32 [b,V].
@@ -168,11 +171,15 @@ class Scattered:
             yield self.select(run, np.arange(self.values), cells)
 
 
-def _filled(places: Indices) -> Numbers:
-    """Fill up with zeros to one of few lengths: a device prepares itself for each that it meets."""
+def _filled(places: Indices, most: int | None = None) -> Numbers:
+    """Fill up with zeros to one of few lengths, `most` at most, since a device prepares for each.
+
+    It is 1 at least: a dimension of 0 is not for every device.
+    """
     count = max(len(places), 1)
     step = 1 << max(count.bit_length() - 3, 0)
-    filled = np.zeros(-(-count // step) * step, np.int32)
+    length = -(-count // step) * step
+    filled = np.zeros(length if most is None else max(min(length, most), 1), np.int32)
     filled[: len(places)] = places
     return filled
 
