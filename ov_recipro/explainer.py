@@ -258,7 +258,7 @@ class Explainer:
             if self.signed:
                 zeros = self._zeros(tensor, scored)
         if not np.isfinite(cells).all():
-            raise ImageError("The model gives NaN or infinite scores for a masked feature map.")
+            raise ImageError("The model gives NaN or infinite numbers for a masked feature map.")
         raw = cells.astype(np.float32)
         maps = maps_of(cells, self.method, self.mask)
         return Explanation(

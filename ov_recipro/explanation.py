@@ -92,11 +92,11 @@ class Target(Prediction):
     def _remarks_without_cut(self) -> list[str]:
         """Return what speaks against a map that no masked feature map was needed for."""
         if self.flat:
-            return ["Nothing that was hidden changes the score: this map says nothing."]
+            return ["Hiding parts of the image never changes the score: this map says nothing."]
         if self.reliability is not None and self.reliability < _RELIABLE:
             return [
-                f"Unreliable: after {self.runs} inferences, as many others would give a map that "
-                f"correlates with this one by {self.reliability:.2f}."
+                f"Unreliable: the map of {self.runs} other inferences would correlate with this "
+                f"one by about {self.reliability:.2f}."
             ]
         return []
 
@@ -113,7 +113,7 @@ class Target(Prediction):
         advice = "" if self.next_layer is None else f" Try --layer {self.next_layer}."
         low, high = self.range
         if self.flat and mask == "drop":
-            return [f"The loss of no cell costs anything: this map says nothing.{advice}"]
+            return [f"Dropping a cell never lowers the score: this map says nothing.{advice}"]
         if self.flat:
             return [f"All cells score the same: this map says nothing.{advice}"]
         found = []
@@ -222,7 +222,9 @@ class Explanation:
     def overlay_of(self, position: int, style: draw.Style = draw.DEFAULT) -> Image:
         """Draw the map of the target at a position; see `overlay`."""
         if self.image is None or self.window is None:
-            raise TargetError("A tensor was explained, not an image: nothing to draw onto.")
+            raise TargetError(
+                "A tensor was explained, not an image: there is nothing to draw onto."
+            )
         saliency, scores = self._drawn(position, style)
         drawn = draw.overlay(self.image, saliency, self.window, style)
         target = self.targets[position]

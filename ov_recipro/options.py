@@ -37,14 +37,14 @@ class Cut:
 
     Attributes:
         layer: Where to cut: a tensor, node or module name (in full, its end, or a glob), an index
-            from 'layers' (-1 is the last), conv1 to conv5, blocks.0 to blocks.-1, the tokens that a
-            transformer's block reads, several names with commas between them, which are masked
-            together, or auto: the last feature map; in a transformer blocks.0, or where plan tokens
-            does not apply to it, the last block; in a detector the maps of all its levels.
+            from 'layers' (-1 is the last), conv1 to conv5, blocks.0 to blocks.-1 (the tokens that a
+            transformer's block reads), several names with commas between them (masked together), or
+            auto: the last feature map; in a transformer blocks.0 or, where plan tokens does not
+            apply to it, the last block; in a detector the maps of all its levels.
         exact: Cut at the named tensor even if other tensors bypass it; these are carried along.
-        output_name: The model output to explain, if there are several; of vectors, any tensor.
+        output_name: The model output to explain, if there are several; for vectors, any tensor.
         input_shape: Shape of the image input, if the file leaves it open, such as 1,3,224,224.
-        constants: Value to fill an input other than the image with, for each such input.
+        constants: Fill an input other than the image with this value.
         task: What the model is for, where its file does not show it: classifier, detector,
             segmentation, sequence, embedding, features (the vector that a classifier's last layer
             reads) or similarity (embedding or features).
@@ -70,8 +70,8 @@ class Running:
         hint: One image at a time (latency), or several at once (throughput).
         plan: How the tail runs over the cells: rows, on the pixels that a cell can change; tokens,
             for transformers, on the few tokens that differ; stream, the whole tail on batches of
-            masked maps; or auto, rows or tokens where they apply and pass their check, and rows
-            save time.
+            masked maps; or auto: rows or tokens where they apply, pass their check and, for rows,
+            save time, else stream.
         batch_memory: Memory for the tail's activations, in bytes.
         max_cost: Refuse a layer where explaining an image is estimated to cost more than this many
             plain inferences, before anything is compiled.
@@ -99,7 +99,7 @@ class Targets:
         gamma: Weight of the other class.
         similar_to: Explain what makes the image similar to these: an image, a folder of images, or
             a .npy file of vectors.
-        unlike: What counts against: the similarity to these is subtracted.
+        unlike: Subtract the similarity to these.
         centre: Subtract the mean vector of these from all vectors first.
         region: Explain these pixels of a segmentation: X,Y,WIDTH,HEIGHT in the image; by default
             all pixels that are predicted as the class.
@@ -109,8 +109,8 @@ class Targets:
         box: Explain this box of a detector: its number in the printed list, all, or
             X,Y,WIDTH,HEIGHT in the image, whether the model predicts such a box or misses it; by
             default the three of highest score, or all of the class that is asked for.
-        threshold: Least score of a detector's boxes.
-        nms: Overlap (IoU) with a better box of its class from which on a box is left out.
+        threshold: Lowest score at which a detector's box counts.
+        nms: Leave out a box that overlaps a better one of its class by more than this IoU.
     """
 
     classes: tuple[str | int, ...] = ("top1",)

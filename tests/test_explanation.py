@@ -297,7 +297,9 @@ def test_what_losses_cost_is_drawn_from_0(lite0: Path, cat: Path, tmp_path: Path
     with np.load(tmp_path / found.save_maps(tmp_path, "i")) as saved:
         assert saved["zeros"].tolist() == [0]
     gains = replace(found.targets[0], range=(-2.0, -1.0), flat=True)
-    assert gains.remarks(49, "softmax", "drop")[0].startswith("The loss of no cell costs anything")
+    assert gains.remarks(49, "softmax", "drop")[0].startswith(
+        "Dropping a cell never lowers the score"
+    )
     (weak,) = found.targets[0].remarks(49, "softmax", "drop") or [""]
     assert (highest < 0.01 * found.targets[0].score) is weak.startswith("Weak signal: the loss")
 

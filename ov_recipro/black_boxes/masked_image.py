@@ -88,7 +88,7 @@ def plain_scores(run: Run, image: MaskedImage) -> npt.NDArray[np.float64]:
     """
     scores = np.asarray(run(image.tensor), np.float64)
     if not np.isfinite(scores).all():
-        raise ImageError("The model gives NaN or infinite scores for this image.")
+        raise ImageError("The model gives NaN or infinite numbers for this image.")
     return np.asarray(scores[0])
 
 
@@ -100,7 +100,7 @@ def masked_scores(run: Run, image: MaskedImage, masks: Floats) -> npt.NDArray[np
     """
     scores = np.asarray(run(image.through(masks)), np.float64)
     if not np.isfinite(scores).all():
-        raise ImageError("The model gives NaN or infinite scores for a masked image.")
+        raise ImageError("The model gives NaN or infinite numbers for a masked image.")
     return scores
 
 

@@ -47,8 +47,8 @@ RECORD = "comparison.json"
     default="top1",
     show_default=True,
     metavar="CLASS",
-    help="What to explain: a class index or name, or top1, which is A's prediction. Of detectors "
-    "it is A's best box of that class, or of all.",
+    help="What to explain: a class index or name, or top1, which is A's prediction. For "
+    "detectors: A's best box of that class or, with top1, of all.",
 )
 @click.option("--layer-b", metavar="LAYER", help="Where to cut B.  [default: the same as --layer]")
 @click.option(

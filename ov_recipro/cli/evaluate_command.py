@@ -151,8 +151,8 @@ def command(
     id), a .csv or .tsv table with the columns path and label, or a flat folder of images.
     Measurements are saved image by image: the same command resumes an earlier run.
 
-    Of a detector, DATASET is a folder of images; the maps of the boxes that it predicts are
-    measured. Two controls that know nothing about the model always stand beside them.
+    For a detector, DATASET is a folder of images; the maps of the boxes that it predicts are
+    measured, and always those of two controls that know nothing about the model.
 
     With --engine ray, DATASET may also be the URL of a folder.
     """
@@ -261,7 +261,7 @@ def _of_classes(
     if others is not None and not others:
         raise OptionError("--mosaics needs at least four images of different classes.")
     if engine.is_ray and others is not None:
-        raise OptionError("--mosaics is for runs without --engine ray.")
+        raise OptionError("--mosaics can't be combined with --engine ray.")
     measuring = Measuring(Subject(explainer), methods, how["profile"], how["step"], around, others)
     evaluation = Evaluation(measuring, samples, output)
     if engine.is_ray:

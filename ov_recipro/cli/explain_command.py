@@ -101,8 +101,8 @@ _BOXES = 30  # that are listed
 @click.option(
     "--sharp",
     is_flag=True,
-    help="Draw maps of classes as sharp as what they show still suffices for 90 % of the score. "
-    "Files of maps, records' scores and reports stay as they are.",
+    help="Sharpen the drawn maps of classes as far as what they show still keeps 90 % of the "
+    "score. Saved maps, recorded scores and reports stay as they are.",
 )
 @colormap_option
 @click.option(
@@ -149,11 +149,11 @@ def command(
 ) -> None:
     """Explain what a model says about images.
 
-    IMAGE is a file, a directory, a glob, or - for one image on standard input. Each image gets an
+    IMAGE is a file, a folder, a glob, or - for one image on standard input. Each image gets an
     overlay that shows which parts of it speak for the explained class; each video file gets a video
     of overlays, frame by frame.
 
-    With --engine ray, for datasets, IMAGE may also be a URL of an image, a directory or a glob;
+    With --engine ray, for datasets, IMAGE may also be a URL of an image, a folder or a glob;
     the results are Parquet files, and a run that was stopped resumes.
     """
     from ov_recipro import output as files
@@ -277,7 +277,8 @@ def _say_how(explainer: Explainer, quiet: bool) -> None:
         )
     if manifest.task != "embedding" and explainer.labels is None:
         note(
-            "Classes are numbered, as the model names none: --labels gives a file of names.", quiet
+            "The model does not name its classes, so they are numbered; give names with --labels.",
+            quiet,
         )
 
 

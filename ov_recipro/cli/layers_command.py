@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 _DRIFT = (
-    "The deeper the block, the less a token's place is where its evidence lies. auto is blocks.0 "
+    "The deeper the block, the farther a token's evidence may lie from its place. auto is blocks.0 "
     "where plan 'tokens' applies to it, else the last block."
 )
 

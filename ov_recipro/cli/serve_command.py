@@ -123,7 +123,7 @@ def command(
         named = [(_name_of(path), path)]
     if model_name is not None:
         if len(named) > 1:
-            raise OptionError("--model_name names the only model; there are several.")
+            raise OptionError("--model_name can name only one model; there are several.")
         named = [(_checked_name(model_name), named[0][1])]
     if len({name for name, _ in named}) < len(named):
         raise OptionError("Two models have the same name; give others: --model NAME=PATH.")

@@ -120,7 +120,9 @@ class _Actor:
 
     def __init__(self, recipe: Recipe, job: JobOptions) -> None:
         if job.overlays is not None and not job.overlays.is_dir():
-            raise OptionError(f"{job.overlays} is not seen by all machines, as overlays require.")
+            raise OptionError(
+                f"Not all machines see {job.overlays}; --overlays needs a folder that they share."
+            )
         self._explainer = recipe.explainer()
         self._job = job
         self._subject = Subject(self._explainer) if job.verify else None

@@ -170,7 +170,7 @@ class Results:
             try:
                 self.kept.update(pq.read_table(file, columns=["path"])["path"].to_pylist())
             except (OSError, pa.ArrowException) as error:
-                raise OptionError(f"{file} is damaged; delete it. ({error})") from error
+                raise OptionError(f"{file} is damaged: {error}. Delete it.") from error
         self._next = int(files[-1].stem.partition("-")[2]) + 1 if files else 0
 
     def add(self, rows: pa.Table) -> None:

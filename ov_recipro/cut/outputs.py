@@ -230,8 +230,8 @@ class Outputs:
     def _refusal(self, found: Finding) -> ModelError:
         if found.kind == "unknown":
             return ModelError(
-                f"The model has {found.why}: not class scores [1,classes], a vector, a map of "
-                "classes or a sequence of them. --task says what it is."
+                f"The model has {found.why}: neither class scores [1,classes] nor a vector, a map "
+                "of classes or a sequence of them. Say what it is with --task."
             )
         what = {
             "anomaly": "anomaly detector",
@@ -327,7 +327,7 @@ class Outputs:
             if len(self.shapes.get(tensor, ())) == rank:
                 scores = tensor
         if len(self.shapes.get(scores, ())) != rank:
-            raise ModelError(f"Output '{output}': no scores of classes lead to it.")
+            raise ModelError(f"Output '{output}' is not computed from class scores.")
         axis = self._class_axis(scores, rank)
         return Ending(kind, found.why, scores, axis, activation, output)
 

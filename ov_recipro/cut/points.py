@@ -255,7 +255,7 @@ def _checked(graph: Graph, tokens: Tokens | None, layer: str, tensor: str) -> st
     ):
         raise OptionError(
             f"Layer '{layer}' can't be explained: behind tensor '{tensor}' the model reads "
-            "nothing of the image's own tokens, only those in front of them."
+            "only the prefix tokens, not those of the image."
         )
     return tensor
 
@@ -350,9 +350,9 @@ def _refuse_tokens(graph: Graph, last: CutPoint) -> None:
     ]
     if len(tokens) >= _FEWEST_PRODUCTS:
         raise ModelError(
-            f"After '{last.tensor}', its patch embedding, this model works on tokens "
-            f"{list(tokens[-1])} (a vision transformer or mixer) that can't be masked: only those "
-            f"laid out [1,T,C], with at most {MAX_PREFIX} tokens in front, can. --layer "
+            f"Behind its patch embedding, '{last.tensor}', this model works on tokens "
+            f"{list(tokens[-1])} (a vision transformer or mixer) that can't be masked; only tokens "
+            f"laid out [1,T,C], with at most {MAX_PREFIX} prefix tokens, can. --layer "
             f"'{last.tensor}' explains at the patch embedding."
         )
 

@@ -64,7 +64,9 @@ def indices_of(classes: Sequence[int | str], manifest: Manifest) -> np.ndarray:
 def check_count(count: int, manifest: Manifest) -> None:
     """Raise TargetError where there are not this many classes."""
     if not 0 < count <= manifest.classes:
-        raise TargetError(f"The model has {manifest.classes} classes, not {count} to explain.")
+        raise TargetError(
+            f"'top{count}' is out of range: the model has {manifest.classes} classes."
+        )
 
 
 def check_new(path: Path, force: bool) -> None:

@@ -161,7 +161,7 @@ def _find(known: Mapping[str, ov.Output], name: str, path: Path) -> ov.Output:
     half = known.get(name.removesuffix("/float32"))  # which is converted where it is read
     if half is not None and half.get_element_type() == ov.Type.f16:
         return half
-    raise ModelError(f"{path}: the model as OpenVINO reads it has no tensor '{name}'.")
+    raise ModelError(f"{path}: the model, as OpenVINO reads it, has no tensor '{name}'.")
 
 
 def _branch(

@@ -90,7 +90,7 @@ def scoring_of(bundle: Bundle, score: Score | None, targets: Targets) -> Scoring
     if targets.against is None:
         return Scoring(own)
     if targets.against == NEXT:
-        raise OptionError("Embedded maps contrast with a class that is named, not with 'next'.")
+        raise OptionError("Embedded maps can't contrast with 'next': name a class with --against.")
     if manifest.classes < 2:
         raise TargetError("The model has one class: there is none to contrast it with.")
     against = class_index(targets.against, manifest.labels, manifest.classes)

@@ -56,7 +56,7 @@ class BoxLimits:
         """Check the limits."""
         check_box(Targets(threshold=self.threshold, nms=self.nms))
         if self.max_boxes < 1:
-            raise OptionError(f"At least 1 box of an image is measured, not {self.max_boxes}.")
+            raise OptionError(f"--max-boxes must be at least 1, not {self.max_boxes}.")
         if not 0 <= self.smallest < self.largest <= 1:
             raise OptionError(
                 "--box-size LOW,HIGH needs 0 <= LOW < HIGH <= 100, not "

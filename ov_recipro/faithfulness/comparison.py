@@ -106,12 +106,12 @@ def check_comparable(first: Explainer, second: Explainer) -> None:
     if tasks[0] != tasks[1]:
         raise OptionError(
             f"The first model is {with_article(tasks[0])}, the second {with_article(tasks[1])}; "
-            "they must do the same."
+            "they must be of one kind."
         )
     counts = [each.bundle.manifest.classes for each in (first, second)]
     if counts[0] != counts[1]:
         raise OptionError(
-            f"The models have {counts[0]} and {counts[1]} classes; they must have the same."
+            f"The models have {counts[0]} and {counts[1]} classes; they must have the same classes."
         )
 
 

@@ -89,7 +89,7 @@ def verify(subject: Subject, explanation: Explanation) -> tuple[Verification, ..
         TargetError: the detector does not predict a box, so there is no score to lose.
     """
     if explanation.image is None:
-        raise TargetError("A tensor was explained, not an image: it can't be verified.")
+        raise TargetError("A tensor was explained, not an image: its map can't be verified.")
     image, _ = subject.prepare(explanation.image)
     found: list[Verification] = []
     for target, saliency in zip(explanation.scored, explanation.maps, strict=True):

@@ -116,7 +116,7 @@ def decode_image(data: bytes, name: str, pixels: Limit = PIXELS) -> Image:
     try:  # from memory: from a truncated file, OpenCV would fill the rest with grey
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ImageError(f"{name}: can't be decoded: {error.err}.") from error
+        raise ImageError(f"{name} can't be decoded: {error.err}.") from error
     if image is None:
         raise ImageError(_not_an_image(name))
     return np.asarray(image, np.uint8)
@@ -178,7 +178,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not inside:
-                raise ImageError(f"{path}: no images in this directory.")
+                raise ImageError(f"{path}: no images in this folder.")
         elif path.exists() or not glob.has_magic(name):
             inside = [path]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,12 @@ def write_video(path: Path, frames: Iterable[Image], rate: float) -> int:
 
 
 def _capture(path: Path) -> cv2.VideoCapture:
-    if not path.is_file():
-        raise ImageError(f"{path}: {'not a file' if path.exists() else 'No such file'}.")
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or error}.") from error
+    if not is_file:
+        raise ImageError(f"{path} is not a file.")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise ImageError(f"{path}: not a video, or one that OpenCV can't read.")

@@ -117,7 +117,7 @@ def open_model(source: Path | Bundle, how: How) -> OpenedModel:
     check_method(method, manifest.task)
     check_cost(bundle, running, mask, method, file)
     if manifest.cut.joined and mask in ("spread", "weight"):
-        raise OptionError(f"--mask {mask} is not for several feature maps at once.")
+        raise OptionError(f"--mask {mask} can't mask several feature maps at once.")
     runtime: Runtime
     if method in BLACK_BOXES:
         runtime = WholeRuntime(bundle, running)

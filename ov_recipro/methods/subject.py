@@ -169,7 +169,7 @@ class Subject:
 
     def _check_running(self) -> None:
         if self.stopped.is_set():
-            raise ReciproError("Stopped.")
+            raise ReciproError("Measuring was stopped before this image was finished.")
 
     def scores(self, image: Floats) -> npt.NDArray[np.float64]:
         """Return the classes' scores [classes] for an image."""

@@ -231,7 +231,7 @@ def question_of(target: Target) -> list[str]:
         if target.gamma == 1:
             return [f"Asked: why {name} rather than {other}; their logits differ by {score}."]
         return [
-            f"Asked: why {name} rather than {other}; the logit of {name} less {target.gamma:g} "
+            f"Asked: why {name} rather than {other}; the logit of {name} minus {target.gamma:g} "
             f"times that of {other} is {score}."
         ]
     if isinstance(target, Similarity):
@@ -285,7 +285,7 @@ def _similarity(target: Similarity) -> list[str]:
     asked, cosine = f"Asked: what is similar to {mean}{like}", f"the cosine is {target.score:.3g}"
     if target.unlike:
         asked += f" and unlike {_listed(target.unlike)}"
-        cosine = f"the cosine with the former less that with the latter is {target.score:.3g}"
+        cosine = f"the cosine with the former minus that with the latter is {target.score:.3g}"
     sentences = [f"{asked}; {cosine}."]
     if target.centre:
         sentences.append(

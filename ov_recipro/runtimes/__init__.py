@@ -67,4 +67,4 @@ def describe_devices() -> list[Device]:
 
 def runs_on_openvino(device: str) -> bool:
     """Whether a device's name is one of OpenVINO's rather than ONNX Runtime's."""
-    return device != "ort-cpu" and device.partition(":")[0] != "cuda"
+    return device.partition(":")[0] not in ("ort-cpu", "cuda")

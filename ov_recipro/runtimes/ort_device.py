@@ -42,9 +42,9 @@ class ORTDevice:
         kind, _, number = name.partition(":")
         self._name = name
         self.is_cpu = kind != "cuda"
-        if number and (self.is_cpu or not number.isdigit()):
+        if (self.is_cpu and name != "ort-cpu") or (number and not number.isdigit()):
             raise DeviceError(
-                f"There is no device '{name}'; there are ort-cpu, cuda, cuda:1 and so on."
+                f"There is no device '{name}'; ONNX Runtime's are ort-cpu, cuda, cuda:1 and so on."
             )
         self._place = ("cpu", 0) if self.is_cpu else ("cuda", int(number or 0))
         self.parallel = 1
@@ -116,7 +116,7 @@ class ORTDevice:
 
 def _library(device: str) -> Any:
     """Import onnxruntime, and the CUDA libraries that come as Python packages."""
-    extra = "ort" if device == "ort-cpu" else "cuda"
+    extra = "cuda" if device.partition(":")[0] == "cuda" else "ort"
     try:
         import onnxruntime
     except ImportError as error:

@@ -97,7 +97,7 @@ def _chosen(reference: Reference, snapshot: _Snapshot) -> str:
     path, names = reference.path, snapshot.names
     if path in names:
         if PurePosixPath(path).suffix.lower() not in (".onnx", ".xml"):
-            raise ModelError(f"{reference}: not a model this tool reads (an .onnx or .xml file).")
+            raise ModelError(f"{reference}: a model's file name must end in .onnx or .xml.")
         return path
     folder = f"{path}/" if path else ""
     models = sorted(each for each in names if each.startswith(folder) and _is_model(each, names))

@@ -117,7 +117,7 @@ def _check_parity(
         return _check_candidates(source, got, logits)
     output = [np.ravel(each[graph.output]) for each in values]
     if not all(np.isfinite(each).all() for each in (*logits, *output)):
-        raise ModelError(f"{source.path} gives NaN or infinite scores for a random image.")
+        raise ModelError(f"{source.path} gives NaN or infinite numbers for a random image.")
     parity, largest = _largest_error(got, logits)
     if not parity <= TOLERANCE * largest:
         raise ModelError(
@@ -142,7 +142,7 @@ def _check_candidates(source: Source, got: Sequence[Array], expected: Sequence[A
     A box's edges are hundreds of pixels; beside them an error of a score, of 1 at most, would pass.
     """
     if not all(np.isfinite(each).all() for each in expected):
-        raise ModelError(f"{source.path} gives NaN or infinite boxes for a random image.")
+        raise ModelError(f"{source.path} gives NaN or infinite numbers for a random image.")
     parity, largest = _largest_error(got, expected)
     if parity == np.inf:
         raise ModelError(
@@ -156,9 +156,9 @@ def _check_candidates(source: Source, got: Sequence[Array], expected: Sequence[A
             share = float((np.abs(np.float64(mine) - other).max(axis=1) / scales).max())
             if not share <= TOLERANCE:
                 raise ModelError(
-                    f"{source.path}: head and tail differ from the model by {share:.3g} of the "
-                    "largest of some of its candidates' numbers. That is more than rounding; "
-                    "nothing was written."
+                    f"{source.path}: the boxes or scores of head and tail differ from the model's "
+                    f"by {share:.3g} of their largest value. That is more than rounding; nothing "
+                    "was written."
                 )
     return parity
 
@@ -194,7 +194,7 @@ def _check_deviation(source: Source, ours: Sequence[Array], theirs: Sequence[Arr
     agreement = float(np.corrcoef(np.concatenate(ours), np.concatenate(theirs))[0, 1])
     if not agreement >= LEAST_AGREEMENT:
         raise ModelError(
-            f"{source.path}: cut there, the float32 tail and the deployed model disagree "
+            f"{source.path}: at this cut the float32 tail and the deployed model disagree "
             f"(correlation of their scores {agreement:.2f}); nothing was written."
         )
     return _largest_error(ours, theirs)[0]

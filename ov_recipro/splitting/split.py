@@ -228,7 +228,7 @@ def open_source(path: Path, cut: Cut = Cut()) -> Source:
 
         with _reported_as_model_error(path):
             return open_openvino(path, cut)
-    raise ModelError(f"{path}: not a model this tool reads (an .onnx or .xml file).")
+    raise ModelError(f"{path}: a model's file name must end in .onnx or .xml.")
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class Box(Target):
         if self.runs is not None:
             return super().remarks(cells, score, mask)
         if self.missed:
-            nothing = ["The loss of no cell raises this box's score: the map says nothing."]
+            nothing = ["Dropping a cell never raises this box's score: this map says nothing."]
             return nothing if self.lost <= 0 else []
         if self.lost < _WEAK * self.score:
             share = 100 * self.lost / self.score

@@ -198,13 +198,15 @@ def check_box(asked: Targets) -> None:
         OptionError: they are.
     """
     if not (0 < asked.threshold <= 1 and 0 < asked.nms <= 1):
-        raise OptionError("--threshold and --nms must be above 0, and 1 at most.")
+        raise OptionError("--threshold and --nms must be above 0 and at most 1.")
     if isinstance(asked.box, bool) or (isinstance(asked.box, str) and asked.box != _ALL):
         raise OptionError(f"--box is a number, all, or X,Y,WIDTH,HEIGHT, not '{asked.box}'.")
     if isinstance(asked.box, tuple) and not (
         len(asked.box) == 4 and np.isfinite(asked.box).all() and min(asked.box[2:]) > 0
     ):
-        raise OptionError("A box has a left and top edge, and a width and height above 0.")
+        raise OptionError(
+            "A box is X,Y,WIDTH,HEIGHT: four finite numbers, with WIDTH and HEIGHT above 0."
+        )
     ranked = [each for each in asked.classes if isinstance(each, str) and RANKED.fullmatch(each)]
     if ranked and asked.classes != Targets().classes:
-        raise OptionError(f"Of a detector, --box names boxes by their scores, not {ranked[0]}.")
+        raise OptionError(f"'{ranked[0]}' ranks classes; to choose a detector's boxes, use --box.")

@@ -99,7 +99,7 @@ class Finder:
         elif asked.against != NEXT:
             self._index(asked.against)
         if task == "segmentation" and self.manifest.classes == 1 and self.score == "softmax":
-            raise OptionError("The softmax of a single class is always 1; --score sigmoid is not.")
+            raise OptionError("The softmax of a single class is always 1: use --score sigmoid.")
 
     def found(
         self, asked: Targets, outputs: Floats, terms: Floats | None, window: Window | None
@@ -246,8 +246,8 @@ class Finder:
             if not pixels.any():
                 name = self.label(index) or f"class {index}"
                 raise TargetError(
-                    f"No pixel of this image is predicted as '{name}'; --region names pixels to "
-                    "explain all the same."
+                    f"The model predicts no pixel of this image as '{name}'; --region explains the "
+                    "pixels that it names anyway."
                 )
             target = RegionTarget(
                 index=index,
@@ -261,8 +261,8 @@ class Finder:
             found.append(target)
         if not found:
             raise TargetError(
-                "No pixel of this image is predicted as any class; --region names pixels to "
-                "explain all the same."
+                "The model predicts no pixel of this image as any class; --region explains the "
+                "pixels that it names anyway."
             )
         return found
 

@@ -58,12 +58,12 @@ def test_a_masked_score_that_is_not_finite(explain: Explain, value: float) -> No
 
     with pytest.raises(ImageError) as caught:
         explain(run, WHITE)
-    assert str(caught.value) == "The model gives NaN or infinite scores for a masked image."
+    assert str(caught.value) == "The model gives NaN or infinite numbers for a masked image."
 
 
 @pytest.mark.parametrize("explain", [occlusion, aise])
 def test_a_plain_score_that_is_not_finite(explain: Explain) -> None:
-    with pytest.raises(ImageError, match="scores for this image"):
+    with pytest.raises(ImageError, match="numbers for this image"):
         explain(lambda inputs: np.full((len(inputs), 1), np.nan), WHITE)
 
 

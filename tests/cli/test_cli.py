@@ -209,7 +209,7 @@ def _with_nan(tensor: object) -> object:
         ("flat.onnx", "no 4-D feature map"),
         ("five.onnx", "no axis of 3 colours"),
         ("nan.onnx", "NaN or infinite"),
-        ("m.weights", "not a model this tool reads (an .onnx or .xml file)"),
+        ("m.weights", "a model's file name must end in .onnx or .xml"),
         ("absent.onnx", "does not exist"),
     ],
 )
@@ -229,6 +229,7 @@ def test_bad_models(model: str, message: str, tmp_path: Path, lite0: Path, cat: 
         (["-t", "1000"], "There is no class 1000"),
         (["-t", "crane"], "ambiguous"),
         (["-d", "GPU.7"], "Device 'GPU.7' is not available here"),
+        (["-d", "ort-cpu:1"], "There is no device 'ort-cpu:1'"),
         (["--layer", "blocks.99"], "No layer 'blocks.99'"),
         (["--labels", "short.txt"], "2 labels for the model's 1000 classes"),
         (["--labels", "absent.txt"], "can't be read"),

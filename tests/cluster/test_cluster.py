@@ -214,7 +214,7 @@ def test_an_actor(explainer: Explainer, cat: Path, tmp_path: Path) -> None:
     assert "No such file" in gone["error"]
     assert bad["error"] == f"{tmp_path / 'bad'}: not an image, or a truncated one."
     unseen = JobOptions(Targets(), "float32", False, tmp_path / "unseen", Style())
-    with pytest.raises(ReciproError, match="not seen by all machines"):
+    with pytest.raises(ReciproError, match="Not all machines see"):
         _Actor(Made(), unseen)  # type: ignore[arg-type]
 
 

@@ -110,8 +110,8 @@ def test_a_name_inside_a_block_leads_to_the_next_clean_tokens() -> None:
     [
         ("blocks.6", "out of range: there are blocks.0 to blocks.5"),
         ("blocks.-7", "out of range"),
-        ("/blocks/blocks.5/Add_1_output_0", "reads nothing of the image's own tokens"),
-        ("/norm/LayerNormalization", "reads nothing of the image's own tokens"),
+        ("/blocks/blocks.5/Add_1_output_0", "reads only the prefix tokens"),
+        ("/norm/LayerNormalization", "reads only the prefix tokens"),
         ("logits", r"has shape 1x6, not \[1,C,H,W\] with more than one cell or \[1,101,C\]"),
     ],
 )
@@ -171,6 +171,6 @@ def test_a_grid_of_one_row(tmp_path: Path) -> None:
 def test_tokens_of_another_layout_are_refused(tmp_path: Path) -> None:
     """In [T,1,C], the tokens are not behind the batch."""
     path = save(tmp_path / "m.onnx", Form(attention="sequence first", prefix=0, readout="mean"))
-    with pytest.raises(ModelError, match=r"works on tokens .*only those laid out \[1,T,C\]"):
+    with pytest.raises(ModelError, match=r"works on tokens .*only tokens laid out \[1,T,C\]"):
         find_cut(graph_of(path))
     assert find_cut(graph_of(path), "patches").point.tensor == "patches"

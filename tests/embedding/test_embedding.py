@@ -471,7 +471,7 @@ def test_targets_are_scored_in_the_graph(
 
 
 def test_targets_that_a_graph_can_not_hold(lite0: Path, tmp_path: Path) -> None:
-    with pytest.raises(ReciproError, match="named, not with 'next'"):
+    with pytest.raises(ReciproError, match="can't contrast with 'next'"):
         embed(lite0, targets=Targets(against="next"))
     with pytest.raises(ReciproError, match="has no classes"):
         embed(lite0, task="features", classes=3, targets=Targets(similar_to=np.ones(1280)))

@@ -231,7 +231,7 @@ RIVAL = Prediction(282, "tiger cat", 3.5)
             {"against": replace(RIVAL, label=None), "gamma": 0.6},
             "tabby rather than class 282",
             [
-                "Asked: why tabby rather than class 282; the logit of tabby less 0.6 times that "
+                "Asked: why tabby rather than class 282; the logit of tabby minus 0.6 times that "
                 "of class 282 is 0.5."
             ],
         ),
@@ -241,7 +241,7 @@ RIVAL = Prediction(282, "tiger cat", 3.5)
             "similarity to a.jpg, b.jpg and 3 more",
             [
                 "Asked: what is similar to the mean of a.jpg, b.jpg and 3 more and unlike a.jpg "
-                "and b.jpg; the cosine with the former less that with the latter is 0.5.",
+                "and b.jpg; the cosine with the former minus that with the latter is 0.5.",
                 "The mean vector of a.jpg, b.jpg and c.jpg is subtracted from all vectors first.",
             ],
         ),

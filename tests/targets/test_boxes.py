@@ -233,7 +233,7 @@ def everywhere(explainer: Explainer) -> Any:
         ({"box": (1.0, 1.0, 0.0, 5.0)}, OptionError, "width and height above 0"),
         ({"box": "some"}, OptionError, "--box is a number, all, or"),
         ({"threshold": 0.0}, OptionError, "must be above 0"),
-        ({"targets": ["top5"]}, OptionError, "--box names boxes by their scores, not top5"),
+        ({"targets": ["top5"]}, OptionError, "'top5' ranks classes"),
         ({"targets": ["unicorn"]}, TargetError, "unicorn"),
         ({"targets": ["dog"]}, TargetError, "No box of dog scores 0.4 or more"),
     ],

@@ -111,9 +111,9 @@ def test_wrong_regions(detector: Explainer, signs: Image) -> None:
     with pytest.raises(TargetError, match=r"200,200,210,210 lies outside .* 0,0,160,160"):
         detector(signs, region=(200, 200, 10, 10))
     blank = np.full((160, 160, 3), 230, np.uint8)
-    with pytest.raises(TargetError, match="No pixel of this image is predicted as any class"):
+    with pytest.raises(TargetError, match="The model predicts no pixel of this image as any class"):
         detector(blank)
-    with pytest.raises(TargetError, match="predicted as 'class 0'"):
+    with pytest.raises(TargetError, match="no pixel of this image as 'class 0'"):
         detector(blank, 0)
     assert detector(blank, pixel=(80, 80)).targets[0].score < 0.5
 

@@ -174,7 +174,7 @@ def _insert(
     about: ir.Value,
 ) -> ir.Value:
     if node.graph is None:
-        raise ModelError(f"Node '{node.name}' is in no graph.")
+        raise ModelError(f"Node '{node.name}' is not in any graph.")
     kept = [
         a if isinstance(a, ir.Attr) else ir.AttrInt64(k, int(a or 0)) for k, a in attributes.items()
     ]
