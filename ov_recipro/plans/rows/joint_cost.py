@@ -12,6 +12,7 @@ from ov_recipro.plans.rows.blocks import Block, blocks_of
 from ov_recipro.plans.rows.rows_cost import Estimate, Reach, Step, estimate
 
 _LIVE = 4  # what lives at once, in the largest operation's inputs and outputs
+_CACHED = 64 << 20  # bytes of a block's activations; more leave the processor's cache
 
 
 def estimates(
@@ -27,7 +28,8 @@ def estimates(
         steps: the operations that depend on the masked feature maps, in order.
         starts: the height and width of each of these.
         cells: those of the cut.
-        memory: bytes that the activations of a block may take at once.
+        memory: bytes that the activations of a block may take at once; blocks are smaller still
+            where that is faster.
         plain_macs: multiply-accumulates of one plain inference; cells that cost less are one block.
     """
 
@@ -39,6 +41,7 @@ def estimates(
     cost = cost_of(whole)
     if cost.rows <= plain_macs:
         return [(whole, cost)]
+    memory = min(memory, _CACHED)
     left, found = blocks_of(cells)[::-1], []
     while left:
         block = left.pop()
