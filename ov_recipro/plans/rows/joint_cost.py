@@ -12,7 +12,7 @@ from ov_recipro.plans.rows.blocks import Block, blocks_of
 from ov_recipro.plans.rows.rows_cost import Estimate, Reach, Step, estimate
 
 _LIVE = 4  # what lives at once, in the largest operation's inputs and outputs
-_CACHED = 64 << 20  # bytes of a block's activations; more leave the processor's cache
+_CACHED = 96 << 20  # bytes of a block's activations; more leave the processor's cache
 
 
 def estimates(
