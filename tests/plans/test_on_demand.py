@@ -26,7 +26,11 @@ from ov_recipro.runtimes.openvino_runtime import OpenVINORuntime
 from ov_recipro.sources.openvino_models import core, runner
 from places import SCENE_DETECTOR
 
-REFUSED = {"average pool", "shuffled"}  # a mean with borders, and a convolution of moved channels
+REFUSED = {  # a mean with borders, and convolutions of moved channels
+    "average pool",
+    "parts, shuffled",
+    "shuffled",
+}
 
 
 class Tail:
