@@ -23,7 +23,7 @@ _PATTERNS = (
     r"cluster/test_cluster.py::test_(evaluate_is_identical|a_lost_machine_loses_no_image)",
     r"test_docs.py::test_commands\[evaluate photos/ --engine ray --methods recipro,random\]",
     r"test_docs.py::test_commands\[bench --layer auto --layer blocks.14 --against stream\]",
-    r"test_docs.py::test_commands\[compare model.onnx model.onnx image.jpg --layer auto --layer-b blocks.8\]",
+    r"test_docs.py::test_commands\[compare model.onnx .* --layer-b blocks.8\]",
     r"report/test_report.py::test_250_images_stay_below_40_mb",
     r"faithfulness/test_verification.py::test_in_the_record_and_in_words",
     r"cli/test_cli.py::test_bench_compares_plans_in_one_run",
