@@ -183,6 +183,6 @@ def _optimize() -> Any:
         from scipy import optimize
     except ImportError as error:
         raise OptionError(
-            f"The method 'aise' needs SciPy ({error}): pip install 'ov-recipro[aise]'."
+            f"Method 'aise' needs SciPy ({error}): pip install 'ov-recipro[aise]'."
         ) from error
     return optimize

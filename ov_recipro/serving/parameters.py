@@ -83,7 +83,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise OptionError("'top_k' must be at least 1 and can't be combined with 'targets'.")
         count = len(self.similar_to) + len(self.unlike) + len(self.centre)
         if count > MAX_IMAGES:
-            raise OptionError(f"At most {MAX_IMAGES} images can be compared with, not {count}.")
+            raise OptionError(f"A request compares with at most {MAX_IMAGES} images, not {count}.")
         given = self.targets if self.top_k is None else f"top{self.top_k}"
         if given is None:
             given = list(Targets.classes)

@@ -225,7 +225,9 @@ class ServedModel(Model):  # type: ignore[misc] # the SDK ships no type informat
         wanted = [each.name for each in request.request_outputs or ()]
         for name in wanted:
             if name not in known:
-                raise OptionError(f"There is no output '{name}'; there are {', '.join(known)}.")
+                raise OptionError(
+                    f"The server gives no output '{name}'; it gives {', '.join(known)}."
+                )
         if len(set(wanted)) < len(wanted):
             raise OptionError("An output is asked for twice.")
         wanted = wanted or [name for name in known if name != _NOT_SENT]

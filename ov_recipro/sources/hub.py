@@ -37,7 +37,7 @@ try:
     )
 except ImportError as error:
     raise OptionError(
-        f"A model of the hub needs its library ({error}): pip install 'ov-recipro[hub]'."
+        f"Models on the hub need huggingface_hub ({error}): pip install 'ov-recipro[hub]'."
     ) from error
 
 _SECONDS = 30.0  # to wait for the hub's list of files
@@ -209,7 +209,7 @@ class _Repository:
                 files = (path for path in folder.rglob("*") if path.is_file())
                 names = [path.relative_to(folder).as_posix() for path in files]
         if not _COMMIT.fullmatch(commit):
-            raise ModelError(f"{where}: the hub gives '{commit}' as its commit.")
+            raise ModelError(f"{where}: the hub answers with '{commit}', which is no commit.")
         inside = frozenset(name for name in names if not is_absolute_or_climbs(name))
         return _Snapshot(commit, inside, where)
 

@@ -120,8 +120,8 @@ def _parsed(path: Path) -> onnx.ModelProto:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise ModelError(
-                f"{path} is not a readable ONNX file: it is larger than 2 GiB; only external data "
-                "may be."
+                f"{path} is not a readable ONNX file: it is larger than 2 GiB, which only "
+                "external data may be."
             )
         return onnx.load(path, load_external_data=False)
     except OSError as error:

@@ -144,7 +144,7 @@ def make_reference(
         TargetError: a vector is not finite, or those of a reference cancel out.
     """
     if not like:
-        raise OptionError("There is nothing to compare with.")
+        raise OptionError("There is nothing to compare the image with.")
     for source, vectors in (*like, *unlike, *centre):
         _check(source, vectors, length)
     middle = _mean([vectors for _, vectors in centre]) if centre else None

@@ -206,7 +206,7 @@ def test_names_that_climb_are_no_files_of_a_repository(server: Hub, small: bytes
         located("hf://a/climbs")
     server.commits["a/climbs"]["../../m"] = {"m.onnx": small}
     server.revisions["a/climbs"]["main"] = "../../m"
-    with pytest.raises(ModelError, match=r"the hub gives '../../m' as its commit"):
+    with pytest.raises(ModelError, match=r"the hub answers with '../../m', which is no commit"):
         located("hf://a/climbs")
 
 
