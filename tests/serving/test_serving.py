@@ -196,7 +196,7 @@ GOOD = {"instances": [{"b64": "PLACE"}]}
         (GOOD | {"parameters": {"targets": 10**30}}, 404, "no class"),
         (GOOD | {"parameters": {"top_k": 0}}, 400, "top_k"),
         (GOOD | {"parameters": {"targets": "top" + "9" * 5000}}, 404, "no class"),
-        (GOOD | {"parameters": {"similar_to": [{"b64": ""}] * 33}}, 400, "At most 32"),
+        (GOOD | {"parameters": {"similar_to": [{"b64": ""}] * 33}}, 400, "at most 32"),
         (GOOD | {"parameters": {"similar_to": [{"b64": ""}]}}, 400, "'similar_to' is for an emb"),
         (GOOD | {"parameters": {"top_k": 1000, "include": ["raw"]}, "more": 1}, 400, "`more`"),
         (
