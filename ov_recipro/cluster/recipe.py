@@ -13,7 +13,7 @@ import numpy as np
 
 from ov_recipro.cluster import pool
 from ov_recipro.cut.bundle import SUFFIX, Bundle, new_folder, open_bundle
-from ov_recipro.errors import DeviceError
+from ov_recipro.errors import DeviceError, ModelError
 from ov_recipro.explainer import Explainer
 from ov_recipro.splitting.bundle_cache import bundles, cached_or_created
 
@@ -67,9 +67,15 @@ def recipe_of(explainer: Explainer, cpus: int) -> Recipe:
     Args:
         explainer: ready to run here; all others will run its plan.
         cpus: threads of each explainer that is rebuilt.
+
+    Raises:
+        ModelError: a file of its bundle can't be read.
     """
     folder = explainer.bundle.folder
-    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    try:
+        contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    except OSError as error:
+        raise ModelError(f"{folder}: {error.strerror or error}.") from error
     digest = hashlib.sha256()
     for name, data in contents.items():
         digest.update(f"{name} {len(data)}\n".encode())

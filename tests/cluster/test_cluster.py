@@ -24,12 +24,13 @@ import ray
 from ray.cluster_utils import Cluster
 
 from command import fails, run
-from ov_recipro import Explainer, ReciproError
+from ov_recipro import Explainer, ModelError, ReciproError
 from ov_recipro.cluster import results
 from ov_recipro.cluster.explaining import JobOptions, Run, _Actor
 from ov_recipro.cluster.files import fetch, find_files, list_url
 from ov_recipro.cluster.measuring import read_dataset
 from ov_recipro.cluster.pool import open_pool
+from ov_recipro.cluster.recipe import recipe_of
 from ov_recipro.cluster.results import Results
 from ov_recipro.faithfulness.datasets import classes_of
 from ov_recipro.images.drawing import Style
@@ -221,6 +222,16 @@ def test_an_actor(explainer: Explainer, cat: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def explained(explainer: Explainer, cat: Path) -> dict[str, Any]:
     return results.row(explainer(cat, "top2"), "softmax")
+
+
+def test_a_bundle_that_can_not_be_read(explainer: Explainer, tmp_path: Path) -> None:
+    folder = tmp_path / "model.recipro"
+    shutil.copytree(explainer.bundle.folder, folder)
+    own = Explainer(folder)
+    (folder / "tail.onnx").unlink()
+    (folder / "tail.onnx").mkdir()
+    with pytest.raises(ModelError, match=r"model\.recipro: Is a directory\.$"):
+        recipe_of(own, 1)
 
 
 def test_files_are_bounded_and_whole(
