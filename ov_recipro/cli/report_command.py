@@ -31,7 +31,7 @@ def command(folder: Path, output: Path | None, colormap: Any) -> None:
     for line in missing:
         note(f"Error: {line}")
     if html is None:
-        raise ReciproError(f"{folder}: there is no image to show.")
+        raise ReciproError(f"{folder} has no image to show.")
     target = output or folder / REPORT
     write_whole(target, html)
     click.echo(str(target))

@@ -49,7 +49,7 @@ def read_cards(folder: Path) -> tuple[dict[str, Any], list[Card], list[str]]:
 def saved_page(folder: Path, style: Style) -> tuple[bytes | None, list[str]]:
     """Return the page of what `explain` wrote to a folder, and what is missing from it and why.
 
-    The page is None where there is no image to show.
+    The page is None if there are no images to show.
 
     Raises:
         OptionError: see `read_cards`.

@@ -17,6 +17,7 @@ from ov_recipro.plans.stream.stream_onnx import TOTAL
 from ov_recipro.plans.verdict import PlanRefused
 from ov_recipro.runtimes.model_graphs import sparse_model
 from ov_recipro.sources.onnx_file import load_again
+from ov_recipro.sources.openvino_models import sizes_of
 
 _LARGEST = 1 << 30  # bytes; a model in memory has 2 GiB at most
 _TYPES = {ov.Type.f32: TensorProto.FLOAT, ov.Type.i32: TensorProto.INT32}
@@ -39,8 +40,7 @@ def as_onnx(model: ov.Model, outputs: Sequence[str], opset: int = OPSET) -> onnx
         graph.add("Identity", made, output=name)
     inputs = []
     for name, parameter in zip(names, model.get_parameters(), strict=True):
-        kind, shape = parameter.get_element_type(), parameter.get_partial_shape()
-        sizes = [None if size.is_dynamic else size.get_length() for size in shape]
+        kind, sizes = parameter.get_element_type(), sizes_of(parameter.output(0))
         inputs.append(helper.make_tensor_value_info(name, _TYPES[kind], sizes))
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     if sum(len(tensor.raw_data) for tensor in graph.constants) > _LARGEST:

@@ -9,7 +9,6 @@ from math import prod
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
-from openvino.utils.node_factory import NodeFactory
 
 from ov_recipro.plans.nodes import (
     ELEMENTWISE,
@@ -19,6 +18,7 @@ from ov_recipro.plans.nodes import (
     gather,
     key_of,
     rebuild,
+    rebuilt,
     reshape,
     sources_of,
 )
@@ -114,8 +114,7 @@ def _sources(
             return None
     if values[0] is None and kind != "Concat":
         return None
-    factory = NodeFactory(node.get_type_info().version_id)
-    outputs = factory.create(kind, inputs, node.get_attributes()).outputs()
+    outputs = rebuilt(node, inputs).outputs()
     model = ov.Model([ops.result(port) for port in outputs], parameters)
     results = [ov.Tensor(ov.Type.i32, ov.Shape(list(port.shape))) for port in outputs]
     if not model.evaluate(results, [ov.Tensor(each) for each in numbers]):

@@ -6,7 +6,7 @@ What works on each row by itself, as much of a detector's heads does, runs on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,12 +47,12 @@ class _Walk:
 
     Attributes:
         chosen: int32 [r], which of the P rows are wanted.
-        narrow: the names of the operations that run on these alone.
+        narrow: by the names of the operations that run on these alone, `_by_row` of each.
         known: the tensors that were made at these rows.
     """
 
     chosen: Port
-    narrow: frozenset[str]
+    narrow: Mapping[str, list[bool]]
     known: dict[Key, Port] = field(default_factory=dict)
 
     @classmethod
@@ -62,24 +62,26 @@ class _Walk:
         What is needed whole anyway is not computed a second time.
         """
         order: list[ov.Node] = []
-        left, seen = [(port.get_node(), False) for port in ends], set[str]()
+        left, flags = [(port.get_node(), False) for port in ends], dict[str, list[bool] | None]()
         while left:
             node, done = left.pop()
             name = node.get_friendly_name()
             if done:
                 order.append(node)
-            elif name not in seen:
-                seen.add(name)
+            elif name not in flags:
+                flags[name] = _by_row(node)
                 left.append((node, True))
-                read = zip(sources_of(node), _by_row(node) or (), strict=False)
+                read = zip(sources_of(node), flags[name] or (), strict=False)
                 left += [(port.get_node(), False) for port, by_row in read if by_row]
-        narrow = set[str]()
+        narrow = dict[str, list[bool]]()
         for node in reversed(order):
+            name = node.get_friendly_name()
             readers = [each for port in node.outputs() for each in port.get_target_inputs()]
             names = {each.get_node().get_friendly_name() for each in readers}
-            if names <= narrow and _by_row(node) is not None:
-                narrow.add(node.get_friendly_name())
-        return cls(chosen, frozenset(narrow))
+            by_row = flags[name]
+            if by_row is not None and names <= narrow.keys():
+                narrow[name] = by_row
+        return cls(chosen, narrow)
 
     def at(self, port: Port) -> Port:
         """Return the chosen rows of a tensor [P,...]."""
@@ -87,7 +89,7 @@ class _Walk:
         if key in self.known:
             return self.known[key]
         node = port.get_node()
-        by_row = _by_row(node) if node.get_friendly_name() in self.narrow else None
+        by_row = self.narrow.get(node.get_friendly_name())
         if by_row is None:
             self.known[key] = self._taken(port)
             return self.known[key]

@@ -7,9 +7,8 @@ from functools import reduce
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
-from openvino.utils.node_factory import NodeFactory
 
-from ov_recipro.plans.nodes import Array, Port, constant, rebuild
+from ov_recipro.plans.nodes import Array, Port, constant, rebuild, rebuilt, sources_of
 from ov_recipro.plans.rows.backgrounds import Background
 from ov_recipro.plans.rows.tensors import Rows, aligned
 
@@ -53,9 +52,7 @@ def concatenated(values: list[Rows], background: Background) -> Rows:
 
 def split(node: ov.Node, rows: Rows, backgrounds: list[Background]) -> list[Rows]:
     """Lower a Split or VariadicSplit over channels."""
-    factory = NodeFactory(node.get_type_info().version_id)
-    rest = [port.get_source_output() for port in node.inputs()][1:]
-    made = factory.create(node.get_type_name(), [rows.port, *rest], node.get_attributes())
+    made = rebuilt(node, [rows.port, *sources_of(node)[1:]])
     return [
         Rows(made.output(i), rows.active, background) for i, background in enumerate(backgrounds)
     ]
