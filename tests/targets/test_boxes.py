@@ -222,27 +222,36 @@ def everywhere(explainer: Explainer) -> Any:
     return explainer(CAT).predictions[0].outline
 
 
+@pytest.fixture(scope="module")
+def scenes() -> Explainer:
+    return Explainer(SCENE_DETECTOR / "model.onnx", plan="stream")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"threshold": 0.99}, TargetError, "No box scores 0.99 or more; the best one scores 0.8"),
-        ({"box": 99}, TargetError, "There is no box 99: the image has 2, from 1 on"),
+        ({"threshold": 0.999}, TargetError, "No box scores 0.999 or more; the best one scores 0.9"),
+        ({"box": 99}, TargetError, "There is no box 99: the image has 3, from 1 on"),
         ({"box": True}, OptionError, "--box is a number"),
-        ({"box": 2, "targets": ["cat"]}, TargetError, "Box 2 is of another class: frisbee"),
+        (
+            {"box": 2, "targets": ["light-dot plate"]},
+            TargetError,
+            "Box 2 is of another class: ring",
+        ),
         ({"box": (9000.0, 9000.0, 20.0, 20.0)}, TargetError, "No candidate of the model overlaps"),
-        ({"box": (1.0, 1.0, 0.0, 5.0)}, OptionError, "width and height above 0"),
+        ({"box": (1.0, 1.0, 0.0, 5.0)}, OptionError, "with WIDTH and HEIGHT above 0"),
         ({"box": "some"}, OptionError, "--box is a number, all, or"),
         ({"threshold": 0.0}, OptionError, "must be above 0"),
         ({"targets": ["top5"]}, OptionError, "'top5' ranks classes"),
         ({"targets": ["unicorn"]}, TargetError, "unicorn"),
-        ({"targets": ["dog"]}, TargetError, "No box of dog scores 0.4 or more"),
+        ({"targets": ["wedge"]}, TargetError, "No box of wedge scores 0.4 or more"),
     ],
 )
 def test_what_can_not_be_explained_is_said(
-    cats: Explainer, options: dict[str, Any], error: type[Exception], text: str
+    scenes: Explainer, options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        cats(CAT, **options)
+        scenes(make_scenes(1)[0].image, **options)
 
 
 def test_boxes_as_python_has_them(cats: Explainer) -> None:
@@ -257,11 +266,11 @@ def test_boxes_as_python_has_them(cats: Explainer) -> None:
     assert first.number == 1
 
 
-def test_options_that_boxes_do_not_take(cats: Explainer) -> None:
+def test_options_that_boxes_do_not_take(scenes: Explainer) -> None:
     with pytest.raises(OptionError, match="--score is for classes"):
-        Explainer(cats.bundle, score="softmax")
-    with pytest.raises(OptionError, match="--mask spread is not for several"):
-        Explainer(cats.bundle, mask="spread")
+        Explainer(scenes.bundle, score="softmax")
+    with pytest.raises(OptionError, match="--mask spread can't mask several feature maps"):
+        Explainer(scenes.bundle, mask="spread")
 
 
 def test_a_damaged_layout_is_refused(tmp_path: Path) -> None:
