@@ -41,6 +41,10 @@ COMMANDS = {
     "embed-ir": ["embed", "model.onnx", "-o", "out.xml", "--force"],
     "compare": ["compare", "model.onnx", "model.onnx", "photos", "-o", "out"],
     "ray": ["explain", "photos", "-m", "model.onnx", "--engine", "ray", "-o", "out"],
+    "ray-cluster": [  # on a cluster that RAY_ADDRESS names
+        *("explain", "photos", "-m", "model.onnx", "--engine", "ray", "--address", "auto"),
+        *("--actors", "1", "-o", "out"),
+    ],
 }
 ERRORS = ("ENOSPC", "EIO", "EMFILE", "ENOMEM")
 _CHANGING = ("milliseconds", "created", "seconds", "started", "time")
@@ -60,7 +64,9 @@ class Tally:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("commands", nargs="*", default=[c for c in COMMANDS if c != "ray"])
+    parser.add_argument(
+        "commands", nargs="*", default=[c for c in COMMANDS if not c.startswith("ray")]
+    )
     parser.add_argument("--errors", nargs="+", default=list(ERRORS), choices=ERRORS)
     parser.add_argument(
         "--every", type=int, default=1, help="only each n-th call fails; errors take turns"

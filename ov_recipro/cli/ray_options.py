@@ -96,5 +96,6 @@ def pool_of(engine: Engine, device: str, quiet: bool) -> Iterator[Pool]:
         raise OptionError(f"Ray gives each actor its own GPU: use -d cuda, not {device}.")
     cpus = engine.cpus_per_actor or 1
     with open_pool(engine.address or LOCAL, engine.actors, cpus, gpus) as pool:
-        note(f"{pool.actors} actors; cores for each: {pool.cpus}.", quiet)
+        actors = "1 actor" if pool.actors == 1 else f"{pool.actors} actors"
+        note(f"{actors}; cores for each: {pool.cpus}.", quiet)
         yield pool

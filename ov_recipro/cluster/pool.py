@@ -23,6 +23,7 @@ from ov_recipro.errors import CODES, DeviceError, ReciproError
 
 LOCAL = "local"
 _SECONDS = 10.0  # to wait for a cluster's answer
+_TOKENS = "RAY_AUTH_MODE"  # Ray's: whether its clusters and clients use tokens
 _FAILURE = "failure"  # the one column of a table that says why an actor failed
 
 
@@ -68,7 +69,7 @@ def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterato
                 logging_level="ERROR",
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise DeviceError(f"No Ray cluster at '{address}': {_first_line(error)}") from error
+        raise DeviceError(f"No Ray cluster at '{address}': {_why(error, address)}") from error
     try:
         yield _fitting(actors, cpus, gpus)
     finally:
@@ -179,6 +180,14 @@ class _Worker:
             except ReciproError as error:
                 self._failure = [type(error).__name__, str(error)]
         return pa.table({_FAILURE: [self._failure]})
+
+
+def _why(error: Exception, address: str) -> str:
+    """Return why Ray could not be reached, and what may help."""
+    line = _first_line(error)
+    if address == LOCAL or _TOKENS in os.environ:
+        return line
+    return f"{line.removesuffix('.')}. If it asks for a token, set {_TOKENS}=token."
 
 
 def _first_line(error: Exception) -> str:

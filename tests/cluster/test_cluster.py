@@ -129,7 +129,7 @@ def test_a_later_run_goes_on(folder: Path, first: subprocess.CompletedProcess[st
     done = run(*again, "-o", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "5 of 5 images are already done." in done.stderr
-    assert "actors" not in done.stderr  # nothing was started
+    assert "cores for each" not in done.stderr  # nothing was started
     fails(
         run("explain", "photos", "--engine", "ray", "-o", "out", cwd=folder),
         "results of another run; these settings differ: overlays, targets",
@@ -319,10 +319,14 @@ def test_options_that_need_ray(tmp_path: Path, cat: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path, cat: Path) -> None:
-    fails(
-        run("explain", cat, "--engine", "ray", "--address", "127.0.0.1:1", cwd=tmp_path),
-        "No Ray cluster at '127.0.0.1:1'",
-    )
+    words = ("explain", cat, "--engine", "ray", "--address", "127.0.0.1:1")
+    hint = "If it asks for a token, set RAY_AUTH_MODE=token."
+    told = run(*words, cwd=tmp_path)
+    fails(told, "No Ray cluster at '127.0.0.1:1': ")
+    assert told.stderr.endswith(f". {hint}\n")
+    with_token = run(*words, cwd=tmp_path, RAY_AUTH_MODE="token")
+    fails(with_token, "No Ray cluster at '127.0.0.1:1': ")
+    assert hint not in with_token.stderr
 
 
 def test_without_the_extra(tmp_path: Path, cat: Path) -> None:
