@@ -26,6 +26,7 @@ from ov_recipro.methods import Subject
 from ov_recipro.options import Targets
 from ov_recipro.ordered import in_order
 from ov_recipro.report import Card, card, page
+from ov_recipro.targets.boxes import is_missed
 from ov_recipro.targets.similarity import Reference, Source, make_reference
 
 STDIN = "-"
@@ -175,7 +176,7 @@ class Batch:
     def _image(self, number: int, source: Input, stem: str) -> Outcome:
         try:
             explanation = self.explainer(source.read(), self.targets)
-            missed = any(getattr(each, "missed", False) for each in explanation.targets)
+            missed = any(map(is_missed, explanation.targets))
             verifications = verify(self.subject, explanation) if self.subject and not missed else ()
             reverse = reversed_explanation(self.explainer, explanation, self.targets)
             powers = sharpness(self.sharpening, explanation) if self.sharpening else []

@@ -31,5 +31,5 @@ def test_models_of_strangers() -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.skipif(sys.platform != "linux", reason="calls are intercepted on Linux alone")
 def test_calls_that_fail() -> None:
-    told = tried(*("inject_faults.py", "split", "--every", "30", "--reads", "1", "--kills", "1"))
+    told = tried(*("inject_faults.py", "split", "--every", "60", "--reads", "1", "--kills", "1"))
     assert "0 problems" in told

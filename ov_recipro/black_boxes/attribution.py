@@ -18,7 +18,7 @@ from ov_recipro.images.preprocess import Preprocessing
 from ov_recipro.metrics import Box
 from ov_recipro.saliency import Array, Floats
 from ov_recipro.targets.base import ScoredTarget
-from ov_recipro.targets.boxes import edges_of, signed_losses
+from ov_recipro.targets.boxes import edges_of, is_missed, signed_losses
 from ov_recipro.targets.votes import votes
 from ov_recipro.variants import VARIANTS, Variant
 
@@ -105,7 +105,7 @@ def losses(
     """
     if method == "votes":
         return votes(targets, outputs), [{"runs": 0} for _ in targets]
-    if method == "aise" and any(getattr(each, "missed", False) for each in targets):
+    if method == "aise" and any(map(is_missed, targets)):
         raise OptionError("Method 'aise' explains boxes that the model predicts, no others.")
     image = MaskedImage(tensor, mean_colour(tensor, channels_last), channels_last)
     found = attributions(method, run, image, edges_of(targets), progress)

@@ -32,7 +32,7 @@ from ov_recipro.report.wording import (
     terms_of,
 )
 from ov_recipro.saliency import Floats, begins_at_zero, score_of_cells
-from ov_recipro.targets.boxes import Box
+from ov_recipro.targets.boxes import is_missed
 from ov_recipro.targets.contrast import Contrast
 
 _LONGEST = 640  # pixels of an image's longer side
@@ -273,8 +273,9 @@ def _view(
         "raw": [msgspec.to_builtins(each) for each in raw],
         "window": [left / width, top / height, right / width, bottom / height],
     }
-    if any(isinstance(target, Box) and target.missed for target in found):
-        data["gains"] = [isinstance(target, Box) and target.missed for target in found]
+    gains = [is_missed(target) for target in found]
+    if any(gains):
+        data["gains"] = gains
     if _from_zero(run):
         data["zeros"] = [0.0] * len(raw)
     elif all("zero" in entry for entry in record["targets"]):

@@ -190,11 +190,16 @@ def in_input(box: Sequence[float], window: Window, size: tuple[int, int]) -> Box
     return (x0 - left) * x, (y0 - top) * y, (x0 + width - left) * x, (y0 + height - top) * y
 
 
+def is_missed(target: object) -> bool:
+    """Whether a target is a box that the detector does not predict."""
+    return isinstance(target, Box | BoxTarget) and target.missed
+
+
 def signed_losses(
     targets: Sequence[Any], losses: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Return what cells' losses cost the targets [N,T]; of missed boxes, what they gain."""
-    signs = [-1 if getattr(target, "missed", False) else 1 for target in targets]
+    signs = [-1 if is_missed(target) else 1 for target in targets]
     return np.asarray(losses * np.array(signs, np.float64))
 
 

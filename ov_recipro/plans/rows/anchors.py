@@ -17,7 +17,7 @@ from openvino import opset13 as ops
 
 from ov_recipro.plans.nodes import Port, constant, gather, reshape
 from ov_recipro.plans.rows.backgrounds import Background, FixedBackground
-from ov_recipro.plans.rows.tensors import Indices, Mask, Rows
+from ov_recipro.plans.rows.tensors import Indices, Mask, Rows, numbered, places_in
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,14 @@ class Piece:
         """Return the rows [P',Q] of more active pixels, of the background where there were none."""
         if np.array_equal(self.active, active):
             return self.port
-        numbers = np.full(active.shape, -1, np.int64)
-        numbers[self.active] = np.arange(int(self.active.sum()))
-        pixels = np.flatnonzero(active) % len(self.elements)
-        numbers = np.where(numbers[active] >= 0, numbers[active], self.active.sum() + pixels)
         used = np.maximum(self.elements, 0)
         if isinstance(background, FixedBackground):
             table = constant(background.values.reshape(-1)[used])
         else:
             flat = reshape(background.port, [prod(list(background.port.shape))])
             table = gather(flat, used)
-        return gather(ops.concat([self.port, table], 0).output(0), numbers)
+        places = places_in(numbered(self.active), active)
+        return gather(ops.concat([self.port, table], 0).output(0), places)
 
 
 @dataclass(frozen=True)

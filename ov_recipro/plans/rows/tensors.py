@@ -42,10 +42,8 @@ class Rows:
 
     @cached_property
     def lookup(self) -> Indices:
-        """[N,H,W]: the number of the row at each pixel, -1 where there is none."""
-        numbers = np.full(self.active.shape, -1, np.int32)
-        numbers[self.active] = np.arange(self.count)
-        return numbers
+        """See `numbered`."""
+        return numbered(self.active)
 
     @property
     def count(self) -> int:
@@ -75,14 +73,26 @@ def aligned(rows: Rows, active: Mask) -> Port:
     """Return [P',C] for a wider set of active pixels, with background where `rows` has none."""
     if np.array_equal(rows.active, active):
         return rows.port
-    return gather(with_background(rows), places_in(rows, active))
+    return gather(with_background(rows), places_in(rows.lookup, active))
 
 
-def places_in(rows: Rows, active: Mask) -> Indices:
-    """Return where in `with_background` each pixel of a wider set of active pixels is, [P']."""
-    pixels = np.flatnonzero(active) % (active.shape[1] * active.shape[2])
-    numbers = rows.lookup[active]
-    return np.where(numbers >= 0, numbers, rows.count + pixels)
+def numbered(active: Mask) -> Indices:
+    """Return the number of the row at each pixel [N,H,W], -1 where there is none."""
+    numbers = np.full(active.shape, -1, np.int32)
+    numbers[active] = np.arange(int(active.sum()))
+    return numbers
+
+
+def places_in(lookup: Indices, wanted: Mask) -> Indices:
+    """Return where wanted pixels are, [P']: among the rows, or among the background behind them.
+
+    Args:
+        lookup: [N,H,W], the number of the row at each pixel.
+        wanted: [N,H,W], any pixels.
+    """
+    pixels = np.flatnonzero(wanted) % (wanted.shape[1] * wanted.shape[2])
+    numbers = lookup[wanted]
+    return np.where(numbers >= 0, numbers, lookup.max() + 1 + pixels)
 
 
 def with_background(rows: Rows) -> Port:
@@ -110,14 +120,13 @@ def plus_background(port: Port, background: Background, active: Mask) -> Port:
 def densified(rows: Rows, cells: slice) -> Port:
     """Return the full maps [n,C,H,W] of a range of cells."""
     _, height, width = rows.active.shape
-    numbers = rows.lookup[cells].reshape(-1, height * width)
-    pixels = np.broadcast_to(np.arange(height * width), numbers.shape)
-    if (numbers >= 0).all():
-        port = gather(rows.port, numbers)
-    else:
-        port = gather(with_background(rows), np.where(numbers >= 0, numbers, rows.count + pixels))
+    wanted = np.zeros_like(rows.active)
+    wanted[cells] = True
+    places = places_in(rows.lookup, wanted).reshape(-1, height * width)
+    all_active = bool((places < rows.count).all())
+    port = gather(rows.port if all_active else with_background(rows), places)
     port = ops.transpose(port, constant([0, 2, 1], np.int32)).output(0)
-    return reshape(port, [len(numbers), rows.channels, height, width])
+    return reshape(port, [len(places), rows.channels, height, width])
 
 
 def summed_per_cell(port: Port, cells: Indices, count: int) -> Port:
