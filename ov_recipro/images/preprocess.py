@@ -99,10 +99,10 @@ def prepare(
             f"An image must be uint8 [H,W,3] in BGR, not {image.dtype} {list(image.shape)}."
         )
     pixels, window = _resized(image, how)
-    if how.channels == "RGB":
-        pixels = pixels[..., ::-1]
+    ordered = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if how.channels == "RGB" else pixels
     mean, scale = np.array(how.mean, np.float32), np.array(how.scale, np.float32)
-    values = (pixels.astype(np.float32) - mean) / scale
+    levels = np.arange(256, dtype=np.float32)[None, :, None]
+    values = cv2.LUT(ordered, np.asarray((levels - mean) / scale, np.float32))
     tensor = values if channels_last else values.transpose(2, 0, 1)
     if np.issubdtype(np.dtype(dtype), np.integer):
         limits = np.iinfo(np.dtype(dtype))

@@ -138,7 +138,7 @@ class BoxTarget:
 
     def scores(self, outputs: Floats, softmax_terms: Floats | None) -> npt.NDArray[np.float64]:  # noqa: ARG002
         """Return the box's score in each run, [N], 0..1; `outputs` are what it `reads`."""
-        found = decode(outputs, self.layout, self.anchors, np.array([self.index]))
+        found = decode(outputs, self.layout, self.anchors, np.array([self.index]), self.reads)
         overlap = iou(found.boxes, self.edges)
         return np.asarray((overlap * found.scores[..., 0]).max(axis=1, initial=0), np.float64)
 

@@ -68,34 +68,31 @@ def decode(
     layout: BoxLayout,
     anchors: Indices | None = None,
     classes: Indices | None = None,
+    kept: Indices | None = None,
 ) -> Candidates:
     """Return candidates of N runs.
 
     Args:
-        values: of the runs, [N,V] in a row as `BoxLayout` says, or only those of
-            `columns(layout, anchors, classes)`. Where the number of boxes is open, V is as many
-            as they have.
+        values: of the runs, [N,V] in a row as `BoxLayout` says, or only those that are `kept`.
+            Where the number of boxes is open, V is as many as they have.
         layout: how they hold candidates.
         anchors: the candidates wanted, in this order, None for all.
         classes: the classes whose scores are wanted, in this order, None for all.
+        kept: what `columns` returns for these candidates, None for all values.
 
     Returns:
         Candidates with A = number of anchors and K = number of classes. Boxes whose labels are of
         unknown number get as many classes as the largest label needs.
 
     Raises:
-        ValueError: there are neither all values nor those of these candidates.
+        ValueError: there are more values, or fewer.
     """
-    layout = layout.of_size(values.shape[1])
+    if kept is None:
+        layout = layout.of_size(values.shape[1])
+    expected = layout.values if kept is None else len(kept)
+    if values.shape[1] != expected:
+        raise ValueError(f"{values.shape[1]} values a run, not {expected}")
     chosen = _all(layout.anchors) if anchors is None else anchors
-    kept = None
-    if values.shape[1] != layout.values:
-        kept = columns(layout, chosen, classes)
-        if len(kept) != values.shape[1]:
-            raise ValueError(
-                f"{values.shape[1]} values a run; the layout has {layout.values}, "
-                f"these candidates {len(kept)}"
-            )
 
     def read(content: Content) -> Float32:
         table = layout.places(content, chosen, _channels(layout, content, classes))

@@ -230,15 +230,15 @@ def test_some_candidates_need_some_values(layout: BoxLayout) -> None:
     some = columns(layout, anchors, classes)
     assert len(some) < layout.values / 2
     assert (np.diff(some) > 0).all()
-    few = decode(values[:, some], layout, anchors, classes)
+    few = decode(values[:, some], layout, anchors, classes, some)
     np.testing.assert_array_equal(few.boxes, every.boxes[:, anchors])
     np.testing.assert_array_equal(few.scores, every.scores[:, anchors][..., classes])
     other = values.copy()
     other[:, np.setdiff1d(np.arange(layout.values), some)] = np.nan
     same = decode(other, layout, anchors, classes)
     np.testing.assert_array_equal(same.scores, few.scores)
-    with pytest.raises(ValueError, match="these candidates"):
-        decode(values[:, some[:-1]], layout, anchors, classes)
+    with pytest.raises(ValueError, match=f"{len(some) - 1} values a run, not {len(some)}"):
+        decode(values[:, some[:-1]], layout, anchors, classes, some)
 
 
 def test_iou() -> None:
@@ -299,7 +299,8 @@ def test_fastestdet_on_photographs(wnid: str, index: int) -> None:
     assert best.score > 0.8
     assert iou(np.array([best.box], np.float32), (20, 20, 340, 340))[0] > 0.5
     anchors, classes = np.array([best.anchor, 0]), np.array([index])
-    few = decode(values[:, columns(layout, anchors, classes)], layout, anchors, classes)
+    kept = columns(layout, anchors, classes)
+    few = decode(values[:, kept], layout, anchors, classes, kept)
     np.testing.assert_array_equal(few.boxes, candidates.boxes[:, anchors])
     np.testing.assert_array_equal(few.scores, candidates.scores[:, anchors][..., classes])
 
@@ -316,5 +317,6 @@ def test_ultraface_on_photographs() -> None:
     assert 80 < left < right < 260
     assert 0 < top < bottom < 240
     anchors = np.array([found[0].anchor])
-    few = decode(values[:, columns(layout, anchors)], layout, anchors)
+    kept = columns(layout, anchors)
+    few = decode(values[:, kept], layout, anchors, kept=kept)
     np.testing.assert_array_equal(few.boxes, candidates.boxes[:, anchors])
