@@ -123,22 +123,23 @@ class Scattered:
         """
         cells = np.arange(self.count) if cells is None else cells
         owners, pixels, numbers = (table[columns] for table in self._owners)
+        owned = [np.flatnonzero(owners == piece) for piece in range(len(self.elements))]
         wanted: list[tuple[Indices, Indices]] = []
-        found: list[tuple[Indices, Indices]] = []
+        found: list[Indices] = []  # in the flattened result
         for of_block, rows in zip(self.cells, self.rows, strict=True):
             inside, lines = np.nonzero(of_block[:, None] == cells)
-            for piece in range(len(self.elements)):
-                chosen = np.flatnonzero(owners == piece)
-                places = rows[piece][inside[:, None], pixels[chosen]]
-                cell, which = np.nonzero(places >= 0)
-                wanted.append((places[cell, which], numbers[chosen[which]]))
-                found.append((lines[cell], chosen[which]))
+            for piece, chosen in enumerate(owned):
+                places = np.take(rows[piece][inside], pixels[chosen], axis=1).ravel()
+                active = np.flatnonzero(places >= 0)
+                cell, which = np.divmod(active, max(len(chosen), 1))
+                wanted.append((places[active], numbers[chosen[which]]))
+                found.append(lines[cell] * len(columns) + chosen[which])
         *arrays, plain = run(self._asked(wanted))
         elsewhere = plain if self.elsewhere is None else self.elsewhere
-        result = np.repeat(np.asarray(elsewhere[columns], np.float32)[None], len(cells), axis=0)
-        for (line, column), values in zip(found, arrays, strict=True):
-            result[line, column] = values[: len(line)]
-        return result
+        result = np.tile(np.asarray(elsewhere[columns], np.float32), len(cells))
+        for into, values in zip(found, arrays, strict=True):
+            result[into] = values[: len(into)]
+        return result.reshape(len(cells), len(columns))
 
     def _asked(self, wanted: Sequence[tuple[Indices, Indices]]) -> list[Numbers]:
         """Return the rows of each group and, for each array, places in these, flattened.
