@@ -153,8 +153,8 @@ def joint_runs(
 
             def masked(columns: Indices | None) -> Iterator[tuple[Floats, None]]:
                 if columns is not None and demanded is not None and select is not None:
-                    zones = demanded.plan.zones(columns)
-                    if sum(zone.macs for zone in zones) <= _CLEARLY_LESS * macs:
+                    zones = demanded.plan.zones_within(columns, _CLEARLY_LESS * macs)
+                    if zones is not None:
                         yield select(columns, zones, None), None
                         return
                 yield from joint_values(scattered, run, columns)

@@ -96,6 +96,10 @@ def test_fewer_pixels_are_computed_for_fewer_values() -> None:
     assert tail.rows < of_all / 4
     costs = [sum(z.macs for z in tail.plan.zones(np.arange(n))) for n in (1, 5, whole)]
     assert 0 < costs[0] < costs[1] < costs[2]
+    assert [zone.macs for zone in tail.plan.zones_within(np.arange(5), costs[1]) or ()] == [
+        costs[1]
+    ]
+    assert tail.plan.zones_within(np.arange(5), costs[1] - 1) is None
 
 
 def test_values_far_from_each_other_are_zones_of_their_own() -> None:
@@ -106,6 +110,9 @@ def test_values_far_from_each_other_are_zones_of_their_own() -> None:
     found = tail.plan.zones(corners)
     assert sorted(tuple(zone.chosen.tolist()) for zone in found) == [(0, 1), (2,)]
     assert len(tail.plan.zones(np.arange(tail.plan.values))) == 1
+    together = sum(zone.macs for zone in found)
+    assert len(tail.plan.zones_within(corners, together) or ()) == 2
+    assert tail.plan.zones_within(corners, together - 1) is None
     tail.check(tail.select(corners), corners)
 
 

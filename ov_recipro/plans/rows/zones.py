@@ -72,14 +72,31 @@ class OnDemand:
             columns: which of the tail's V values are wanted, int64 [n]. Those in no piece are the
                 same under each mask, and are in no zone.
         """
+        return self._merged(columns, [self._zone(columns, each) for each in self._groups(columns)])
+
+    def zones_within(self, columns: Indices, most: float) -> list[Zone] | None:
+        """Return `zones`; None where they take more than `most` multiply-accumulates together."""
+        found: list[Zone] = []
+        for each in self._groups(columns):
+            found.append(self._zone(columns, each))
+            if found[-1].macs > most:  # what it is merged with only adds to it
+                return None
+        found = self._merged(columns, found)
+        return found if sum(zone.macs for zone in found) <= most else None
+
+    def _groups(self, columns: Indices) -> list[Indices]:
+        """Return which of the wanted values lie beside each other, group by group."""
         places = self._cells_of(columns)
         chosen = np.flatnonzero(places >= 0)
         if not len(chosen):
             return []
         labels = _together(places[chosen], self.lowered.regions.cells.grid)
         if labels.max() >= _MANY:
-            labels[:] = 0
-        found = [self._zone(columns, chosen[labels == n]) for n in range(labels.max() + 1)]
+            return [chosen]
+        return [chosen[labels == number] for number in range(labels.max() + 1)]
+
+    def _merged(self, columns: Indices, found: list[Zone]) -> list[Zone]:
+        """Join zones where that costs no more."""
         while len(found) > 1:
             best = None
             for i, one in enumerate(found):
