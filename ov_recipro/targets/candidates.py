@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -144,15 +145,23 @@ def detections(
     index, best = scores.argmax(axis=1), scores.max(axis=1)
     order = np.argsort(-best, kind="stable")
     order = order[best[order] >= threshold]
-    found: list[Detection] = []
-    while len(order) and len(found) < _MOST:
-        anchor, order = order[0], order[1:]
-        box = tuple(boxes[anchor].tolist())
-        found.append(Detection(int(anchor), int(index[anchor]), float(best[anchor]), box))
-        if overlap is not None:
-            covered = (index[order] == index[anchor]) & (iou(boxes[order], box) > overlap)
-            order = order[~covered]
-    return found
+    if overlap is not None:
+        order = order[_unsuppressed(boxes[order], best[order], index[order], overlap)]
+    return [
+        Detection(anchor, int(index[anchor]), float(best[anchor]), tuple(boxes[anchor].tolist()))
+        for anchor in order[:_MOST].tolist()
+    ]
+
+
+def _unsuppressed(boxes: Float32, scores: Float32, classes: Indices, overlap: float) -> Indices:
+    """Return which boxes overlap no better one of their class by more, ascending."""
+    found = [np.zeros(0, np.int64)]
+    sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
+    for index in np.unique(classes):
+        own = np.flatnonzero(classes == index)
+        kept = cv2.dnn.NMSBoxes(sides[own].tolist(), scores[own].tolist(), 0.0, overlap)
+        found.append(own[np.asarray(kept, np.int64)])
+    return np.sort(np.concatenate(found))
 
 
 def _all(count: int) -> Indices:
