@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 
 from ov_recipro.errors import CODES, DeviceError, ReciproError
 
@@ -57,10 +58,8 @@ def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterato
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # failures are raised
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    _knock(address)
     try:
-        host, colon, port = address.rpartition(":")
-        if colon and port.isdigit():  # Ray itself would keep trying for minutes
-            socket.create_connection((host, int(port)), _SECONDS).close()
         with _no_stderr():
             ray.init(
                 address=address,
@@ -68,12 +67,23 @@ def open_pool(address: str, actors: int | None, cpus: int, gpus: int) -> Iterato
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         raise DeviceError(f"No Ray cluster at '{address}': {_why(error, address)}") from error
     try:
         yield _fitting(actors, cpus, gpus)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise a DeviceError where nothing answers; Ray itself would keep trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), _SECONDS).close()
+    except OSError as error:
+        raise DeviceError(f"No Ray cluster at '{address}': {_first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -185,9 +195,9 @@ class _Worker:
 def _why(error: Exception, address: str) -> str:
     """Return why Ray could not be reached, and what may help."""
     line = _first_line(error)
-    if address == LOCAL or _TOKENS in os.environ:
+    if address == LOCAL or os.environ.get(_TOKENS, "").lower() == "token":
         return line
-    return f"{line.removesuffix('.')}. If it asks for a token, set {_TOKENS}=token."
+    return f"{line.removesuffix('.')}. If the cluster requires a token, set {_TOKENS}=token."
 
 
 def _first_line(error: Exception) -> str:

@@ -101,6 +101,7 @@ def prepare(
     pixels, window = _resized(image, how)
     ordered = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if how.channels == "RGB" else pixels
     mean, scale = np.array(how.mean, np.float32), np.array(how.scale, np.float32)
+    # each of a pixel's 256 levels is normalised once
     levels = np.arange(256, dtype=np.float32)[None, :, None]
     values = cv2.LUT(ordered, np.asarray((levels - mean) / scale, np.float32))
     tensor = values if channels_last else values.transpose(2, 0, 1)

@@ -69,35 +69,35 @@ def decode(
     layout: BoxLayout,
     anchors: Indices | None = None,
     classes: Indices | None = None,
-    kept: Indices | None = None,
+    reads: Indices | None = None,
 ) -> Candidates:
     """Return candidates of N runs.
 
     Args:
-        values: of the runs, [N,V] in a row as `BoxLayout` says, or only those that are `kept`.
+        values: of the runs, [N,V] in a row as `BoxLayout` says, or only those that it `reads`.
             Where the number of boxes is open, V is as many as they have.
         layout: how they hold candidates.
         anchors: the candidates wanted, in this order, None for all.
         classes: the classes whose scores are wanted, in this order, None for all.
-        kept: what `columns` returns for these candidates, None for all values.
+        reads: `columns(layout, anchors, classes)`, where there are only these values.
 
     Returns:
         Candidates with A = number of anchors and K = number of classes. Boxes whose labels are of
         unknown number get as many classes as the largest label needs.
 
     Raises:
-        ValueError: there are more values, or fewer.
+        ValueError: the runs have another number of values.
     """
-    if kept is None:
+    if reads is None:
         layout = layout.of_size(values.shape[1])
-    expected = layout.values if kept is None else len(kept)
+    expected = layout.values if reads is None else len(reads)
     if values.shape[1] != expected:
         raise ValueError(f"{values.shape[1]} values a run, not {expected}")
     chosen = _all(layout.anchors) if anchors is None else anchors
 
     def read(content: Content) -> Float32:
         table = layout.places(content, chosen, _channels(layout, content, classes))
-        places = table if kept is None else np.searchsorted(kept, table)
+        places = table if reads is None else np.searchsorted(reads, table)
         return values[:, places].astype(np.float32, copy=False)
 
     boxes = _edges(read("boxes"), layout, chosen)
@@ -126,6 +126,7 @@ def iou(boxes: Floats, box: Floats | BoxEdges) -> Float32:
 
 
 _MOST = 300  # boxes that remain, as most detectors limit them
+_TRIED = 1000  # best candidates, of which that many may well remain
 
 
 def detections(
@@ -146,22 +147,40 @@ def detections(
     order = np.argsort(-best, kind="stable")
     order = order[best[order] >= threshold]
     if overlap is not None:
-        order = order[_unsuppressed(boxes[order], best[order], index[order], overlap)]
+        order = _unsuppressed(boxes, best, index, order, overlap)
     return [
         Detection(anchor, int(index[anchor]), float(best[anchor]), tuple(boxes[anchor].tolist()))
         for anchor in order[:_MOST].tolist()
     ]
 
 
-def _unsuppressed(boxes: Float32, scores: Float32, classes: Indices, overlap: float) -> Indices:
-    """Return which boxes overlap no better one of their class by more, ascending."""
-    found = [np.zeros(0, np.int64)]
+def _unsuppressed(
+    boxes: Float32, scores: Float32, classes: Indices, order: Indices, overlap: float
+) -> Indices:
+    """Return those of `order`, best first, that no better one of their class overlaps by more.
+
+    Only better boxes decide about a box, so the first ones are tried alone until enough remain.
+    """
+    count = _TRIED
+    while True:
+        tried = order[:count]
+        found = [np.zeros(0, np.int64)]
+        for index in np.unique(classes[tried]):
+            own = np.flatnonzero(classes[tried] == index)
+            found.append(own[_apart(boxes[tried[own]], scores[tried[own]], overlap)])
+        remaining = np.sort(np.concatenate(found))
+        if len(remaining) >= _MOST or len(tried) == len(order):
+            return tried[remaining]
+        count *= 4
+
+
+def _apart(boxes: Float32, scores: Float32, overlap: float) -> Indices:
+    """Return which boxes of one class remain; boxes without an area neither go nor suppress."""
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
-    for index in np.unique(classes):
-        own = np.flatnonzero(classes == index)
-        kept = cv2.dnn.NMSBoxes(sides[own].tolist(), scores[own].tolist(), 0.0, overlap)
-        found.append(own[np.asarray(kept, np.int64)])
-    return np.sort(np.concatenate(found))
+    solid = np.isfinite(sides).all(axis=1) & (sides[:, 2:] > 0).all(axis=1)
+    own = np.flatnonzero(solid)
+    kept = cv2.dnn.NMSBoxes(sides[own].tolist(), scores[own].tolist(), 0.0, overlap)
+    return np.concatenate([np.flatnonzero(~solid), own[np.asarray(kept, np.int64)]])
 
 
 def _all(count: int) -> Indices:

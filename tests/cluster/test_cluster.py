@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -24,7 +25,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from command import fails, run
-from ov_recipro import Explainer, ModelError, ReciproError
+from ov_recipro import DeviceError, Explainer, ModelError, ReciproError
 from ov_recipro.cluster import results
 from ov_recipro.cluster.explaining import JobOptions, Run, _Actor
 from ov_recipro.cluster.files import fetch, find_files, list_url
@@ -319,14 +320,29 @@ def test_options_that_need_ray(tmp_path: Path, cat: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path, cat: Path) -> None:
-    words = ("explain", cat, "--engine", "ray", "--address", "127.0.0.1:1")
-    hint = "If it asks for a token, set RAY_AUTH_MODE=token."
-    told = run(*words, cwd=tmp_path)
+    told = run("explain", cat, "--engine", "ray", "--address", "127.0.0.1:1", cwd=tmp_path)
     fails(told, "No Ray cluster at '127.0.0.1:1': ")
-    assert told.stderr.endswith(f". {hint}\n")
-    with_token = run(*words, cwd=tmp_path, RAY_AUTH_MODE="token")
-    fails(with_token, "No Ray cluster at '127.0.0.1:1': ")
-    assert hint not in with_token.stderr
+    assert "token" not in told.stderr
+
+
+def test_a_cluster_that_requires_a_token(
+    tmp_path: Path, cat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 127.0.0.1")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "{}:{}".format(*server.getsockname())
+        words = ("explain", cat, "--engine", "ray", "--address", address)
+        told = run(*words, cwd=tmp_path, HOME=str(tmp_path), RAY_AUTH_MODE="token")
+        fails(told, f"No Ray cluster at '{address}': ", "token")
+        monkeypatch.setattr(ray, "init", refuse)
+        hint = " If the cluster requires a token, set RAY_AUTH_MODE=token."
+        for mode, expected in (("disabled", hint), ("token", "")):
+            monkeypatch.setenv("RAY_AUTH_MODE", mode)
+            with pytest.raises(DeviceError) as failure, open_pool(address, 1, 1, 0):
+                pass
+            assert str(failure.value).partition(" at 127.0.0.1")[2].lstrip(".") == expected
 
 
 def test_without_the_extra(tmp_path: Path, cat: Path) -> None:

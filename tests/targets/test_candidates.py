@@ -258,6 +258,38 @@ def test_detections() -> None:
     assert [each.anchor for each in detections(candidates, 0.6, None)] == [1, 2, 0]
 
 
+def test_boxes_without_an_area_neither_go_nor_suppress() -> None:
+    boxes = [
+        [5, 5, 5, 9],  # no width
+        [9, 9, 1, 1],  # inverted
+        [np.nan, 0, 1, 1],
+        [0, 0, np.inf, 9],
+        [0, 0, 10, 10],
+        [0, 1, 10, 10],
+    ]
+    scores = np.linspace(0.95, 0.5, 6, dtype=np.float32)[None, :, None]
+    found = detections(Candidates(np.array([boxes], np.float32), scores))
+    assert [each.anchor for each in found] == [0, 1, 2, 3, 4]
+
+
+def test_thousands_of_boxes_are_suppressed_as_one_after_the_other() -> None:
+    """Most overlap a better one, so that the first thousand do not suffice."""
+    corners = RANDOM.integers(0, 60, (5000, 2)) * 7
+    boxes = np.concatenate([corners, corners + RANDOM.integers(30, 40, (5000, 2))], axis=1)
+    scores = RANDOM.random((5000, 2)).astype(np.float32)
+    candidates = Candidates(boxes[None].astype(np.float32), scores[None])
+    index, best = scores.argmax(axis=1), scores.max(axis=1)
+    left, expected = np.argsort(-best, kind="stable"), list[int]()
+    while len(left) and len(expected) < 300:
+        first, left = int(left[0]), left[1:]
+        expected.append(first)
+        same = index[left] == index[first]
+        left = left[~(same & (iou(candidates.boxes[0][left], candidates.boxes[0][first]) > 0.1))]
+    found = [each.anchor for each in detections(candidates, 0.01, 0.1)]
+    assert found == expected
+    assert best[found[-1]] < np.sort(best)[-1000]
+
+
 def row_of(*arrays: Floats) -> Floats:
     return np.concatenate([array.ravel() for array in arrays]).astype(np.float32)[None]
 
@@ -318,5 +350,5 @@ def test_ultraface_on_photographs() -> None:
     assert 0 < top < bottom < 240
     anchors = np.array([found[0].anchor])
     kept = columns(layout, anchors)
-    few = decode(values[:, kept], layout, anchors, kept=kept)
+    few = decode(values[:, kept], layout, anchors, reads=kept)
     np.testing.assert_array_equal(few.boxes, candidates.boxes[:, anchors])

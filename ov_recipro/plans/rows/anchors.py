@@ -56,7 +56,7 @@ class Piece:
         else:
             flat = reshape(background.port, [prod(list(background.port.shape))])
             table = gather(flat, used)
-        places = places_in(numbered(self.active), active)
+        places = places_in(numbered(self.active), active, int(self.active.sum()))
         return gather(ops.concat([self.port, table], 0).output(0), places)
 
 

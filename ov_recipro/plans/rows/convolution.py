@@ -99,5 +99,5 @@ def _sum_of_products(rows: Rows, matrix: Port) -> Port:
         product = ops.matmul(table, own, False, True).output(0)
         # even where that moves nothing: OpenVINO 2026.4 can make an addition part of a product,
         # and then fails to compile some graphs
-        products.append(gather(product, places_in(part.lookup, rows.active)))
+        products.append(gather(product, places_in(part.lookup, rows.active, part.count)))
     return reduce(lambda one, other: ops.add(one, other).output(0), products)

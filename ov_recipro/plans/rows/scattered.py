@@ -15,7 +15,7 @@ from openvino import opset13 as ops
 from ov_recipro.plans.nodes import Array, Port, constant, reshape
 from ov_recipro.plans.rows.anchors import Anchors
 from ov_recipro.plans.rows.backgrounds import FixedBackground
-from ov_recipro.plans.rows.tensors import Indices, Mask
+from ov_recipro.plans.rows.tensors import Indices, Mask, numbered
 
 Numbers: TypeAlias = npt.NDArray[np.int32]
 Run: TypeAlias = Callable[[list[Numbers]], list[Array]]
@@ -129,7 +129,8 @@ class Scattered:
         for of_block, rows in zip(self.cells, self.rows, strict=True):
             inside, lines = np.nonzero(of_block[:, None] == cells)
             for piece, chosen in enumerate(owned):
-                places = np.take(rows[piece][inside], pixels[chosen], axis=1).ravel()
+                table = rows[piece] if len(inside) == len(of_block) else rows[piece][inside]
+                places = np.take(table, pixels[chosen], axis=1).ravel()
                 active = np.flatnonzero(places >= 0)
                 cell, which = np.divmod(active, max(len(chosen), 1))
                 wanted.append((places[active], numbers[chosen[which]]))
@@ -211,9 +212,7 @@ def _rows_of(end: Anchors) -> tuple[Numbers, ...]:
     for piece in end.pieces:
         rows = next((n for active, n in known if np.array_equal(active, piece.active)), None)
         if rows is None:
-            rows = np.full(piece.active.shape, -1, np.int32)
-            rows[piece.active] = np.arange(int(piece.active.sum()))
-            rows = rows.reshape(len(rows), -1)
+            rows = numbered(piece.active).reshape(len(piece.active), -1)
             known.append((piece.active, rows))
         found.append(rows)
     return tuple(found)

@@ -42,7 +42,7 @@ class Rows:
 
     @cached_property
     def lookup(self) -> Indices:
-        """See `numbered`."""
+        """[N,H,W]: the number of the row at each pixel, -1 where there is none."""
         return numbered(self.active)
 
     @property
@@ -73,26 +73,27 @@ def aligned(rows: Rows, active: Mask) -> Port:
     """Return [P',C] for a wider set of active pixels, with background where `rows` has none."""
     if np.array_equal(rows.active, active):
         return rows.port
-    return gather(with_background(rows), places_in(rows.lookup, active))
+    return gather(with_background(rows), places_in(rows.lookup, active, rows.count))
 
 
-def numbered(active: Mask) -> Indices:
+def numbered(active: Mask) -> npt.NDArray[np.int32]:
     """Return the number of the row at each pixel [N,H,W], -1 where there is none."""
     numbers = np.full(active.shape, -1, np.int32)
     numbers[active] = np.arange(int(active.sum()))
     return numbers
 
 
-def places_in(lookup: Indices, wanted: Mask) -> Indices:
+def places_in(lookup: Indices, wanted: Mask, count: int) -> Indices:
     """Return where wanted pixels are, [P']: among the rows, or among the background behind them.
 
     Args:
-        lookup: [N,H,W], the number of the row at each pixel.
+        lookup: [N,H,W], the number of the row at each pixel, of some or all cells.
         wanted: [N,H,W], any pixels.
+        count: how many rows there are.
     """
     pixels = np.flatnonzero(wanted) % (wanted.shape[1] * wanted.shape[2])
     numbers = lookup[wanted]
-    return np.where(numbers >= 0, numbers, lookup.max() + 1 + pixels)
+    return np.where(numbers >= 0, numbers, count + pixels)
 
 
 def with_background(rows: Rows) -> Port:
@@ -120,9 +121,8 @@ def plus_background(port: Port, background: Background, active: Mask) -> Port:
 def densified(rows: Rows, cells: slice) -> Port:
     """Return the full maps [n,C,H,W] of a range of cells."""
     _, height, width = rows.active.shape
-    wanted = np.zeros_like(rows.active)
-    wanted[cells] = True
-    places = places_in(rows.lookup, wanted).reshape(-1, height * width)
+    lookup = rows.lookup[cells]
+    places = places_in(lookup, np.ones_like(lookup, bool), rows.count).reshape(-1, height * width)
     all_active = bool((places < rows.count).all())
     port = gather(rows.port if all_active else with_background(rows), places)
     port = ops.transpose(port, constant([0, 2, 1], np.int32)).output(0)

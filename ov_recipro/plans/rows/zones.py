@@ -74,15 +74,20 @@ class OnDemand:
         """
         return self._merged(columns, [self._zone(columns, each) for each in self._groups(columns)])
 
-    def zones_within(self, columns: Indices, most: float) -> list[Zone] | None:
-        """Return `zones`; None where they take more than `most` multiply-accumulates together."""
+    def zones_within(self, columns: Indices, max_macs: float) -> list[Zone] | None:
+        """Return `zones`, or None where they cost too much.
+
+        Args:
+            columns: see `zones`.
+            max_macs: multiply-accumulates that they may take together.
+        """
         found: list[Zone] = []
         for each in self._groups(columns):
             found.append(self._zone(columns, each))
-            if found[-1].macs > most:  # what it is merged with only adds to it
+            if found[-1].macs > max_macs:  # merging only adds to it
                 return None
         found = self._merged(columns, found)
-        return found if sum(zone.macs for zone in found) <= most else None
+        return found if sum(zone.macs for zone in found) <= max_macs else None
 
     def _groups(self, columns: Indices) -> list[Indices]:
         """Return which of the wanted values lie beside each other, group by group."""
