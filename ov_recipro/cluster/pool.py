@@ -110,10 +110,9 @@ def _fitting(actors: int | None, cpus: int, gpus: int) -> Pool:
     if actors is None:
         actors = room
     if not 1 <= actors <= room:
-        each = f"{cpus} cores" + (f" and {gpus} GPU" if gpus else "")
+        each = f"cores for each: {cpus}" + (f", GPUs for each: {gpus}" if gpus else "")
         raise DeviceError(
-            f"The cluster has room for {room} actors with {each} each; see --actors, "
-            "--cpus-per-actor."
+            f"The cluster's room for actors is {room} ({each}); see --actors, --cpus-per-actor."
         )
     return Pool(actors, cpus, gpus)
 
