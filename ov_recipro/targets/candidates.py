@@ -126,7 +126,7 @@ def iou(boxes: Floats, box: Floats | BoxEdges) -> Float32:
 
 
 _MOST = 300  # boxes that remain, as most detectors limit them
-_TRIED = 1000  # best candidates, of which that many may well remain
+_TRIED = 1000  # candidates that are tried first: enough of them remain, as a rule
 
 
 def detections(
