@@ -153,7 +153,7 @@ def joint_runs(
 
             def masked(columns: Indices | None) -> Iterator[tuple[Floats, None]]:
                 if columns is not None and demanded is not None and select is not None:
-                    zones = demanded.plan.zones_within(columns, _CLEARLY_LESS * macs)
+                    zones = demanded.plan.zones(columns, _CLEARLY_LESS * macs)
                     if zones is not None:
                         yield select(columns, zones, None), None
                         return
@@ -197,7 +197,7 @@ def _demanded_values(demanded: Demanded) -> Callable[[list[Array], list[Array]],
             def run(inputs: Sequence[Array]) -> list[Array]:
                 return run_request(request, [*first, *inputs])
 
-            return demanded.plan.select(run, columns, elsewhere, cells, zones)
+            return demanded.plan.select(run, columns, elsewhere, zones, cells)
 
         return select
 

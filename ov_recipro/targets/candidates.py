@@ -147,30 +147,27 @@ def detections(
     order = np.argsort(-best, kind="stable")
     order = order[best[order] >= threshold]
     if overlap is not None:
-        order = _unsuppressed(boxes, best, index, order, overlap)
+        order = order[_unsuppressed(boxes[order], best[order], index[order], overlap)]
     return [
         Detection(anchor, int(index[anchor]), float(best[anchor]), tuple(boxes[anchor].tolist()))
         for anchor in order[:_MOST].tolist()
     ]
 
 
-def _unsuppressed(
-    boxes: Float32, scores: Float32, classes: Indices, order: Indices, overlap: float
-) -> Indices:
-    """Return those of `order`, best first, that no better one of their class overlaps by more.
+def _unsuppressed(boxes: Float32, scores: Float32, classes: Indices, overlap: float) -> Indices:
+    """Return which of some boxes, best first, no better one of their class overlaps by more.
 
     Only better boxes decide about a box, so the first ones are tried alone until enough remain.
     """
     count = _TRIED
     while True:
-        tried = order[:count]
         found = [np.zeros(0, np.int64)]
-        for index in np.unique(classes[tried]):
-            own = np.flatnonzero(classes[tried] == index)
-            found.append(own[_apart(boxes[tried[own]], scores[tried[own]], overlap)])
+        for index in np.unique(classes[:count]):
+            own = np.flatnonzero(classes[:count] == index)
+            found.append(own[_apart(boxes[own], scores[own], overlap)])
         remaining = np.sort(np.concatenate(found))
-        if len(remaining) >= _MOST or len(tried) == len(order):
-            return tried[remaining]
+        if len(remaining) >= _MOST or count >= len(classes):
+            return remaining
         count *= 4
 
 

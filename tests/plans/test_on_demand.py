@@ -61,7 +61,13 @@ class Tail:
             return self._run([*self._maps, *self._backgrounds, *tables])
 
         wanted = np.array(list(columns))
-        return self.plan.select(run, wanted, self._elsewhere, cells, parts)
+        zones = self.zones(wanted) if parts is None else parts
+        return self.plan.select(run, wanted, self._elsewhere, zones, cells)
+
+    def zones(self, columns: npt.NDArray[np.int64]) -> list[Zone]:
+        found = self.plan.zones(columns)
+        assert found is not None
+        return found
 
     def check(self, got: Floats, columns: Iterable[int], cells: Any = slice(None)) -> None:
         expected = self.expected[cells][:, list(columns)]
@@ -94,12 +100,10 @@ def test_fewer_pixels_are_computed_for_fewer_values() -> None:
     of_all = tail.rows
     tail.select([0])  # in a corner
     assert tail.rows < of_all / 4
-    costs = [sum(z.macs for z in tail.plan.zones(np.arange(n))) for n in (1, 5, whole)]
+    costs = [sum(z.macs for z in tail.zones(np.arange(n))) for n in (1, 5, whole)]
     assert 0 < costs[0] < costs[1] < costs[2]
-    assert [zone.macs for zone in tail.plan.zones_within(np.arange(5), costs[1]) or ()] == [
-        costs[1]
-    ]
-    assert tail.plan.zones_within(np.arange(5), costs[1] - 1) is None
+    assert [zone.macs for zone in tail.plan.zones(np.arange(5), costs[1]) or ()] == [costs[1]]
+    assert tail.plan.zones(np.arange(5), costs[1] - 1) is None
 
 
 def test_values_far_from_each_other_are_zones_of_their_own() -> None:
@@ -107,12 +111,12 @@ def test_values_far_from_each_other_are_zones_of_their_own() -> None:
     size = 4 * 3 * 3  # of the first level, 4 x 3 pixels of 3 numbers
     second = 8 * 6 * 3
     corners = np.array([size, size + 1, size + second - 1])
-    found = tail.plan.zones(corners)
+    found = tail.zones(corners)
     assert sorted(tuple(zone.chosen.tolist()) for zone in found) == [(0, 1), (2,)]
-    assert len(tail.plan.zones(np.arange(tail.plan.values))) == 1
+    assert len(tail.zones(np.arange(tail.plan.values))) == 1
     together = sum(zone.macs for zone in found)
-    assert len(tail.plan.zones_within(corners, together) or ()) == 2
-    assert tail.plan.zones_within(corners, together - 1) is None
+    assert len(tail.plan.zones(corners, together) or ()) == 2
+    assert tail.plan.zones(corners, together - 1) is None
     tail.check(tail.select(corners), corners)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import inf, prod
 from typing import TypeAlias
 
 import numpy as np
@@ -65,21 +65,16 @@ class OnDemand:
         shapes = (piece.active.shape for piece in self.lowered.end.pieces)
         return [(height, width) for _, height, width in shapes]
 
-    def zones(self, columns: Indices) -> list[Zone]:
+    def zones(self, columns: Indices, max_macs: float = inf) -> list[Zone] | None:
         """Divide wanted values into zones, so that together they cost little.
 
         Args:
             columns: which of the tail's V values are wanted, int64 [n]. Those in no piece are the
                 same under each mask, and are in no zone.
-        """
-        return self._merged(columns, [self._zone(columns, each) for each in self._groups(columns)])
+            max_macs: multiply-accumulates that the zones may take together.
 
-    def zones_within(self, columns: Indices, max_macs: float) -> list[Zone] | None:
-        """Return `zones`, or None where they cost too much.
-
-        Args:
-            columns: see `zones`.
-            max_macs: multiply-accumulates that they may take together.
+        Returns:
+            The zones; None where they would take more.
         """
         found: list[Zone] = []
         for each in self._groups(columns):
@@ -129,8 +124,8 @@ class OnDemand:
         run: Run,
         columns: Indices,
         elsewhere: Array,
+        zones: Sequence[Zone],
         cells: Indices | None = None,
-        zones: Sequence[Zone] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return some of the values under the masks of some cells.
 
@@ -138,8 +133,8 @@ class OnDemand:
             run: the graph, behind its feature maps and backgrounds.
             columns: int64 [n], which of the V values are wanted.
             elsewhere: [V], the values that a cell does not change.
-            cells: int64 [m], of which cells, in ascending order; of all by default.
             zones: of the wanted values, as `zones` finds them.
+            cells: int64 [m], of which cells, in ascending order; of all by default.
 
         Returns:
             float32 [m,n].
@@ -147,7 +142,7 @@ class OnDemand:
         grid = self.lowered.regions.cells.grid
         cells = np.arange(grid[0] * grid[1]) if cells is None else cells
         result = np.repeat(np.asarray(elsewhere[columns], np.float32)[None], len(cells), axis=0)
-        for zone in self.zones(columns) if zones is None else zones:
+        for zone in zones:
             for work in self._works(zone.lines, cells):
                 self._fill(run, work, zone, columns, cells, result)
         return result
